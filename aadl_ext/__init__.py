@@ -1,0 +1,28 @@
+"""Stable Anderson acceleration of deep-learning optimizers.
+
+One line, :func:`accelerate`, after the optimizer is made; the training loop stays as it is.
+"""
+
+from importlib.metadata import version
+
+from .accelerate import (
+    accelerate,
+    distributed_accelerate,
+    get_accelerator,
+    remove_acceleration,
+    reset_acceleration_history,
+)
+from .accelerator import Accelerator
+from .stats import Stats
+
+__version__ = version("aadl_ext")
+
+__all__ = [
+    "Accelerator",
+    "Stats",
+    "accelerate",
+    "distributed_accelerate",
+    "get_accelerator",
+    "remove_acceleration",
+    "reset_acceleration_history",
+]

@@ -1,0 +1,124 @@
+"""Parameters <-> flat vector: which parameter lies where, and in which segment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+
+PADDING = 64  # entries; rows of the history start on a multiple
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Table of the accelerated parameters in one flat vector.
+
+    Parameters that are frozen (``requires_grad=False``) or empty have no place in it.
+    Segments are the blocks with one learning rate and one least-squares problem: a
+    parameter group each, or a tensor each with ``scope="tensor"``. Padding belongs to
+    the last segment and stays zero.
+    """
+
+    parameters: tuple[Tensor, ...]
+    offsets: tuple[int, ...]  #: [S + 1] segment bounds, in entries
+    groups: tuple[int, ...]  #: [S] parameter group of each segment
+    dtype: torch.dtype  #: of working vectors: float64 if any parameter is, else float32
+    device: torch.device  #: of working vectors
+    limit: float  #: largest value that every parameter can hold
+    rounds: bool  #: whether some parameter is narrower than the working vectors
+    signature: tuple[Any, ...]
+
+    @classmethod
+    def build(
+        cls, param_groups: list[dict[str, Any]], scope: str, device: torch.device | None
+    ) -> Layout:
+        """Lay out the trainable parameters of ``param_groups``.
+
+        Raises:
+            ValueError: a parameter is complex or sparse, or not floating point.
+        """
+        parameters: list[Tensor] = []
+        offsets, groups = [0], []
+        size = 0
+        for index, group in enumerate(param_groups):
+            members = [p for p in _checked(group["params"]) if p.requires_grad and p.numel()]
+            for tensor in members:
+                size += tensor.numel()
+                if scope == "tensor":
+                    offsets.append(size)
+                    groups.append(index)
+            if members and scope != "tensor":
+                offsets.append(size)
+                groups.append(index)
+            parameters += members
+        offsets[-1] = -(-size // PADDING) * PADDING
+        wide = any(p.dtype == torch.float64 for p in parameters)
+        dtype = torch.float64 if wide else torch.float32
+        return cls(
+            parameters=tuple(parameters),
+            offsets=tuple(offsets),
+            groups=tuple(groups),
+            dtype=dtype,
+            device=device or (parameters[0].device if parameters else torch.device("cpu")),
+            limit=min((torch.finfo(p.dtype).max for p in parameters), default=0.0),
+            rounds=any(p.dtype != dtype for p in parameters),
+            signature=_signature(param_groups),
+        )
+
+    def fits(self, param_groups: list[dict[str, Any]]) -> bool:
+        """Whether the same parameters are still trained, with the same types and places."""
+        return self.signature == _signature(param_groups)
+
+    @property
+    def padded(self) -> int:
+        """Length of a working vector."""
+        return self.offsets[-1]
+
+    def vector(self, rows: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Zeros: ``[N]``, or ``[rows, N]``."""
+        shape = (self.padded,) if rows is None else (rows, self.padded)
+        return torch.zeros(shape, dtype=dtype or self.dtype, device=self.device)
+
+    def gather(self, out: Tensor) -> Tensor:
+        """Copy the parameters into ``out`` and return it."""
+        return ops.gather(self.parameters, out)
+
+    def scatter_(self, flat: Tensor) -> None:
+        """Copy ``flat`` into the parameters; ``flat`` takes over what they could hold of it."""
+        ops.scatter_(self.parameters, flat)
+        if self.rounds:
+            ops.gather(self.parameters, flat)
+
+
+def _checked(parameters: list[Tensor]) -> Iterator[Tensor]:
+    for tensor in parameters:
+        if tensor.is_complex():
+            raise ValueError(
+                f"a parameter of shape {tuple(tensor.shape)} is {tensor.dtype}; complex "
+                "parameters cannot be accelerated: optimize torch.view_as_real of them instead"
+            )
+        if tensor.layout != torch.strided:
+            raise ValueError(
+                f"a parameter of shape {tuple(tensor.shape)} has layout {tensor.layout}; only "
+                "dense parameters can be accelerated (sparse gradients of dense ones are fine)"
+            )
+        if tensor.requires_grad and tensor.dtype not in ops.STORAGE_DTYPES:
+            raise ValueError(
+                f"a parameter of shape {tuple(tensor.shape)} is {tensor.dtype}; allowed are "
+                "float64, float32, bfloat16 and float16"
+            )
+        yield tensor
+
+
+def _signature(param_groups: list[dict[str, Any]]) -> tuple[Any, ...]:
+    # The layout holds the parameters, so that an id cannot be given to another tensor.
+    return tuple(
+        (index, id(p), p.requires_grad, p.shape, p.dtype, p.device)
+        for index, group in enumerate(param_groups)
+        for p in group["params"]
+    )

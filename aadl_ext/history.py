@@ -1,0 +1,152 @@
+"""Ring of secant rows, and the least-squares problem over it (Eq. 2, 3 and 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .flat import Layout
+from .options import Options
+
+
+class Observation(NamedTuple):
+    """What one step of the base optimizer measured."""
+
+    finite: bool
+    residual_norm: float  #: |r / lr| over all parameters
+    max_step: float  #: max |r|
+
+
+class SecantHistory:
+    """The last m differences of pairs (w, r / lr); slots rotate, data never moves.
+
+    A pair is a point and the residual evaluated at it, so it stays true whatever moved
+    the parameters in between. Residuals are kept per unit of learning rate, so it stays
+    true under a schedule too. Rows are columns of R and of W + R (``ops.push_secant``).
+    """
+
+    def __init__(self, layout: Layout, options: Options) -> None:
+        depth = options.history_depth if options.accelerates else 0
+        storage = options.history_dtype or layout.dtype
+        self.offsets = layout.offsets
+        self.joint = options.scope == "all"  # one least-squares problem over all segments
+        self.factored = options.solver_for(storage) == "tsqr"
+        self.ridge = options.reg_acc
+        self.tolerance = 8 * torch.finfo(storage).eps
+        self.compute_device = options.compute_device or layout.device
+        self.residual = layout.vector()
+        self.last_point = layout.vector()
+        self.last_residual = layout.vector()
+        self.step_rows = layout.vector(depth, storage)
+        self.residual_rows = layout.vector(depth, storage)
+        segments = len(layout.groups)
+        self.gram = torch.zeros(segments, depth, depth, dtype=torch.float64, device=layout.device)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all pairs."""
+        self.has_pair = False
+        self.slot = 0  # the next row to write
+        self.count = 0  # rows in use: 0 .. count - 1
+        self.row_rates: list[Sequence[float]] = []  # learning rates that each row was made with
+
+    def observe(
+        self, before: Tensor, after: Tensor, rates: Sequence[float], store: bool
+    ) -> Observation:
+        """Measure the step from ``before`` to ``after``; with ``store`` keep the pair."""
+        slot = self.slot if store and self.has_pair else None
+        used = self.count if slot is None else max(self.count, slot + 1)
+        seen = ops.push_secant(
+            before,
+            after,
+            rates=rates,
+            offsets=self.offsets,
+            residual=self.residual,
+            last_point=self.last_point,
+            last_residual=self.last_residual,
+            step_rows=self.step_rows[:used],
+            residual_rows=self.residual_rows[:used],
+            slot=slot,
+            products=not self.factored,
+        )
+        norm, max_step = math.sqrt(float(seen.squared_norm.sum())), float(seen.max_step)
+        if not (math.isfinite(norm) and math.isfinite(max_step)):
+            return Observation(False, norm, max_step)
+        self._right_side, self._squared_norm = seen.right_side, seen.squared_norm
+        if slot is not None:
+            if seen.gram_row is not None:
+                self.gram[:, slot, :used] = seen.gram_row
+                self.gram[:, :used, slot] = seen.gram_row
+            self.row_rates[slot : slot + 1] = [tuple(rates)]
+            self.slot, self.count = (slot + 1) % len(self.step_rows), used
+        elif store:
+            self.last_point.copy_(before)
+            self.last_residual.copy_(self.residual)
+            self.has_pair = True
+        return Observation(True, norm, max_step)
+
+    def solve(self) -> ops.SecantSolution:
+        """Coefficients for the residual observed last, one problem per scope; needs a row."""
+        used = self.count
+        if self.factored:
+            bounds = (0, self.offsets[-1]) if self.joint else self.offsets
+            rows = self.residual_rows[:used].T
+            system = ops.tsqr(rows, append=self.residual, offsets=bounds)
+        else:
+            system = self.gram.new_empty(len(self.gram), used + 1, used + 1)
+            system[:, :used, :used] = self.gram[:, :used, :used]
+            system[:, :used, used] = system[:, used, :used] = self._right_side
+            system[:, used, used] = self._squared_norm
+            if self.joint:
+                system = system.sum(dim=0, keepdim=True)
+        return ops.solve_secants(
+            system.to(self.compute_device),
+            factored=self.factored,
+            ridge=self.ridge,
+            tolerance=self.tolerance,
+        )
+
+    def extrapolate_(self, point: Tensor, gamma: Tensor, rates: Sequence[float]) -> None:
+        """Subtract ``(W + rate * R / lr) gamma`` in place, for the given rate of each segment."""
+        weights = gamma.to(point.device).expand(len(self.gram), -1)
+        ops.extrapolate_(point, self.step_rows[: self.count], weights, self.offsets)
+        # Rows hold W + R at the rate of their own step: correct those made at another one.
+        excess = [[now - then for now, then in zip(rates, row, strict=True)] for row in self.row_rates]
+        if any(any(row) for row in excess):
+            correction = torch.tensor(excess, dtype=torch.float64, device=point.device).T
+            rows = self.residual_rows[: self.count]
+            ops.extrapolate_(point, rows, weights * correction, self.offsets)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows in use and counters; tensors are copies."""
+        return {
+            "step_rows": self.step_rows[: self.count].clone(),
+            "residual_rows": self.residual_rows[: self.count].clone(),
+            "gram": self.gram.clone(),
+            "last_point": self.last_point.clone(),
+            "last_residual": self.last_residual.clone(),
+            "has_pair": self.has_pair,
+            "slot": self.slot,
+            "row_rates": [list(row) for row in self.row_rates],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.count = len(state["step_rows"])
+        self.step_rows[: self.count].copy_(state["step_rows"])
+        self.residual_rows[: self.count].copy_(state["residual_rows"])
+        for name in ("gram", "last_point", "last_residual"):
+            getattr(self, name).copy_(state[name])
+        self.has_pair, self.slot = state["has_pair"], state["slot"]
+        self.row_rates = [tuple(row) for row in state["row_rates"]]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All buffers."""
+        vectors = [self.residual, self.last_point, self.last_residual]
+        return [*vectors, self.step_rows, self.residual_rows, self.gram]

@@ -1,0 +1,137 @@
+"""The hooks that tie an accelerator to an optimizer.
+
+The optimizer keeps its class, its ``step`` and its ``state_dict``. A hook can do more than
+watch: it may hand ``step`` a wrapped closure, and it holds a base step back by taking the
+gradients away for its duration, for then torch's optimizers touch neither parameters nor state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .accelerator import Accelerator
+
+Closure = Callable[[], Any]
+
+
+class StepHooks:
+    """The pre- and post-hook of one accelerated optimizer."""
+
+    def __init__(self, optimizer: Optimizer, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self._closure: Closure | None = None
+        self._parked: Gradients | None = None
+        post = optimizer.register_step_post_hook(self.after)
+        # Hooks that others have registered shall see the accelerated parameters.
+        optimizer._optimizer_step_post_hooks.move_to_end(post.id, last=False)
+        self._handles = [optimizer.register_step_pre_hook(self.before), post]
+
+    def remove(self) -> None:
+        """Untie the accelerator from its optimizer."""
+        for handle in self._handles:
+            handle.remove()
+
+    @torch.no_grad()
+    def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        """Before the base step; may return changed arguments for it."""
+        # args[0] is the optimizer itself: torch passes on what its wrapper of step() got.
+        self._closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        self._parked = None
+        accelerator, options = self.accelerator, self.accelerator.options
+        if options.safeguard == "loss" and options.accelerates and self._closure is None:
+            raise RuntimeError(
+                'safeguard="loss" compares losses, but step() was called without a closure: '
+                'call step(closure), or accelerate with safeguard="residual"'
+            )
+        # GradScaler leaves this attribute on optimizers that skip a step by themselves.
+        overflow = bool(getattr(optimizer, "found_inf", None))
+        accelerator.before_step(optimizer.param_groups, skip="found_inf" if overflow else None)
+        if overflow or not accelerator.jump_pending:
+            return None
+        if self._closure is None:
+            self._hold_back_bad_step(optimizer)
+            return None
+        if len(args) > 1:
+            return (args[0], self._checked_closure(optimizer), *args[2:]), kwargs
+        return args, {**kwargs, "closure": self._checked_closure(optimizer)}
+
+    @torch.no_grad()
+    def after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """After the base step."""
+        if self._parked is not None:
+            self._parked.give_back()
+            self._parked = None
+        closure, self._closure = self._closure, None
+        evaluate = None if closure is None else lambda: _loss(optimizer, closure)
+        self.accelerator.after_step(evaluate)
+
+    def _checked_closure(self, optimizer: Optimizer) -> Closure:
+        closure = self._closure
+        assert closure is not None
+
+        def checked() -> Any:
+            loss = closure()
+            self._hold_back_bad_step(optimizer)
+            return loss
+
+        return checked
+
+    def _hold_back_bad_step(self, optimizer: Optimizer) -> None:
+        """A gradient that is not finite at a pending jump must not enter the optimizer's state."""
+        gradients = Gradients(optimizer)
+        if not gradients.finite():
+            self.accelerator.veto()
+            gradients.take_away()
+            self._parked = self._parked or gradients
+
+
+class Gradients:
+    """The gradients of an optimizer's parameters, to be taken away and given back."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._owners = [p for group in optimizer.param_groups for p in group["params"]]
+        self._gradients = [p.grad for p in self._owners]
+
+    def finite(self) -> bool:
+        """Whether every entry is; one wait for the device."""
+        dense = [_values(g) for g in self._gradients if g is not None and g.numel()]
+        return not dense or _all_finite(dense)
+
+    def take_away(self) -> None:
+        """Leave the parameters without gradients."""
+        for parameter in self._owners:
+            parameter.grad = None
+
+    def give_back(self) -> None:
+        """Undo :meth:`take_away`."""
+        for parameter, gradient in zip(self._owners, self._gradients, strict=True):
+            parameter.grad = gradient
+
+
+def _values(gradient: Tensor) -> Tensor:
+    gradient = gradient.detach()
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> bool:
+    norms = torch._foreach_norm(list(tensors), ord=torch.inf)
+    return bool(torch.stack([n.to(norms[0].device, torch.float64) for n in norms]).isfinite().all())
+
+
+def _loss(optimizer: Optimizer, closure: Closure) -> float:
+    """Run ``closure`` for its value; the gradients it makes are thrown away."""
+    gradients = Gradients(optimizer)
+    gradients.take_away()
+    try:
+        with torch.enable_grad():
+            loss = closure()
+    finally:
+        gradients.give_back()
+    if loss is None:
+        raise RuntimeError('safeguard="loss" needs the loss, but the closure returned None')
+    return float(loss)

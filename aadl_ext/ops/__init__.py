@@ -1,0 +1,310 @@
+"""The kernel ops: six fused passes over memory that the accelerated step is made of.
+
+Notation: ``N`` entries of a flat vector, ``S`` contiguous segments of it with
+``offsets`` of ``S + 1`` increasing positions from 0, ``m`` rows of history. Vectors and
+rows are contiguous along ``N``. Working vectors are float32 or float64; rows may also
+be bfloat16 or float16. Nothing is differentiable. Each op is defined by the function of
+the same name in ``reference.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .types import SecantProducts, SecantSolution, WindowStatistics
+
+__all__ = [
+    "SecantProducts",
+    "SecantSolution",
+    "WindowStatistics",
+    "backends",
+    "extrapolate_",
+    "gather",
+    "push_secant",
+    "scatter_",
+    "solve_secants",
+    "tsqr",
+    "window_statistics",
+]
+
+WORKING_DTYPES = (torch.float32, torch.float64)
+STORAGE_DTYPES = (*WORKING_DTYPES, torch.bfloat16, torch.float16)
+
+
+def backends() -> dict[str, str]:
+    """Name of each backend and whether it serves the ops here, or why it does not."""
+    return {
+        "pytorch": f"available (torch {torch.__version__})",
+        "cpu kernels": "missing: this version of aadl_ext has none",
+        "cuda kernels": "missing: this version of aadl_ext has none",
+    }
+
+
+def gather(tensors: Sequence[Tensor], out: Tensor) -> Tensor:
+    """Copy ``tensors`` one behind the other into the flat vector ``out``.
+
+    Args:
+        tensors: any shapes, real floating dtypes and memory layouts; each is read in
+            logical (row-major) order and converted to the dtype of ``out``.
+        out: ``[>= sum of sizes]``, changed in place; entries beyond the sum stay.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError: ``out`` is too short or not a vector.
+    """
+    _check_flat(tensors, out, "out")
+    return reference.gather(tensors, out) if tensors else out
+
+
+def scatter_(tensors: Sequence[Tensor], flat: Tensor) -> None:
+    """Inverse of :func:`gather`: copy a flat vector back into ``tensors``, in place.
+
+    Values are rounded to the dtype of each tensor.
+
+    Raises:
+        ValueError: ``flat`` is too short or not a vector.
+    """
+    _check_flat(tensors, flat, "flat")
+    if tensors:
+        reference.scatter_(tensors, flat)
+
+
+def push_secant(
+    before: Tensor,
+    after: Tensor,
+    *,
+    rates: Sequence[float],
+    offsets: Sequence[int],
+    residual: Tensor,
+    last_point: Tensor,
+    last_residual: Tensor,
+    step_rows: Tensor,
+    residual_rows: Tensor,
+    slot: int | None,
+    products: bool = True,
+) -> SecantProducts:
+    """Form the residual of a step, store its secant row, and reduce against all rows.
+
+    With ``r = after - before`` and ``rho = r / rate``: ``residual`` becomes ``rho``, and
+    with a ``slot`` the row of differences to the last stored pair (Eq. 2 and 3) enters
+    the ring: ``residual_rows[slot] = rho - last_residual`` and
+    ``step_rows[slot] = (before - last_point) + rate * (rho - last_residual)``, which is
+    a column of W + R in Eq. 4; ``last_point`` and ``last_residual`` become this pair.
+    **A step that is not finite changes nothing but** ``residual``.
+
+    Args:
+        before, after: ``[N]`` parameters before and after the base optimizer's step.
+        rates: ``[S]`` learning rates; where 0 the residual counts as zero.
+        offsets: ``[S + 1]``.
+        residual: ``[N]`` out.
+        last_point, last_residual: ``[N]``, in and out.
+        step_rows, residual_rows: ``[m, N]``, row ``slot`` changed in place.
+        slot: the row to write, or None to measure only.
+        products: whether to compute ``right_side`` and ``gram_row``; without, they are
+            empty and None.
+
+    Returns:
+        :class:`SecantProducts`, sums accumulated in float64.
+
+    Raises:
+        ValueError: shapes, dtypes or offsets do not fit together.
+    """
+    size = before.numel()
+    for name, vector in (
+        ("before", before),
+        ("after", after),
+        ("residual", residual),
+        ("last_point", last_point),
+        ("last_residual", last_residual),
+    ):
+        _check_vector(name, vector, size, before.dtype)
+    _check_offsets(offsets, size)
+    if len(rates) != len(offsets) - 1:
+        raise ValueError(f"got {len(rates)} rates for {len(offsets) - 1} segments; pass one each")
+    _check_rows("step_rows", step_rows, size)
+    _check_rows("residual_rows", residual_rows, size)
+    if step_rows.shape != residual_rows.shape:
+        raise ValueError(
+            f"step_rows is {tuple(step_rows.shape)} and residual_rows "
+            f"{tuple(residual_rows.shape)}; they must be alike"
+        )
+    if slot is not None and not 0 <= slot < len(residual_rows):
+        raise ValueError(f"slot is {slot}; the ring has rows 0 to {len(residual_rows) - 1}")
+    return reference.push_secant(
+        before,
+        after,
+        rates,
+        offsets,
+        residual,
+        last_point,
+        last_residual,
+        step_rows,
+        residual_rows,
+        slot,
+        products,
+    )
+
+
+def window_statistics(window: Tensor, newest: int, out: Tensor) -> WindowStatistics:
+    """Mean and largest standard deviation over a window of iterates (Eq. 11, 15, 16).
+
+    Population variance from differences to the newest iterate, so that small changes of
+    large weights keep their digits; never negative. A NaN anywhere makes ``max_std`` NaN.
+
+    Args:
+        window: ``[t, N]``, t >= 1; the order of the other rows does not matter.
+        newest: index of the newest iterate.
+        out: ``[N]``, receives the mean; must not overlap ``window``.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit together.
+    """
+    if window.ndim != 2 or len(window) < 1:
+        raise ValueError(f"window has shape {tuple(window.shape)}; expected [t >= 1, N]")
+    if not -len(window) <= newest < len(window):
+        raise ValueError(f"newest is {newest}; the window has {len(window)} rows")
+    _check_vector("out", out, window.shape[1], window.dtype)
+    return reference.window_statistics(window, newest, out)
+
+
+def tsqr(
+    matrix: Tensor, *, append: Tensor | None = None, offsets: Sequence[int] | None = None
+) -> Tensor:
+    """R factor of tall and skinny matrices by a tree of small QR factorisations.
+
+    Tiles of rows are factored on their own and their R factors joined pairwise in an
+    order that depends on the shape only (Demmel et al. 2012, "Communication-optimal
+    parallel and sequential QR and LU"). Q is never formed.
+
+    Args:
+        matrix: ``[..., n, k]``, k >= 1, any n (also 0 or below k), any strides. bfloat16 and
+            float16 are factored in float32.
+        append: ``[..., n]``, one more column behind the others.
+        offsets: for a single matrix ``[n, k]``: factor each of the S blocks of rows
+            ``offsets[s]:offsets[s + 1]`` on its own.
+
+    Returns:
+        ``[..., k, k]``, or ``[S, k, k]`` with offsets (k + 1 with ``append``): upper
+        triangular, diagonal >= 0, float32 or float64.
+
+    Raises:
+        ValueError: shapes, dtypes or offsets do not fit together.
+    """
+    if matrix.ndim < 2 or matrix.shape[-1] < 1:
+        raise ValueError(f"matrix has shape {tuple(matrix.shape)}; expected [..., n, k >= 1]")
+    if matrix.dtype not in STORAGE_DTYPES:
+        raise ValueError(f"matrix is {matrix.dtype}; allowed are {_names(STORAGE_DTYPES)}")
+    if append is not None and append.shape != matrix.shape[:-1]:
+        raise ValueError(
+            f"append has shape {tuple(append.shape)}; for a matrix of {tuple(matrix.shape)} "
+            f"it must be {tuple(matrix.shape[:-1])}"
+        )
+    if offsets is not None:
+        if matrix.ndim != 2:
+            raise ValueError(f"offsets need a single matrix [n, k], got {tuple(matrix.shape)}")
+        _check_offsets(offsets, matrix.shape[0])
+    return reference.tsqr(matrix, append, offsets)
+
+
+def solve_secants(
+    system: Tensor, *, factored: bool, ridge: float = 0.0, tolerance: float = 0.0
+) -> SecantSolution:
+    """Solve ``min |r - R gamma|`` (Eq. 5) from the small matrix that holds all it needs.
+
+    Columns are scaled to unit length. The Gram matrix is factored by Cholesky with
+    diagonal pivoting, an R factor by Gram-Schmidt with column pivoting; columns whose
+    pivot falls to ``tolerance`` (relative to their length) are dropped. Zero columns are
+    legal and get a zero coefficient.
+
+    Args:
+        system: ``[S, m + 1, m + 1]``, m >= 1, of the matrix [R | r]: its Gram matrix or, with
+            ``factored``, its upper triangular factor. Computed in float64.
+        ridge: weight of ``|gamma|^2`` in units of the squared column lengths.
+        tolerance: relative pivot size at and below which a column counts as dependent.
+
+    Returns:
+        :class:`SecantSolution`.
+
+    Raises:
+        ValueError: ``system`` is not a batch of square matrices, or a setting is negative.
+    """
+    if system.ndim != 3 or system.shape[-1] != system.shape[-2] or system.shape[-1] < 2:
+        raise ValueError(f"system has shape {tuple(system.shape)}; expected [S, m + 1, m + 1]")
+    if not ridge >= 0 or not tolerance >= 0:
+        raise ValueError(f"ridge ({ridge}) and tolerance ({tolerance}) must be >= 0")
+    return reference.solve_secants(system, factored, ridge, tolerance)
+
+
+def extrapolate_(
+    point: Tensor,
+    rows: Tensor,
+    coefficients: Tensor,
+    offsets: Sequence[int],
+    *,
+    apply: Tensor | None = None,
+) -> Tensor:
+    """Subtract a combination of rows: ``point[s] -= coefficients[s] @ rows[:, s]`` (Eq. 4).
+
+    Args:
+        point: ``[N]``, changed in place.
+        rows: ``[m, N]``.
+        coefficients: ``[S, m]``, any floating dtype; rounded to the dtype of ``point``.
+        offsets: ``[S + 1]``.
+        apply: ``[]`` bool on the device of ``point``; where False the point stays. None
+            means True.
+
+    Returns:
+        ``point``.
+
+    Raises:
+        ValueError: shapes, dtypes or offsets do not fit together.
+    """
+    _check_vector("point", point, point.numel(), None)
+    _check_rows("rows", rows, point.numel())
+    _check_offsets(offsets, point.numel())
+    if coefficients.shape != (len(offsets) - 1, len(rows)):
+        raise ValueError(
+            f"coefficients have shape {tuple(coefficients.shape)}; for {len(offsets) - 1} "
+            f"segments and {len(rows)} rows they must be {(len(offsets) - 1, len(rows))}"
+        )
+    return reference.extrapolate_(point, rows, coefficients, offsets, apply)
+
+
+def _check_flat(tensors: Sequence[Tensor], flat: Tensor, name: str) -> None:
+    needed = sum(tensor.numel() for tensor in tensors)
+    if flat.ndim != 1 or flat.numel() < needed:
+        raise ValueError(
+            f"{name} has shape {tuple(flat.shape)}; the tensors need a vector of {needed} entries"
+        )
+
+
+def _check_vector(name: str, vector: Tensor, size: int, dtype: torch.dtype | None) -> None:
+    if vector.ndim != 1 or vector.numel() != size:
+        raise ValueError(f"{name} has shape {tuple(vector.shape)}; expected ({size},)")
+    if vector.dtype not in WORKING_DTYPES or (dtype is not None and vector.dtype != dtype):
+        allowed = _names((dtype,) if dtype in WORKING_DTYPES else WORKING_DTYPES)
+        raise ValueError(f"{name} is {vector.dtype}; allowed: {allowed}")
+
+
+def _check_rows(name: str, rows: Tensor, size: int) -> None:
+    if rows.ndim != 2 or rows.shape[1] != size:
+        raise ValueError(f"{name} has shape {tuple(rows.shape)}; expected [m, {size}]")
+    if rows.dtype not in STORAGE_DTYPES:
+        raise ValueError(f"{name} is {rows.dtype}; allowed: {_names(STORAGE_DTYPES)}")
+
+
+def _check_offsets(offsets: Sequence[int], size: int) -> None:
+    ordered = all(a <= b for a, b in zip(offsets, offsets[1:], strict=False))
+    if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != size or not ordered:
+        raise ValueError(f"offsets are {list(offsets)}; expected 0 to {size}, not decreasing")
+
+
+def _names(dtypes: Sequence[torch.dtype | None]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
