@@ -116,7 +116,9 @@ class SecantHistory:
         weights = gamma.to(point.device).expand(len(self.gram), -1)
         ops.extrapolate_(point, self.step_rows[: self.count], weights, self.offsets)
         # Rows hold W + R at the rate of their own step: correct those made at another one.
-        excess = [[now - then for now, then in zip(rates, row, strict=True)] for row in self.row_rates]
+        excess = [
+            [now - then for now, then in zip(rates, row, strict=True)] for row in self.row_rates
+        ]
         if any(any(row) for row in excess):
             correction = torch.tensor(excess, dtype=torch.float64, device=point.device).T
             rows = self.residual_rows[: self.count]

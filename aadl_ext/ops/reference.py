@@ -7,16 +7,19 @@ The public functions with shapes, dtypes and errors are in ``ops/__init__.py``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch._utils import _unflatten_dense_tensors
 
 from .types import SecantProducts, SecantSolution, WindowStatistics
 
 CHUNK = 1 << 15  # entries of a row handled at a time; bounds every temporary
 TILE = 256  # rows of a TSQR leaf
+ROUNDING = 256 * torch.finfo(torch.float64).eps  # of a scaled Gram matrix and its eigenvalues
 
 
 # ---- parameters <-> flat vector ---------------------------------------------------
@@ -32,9 +35,8 @@ def scatter_(tensors: Sequence[Tensor], flat: Tensor) -> None:
 
 
 def _pieces(tensors: Sequence[Tensor], flat: Tensor) -> list[Tensor]:
-    sizes = [tensor.numel() for tensor in tensors]
-    pieces = flat[: sum(sizes)].split(sizes)
-    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
+    """Views of ``flat`` in the shapes of ``tensors``."""
+    return list(_unflatten_dense_tensors(flat, tensors))
 
 
 # ---- history ----------------------------------------------------------------------
@@ -53,20 +55,13 @@ def push_secant(
     slot: int | None,
     products: bool,
 ) -> SecantProducts:
-    segments = list(pairwise(offsets))
     torch.sub(after, before, out=residual)
-    max_step = torch.linalg.vector_norm(residual, ord=torch.inf)
-    for rate, (start, stop) in zip(rates, segments, strict=True):
-        if rate == 0.0:
-            residual[start:stop].zero_()
-        else:
-            residual[start:stop].div_(rate)
-
-    if slot is not None and bool(torch.isfinite(max_step)):
+    max_step, finite = _scale_to_unit_rate(residual, rates, offsets)
+    if slot is not None and finite:
         # The last pair is turned into differences where it lies, then replaced.
         torch.sub(residual, last_residual, out=last_residual)
         torch.sub(before, last_point, out=last_point)
-        for rate, (start, stop) in zip(rates, segments, strict=True):
+        for rate, (start, stop) in zip(rates, pairwise(offsets), strict=True):
             last_point[start:stop].add_(last_residual[start:stop], alpha=rate)
         residual_rows[slot].copy_(last_residual)
         step_rows[slot].copy_(last_point)
@@ -75,7 +70,7 @@ def push_secant(
 
     rows = residual_rows if products else residual_rows[:0]
     right = [residual] if slot is None or not products else [residual, residual_rows[slot]]
-    dots = _dot_products(rows, residual, right, offsets)  # [S, m + 1, 1 or 2]
+    dots = _dot_products(rows, right, offsets)  # [S, m + 1, 1 or 2]
     return SecantProducts(
         max_step=max_step,
         squared_norm=dots[:, -1, 0],
@@ -84,18 +79,35 @@ def push_secant(
     )
 
 
-def _dot_products(
-    rows: Tensor, residual: Tensor, right: Sequence[Tensor], offsets: Sequence[int]
-) -> Tensor:
-    """Float64 products of [rows; residual] with the vectors ``right``, a matrix per segment."""
+def _scale_to_unit_rate(
+    residual: Tensor, rates: Sequence[float], offsets: Sequence[int]
+) -> tuple[Tensor, bool]:
+    """Divide each segment by its rate; the largest entry before, and whether all are finite."""
+    max_step, finite = 0.0, True
+    for rate, (start, stop) in zip(rates, pairwise(offsets), strict=True):
+        segment = residual[start:stop]
+        least, most = map(float, segment.aminmax()) if stop > start else (0.0, 0.0)
+        spread = most - least  # neither NaN nor infinity gets lost in a difference
+        max_step = max(max_step, most, -least) if math.isfinite(spread) else math.nan
+        if rate == 0:
+            segment.zero_()
+        else:
+            segment.div_(rate)
+            spread /= abs(rate)
+        finite = finite and spread <= torch.finfo(residual.dtype).max
+    return residual.new_tensor(max_step), finite
+
+
+def _dot_products(rows: Tensor, right: Sequence[Tensor], offsets: Sequence[int]) -> Tensor:
+    """Float64 products of [rows; right[0]] with the vectors ``right``, a matrix per segment."""
     shape = (len(offsets) - 1, len(rows) + 1, len(right))
-    dots = torch.zeros(shape, dtype=torch.float64, device=residual.device)
+    dots = torch.zeros(shape, dtype=torch.float64, device=right[0].device)
     for index, (start, stop) in enumerate(pairwise(offsets)):
         for chunk in _chunks(start, stop):
             # A product of two float32 is exact in float64.
-            vectors = torch.stack([vector[chunk].double() for vector in right], dim=1)
-            dots[index, :-1].addmm_(rows[:, chunk].double(), vectors)
-            dots[index, -1].addmv_(vectors.T, residual[chunk].double())
+            vectors = torch.stack([vector[chunk].double() for vector in right])
+            dots[index, :-1].addmm_(rows[:, chunk].double(), vectors.T)
+            dots[index, -1].addmv_(vectors, vectors[0])
     return dots
 
 
@@ -145,8 +157,7 @@ def tsqr(matrix: Tensor, append: Tensor | None, offsets: Sequence[int] | None) -
     if offsets is not None:
         pieces = [slice(start, stop) for start, stop in pairwise(offsets)]
         factors = [
-            tsqr(matrix[piece], None if append is None else append[piece], None)
-            for piece in pieces
+            tsqr(matrix[piece], None if append is None else append[piece], None) for piece in pieces
         ]
         return torch.stack(factors)
     rows, columns = matrix.shape[-2], matrix.shape[-1] + (append is not None)
@@ -199,81 +210,33 @@ def solve_secants(
     tolerance: float,
 ) -> SecantSolution:
     system = system.double()
-    diagonal = system.diagonal(dim1=-2, dim2=-1)
-    scale = torch.linalg.vector_norm(system, dim=-2) if factored else diagonal.clamp_min(0).sqrt()
-    inverse = torch.where(scale > 0, scale.reciprocal(), 0.0)  # [S, m + 1]
     if factored:
-        scaled = system * inverse.unsqueeze(-2)
-        triangle, order = _pivoted_qr(scaled, ridge, tolerance)
+        lengths = torch.linalg.vector_norm(system, dim=-2)
     else:
-        scaled = system * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
-        triangle, order = _pivoted_cholesky(scaled, ridge, tolerance)
-
-    # Columns beyond the rank have a zero pivot row: a unit pivot makes their coefficient 0.
-    upper = triangle[..., :-1].gather(-1, order.unsqueeze(-2).expand(-1, order.shape[-1], -1))
-    pivots = upper.diagonal(dim1=-2, dim2=-1)  # [S, m], not increasing
-    kept = pivots > 0
-    upper = upper.triu() + torch.diag_embed((~kept).double())
-    solution = torch.linalg.solve_triangular(upper, triangle[..., -1:], upper=True).squeeze(-1)
-    weights = torch.zeros_like(solution).scatter_(-1, order, solution)
-
-    rank = kept.sum(dim=-1)
-    last = pivots.gather(-1, (rank - 1).clamp_min(0).unsqueeze(-1)).squeeze(-1)
-    condition = torch.where(rank > 0, pivots[..., :1].sum(-1) / last, 1.0)
-    # Scaled residual of the least-squares problem: || r - R gamma || / || r ||.
-    signed = torch.cat([-weights, torch.ones_like(weights[..., :1])], dim=-1).unsqueeze(-1)
-    image = (scaled @ signed).squeeze(-1)
+        lengths = system.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    inverse = torch.where(lengths > 0, lengths.reciprocal(), 0.0)  # [S, m + 1]
+    scaled = system * inverse.unsqueeze(-2)  # columns of unit length
     if factored:
-        reduction = torch.linalg.vector_norm(image, dim=-1)
+        left, sigma, right = torch.linalg.svd(scaled[..., :-1], full_matrices=False)
+        floor = tolerance
+        projected = (left.mT @ scaled[..., -1:]).squeeze(-1)  # U^T r
     else:
-        reduction = (image * signed.squeeze(-1)).sum(dim=-1).clamp_min(0).sqrt()
-    gamma = weights * inverse[..., :-1] * scale[..., -1:]
-    return SecantSolution(gamma=gamma, rank=rank, condition=condition, reduction=reduction)
+        scaled = scaled * inverse.unsqueeze(-1)
+        squared, vectors = torch.linalg.eigh(scaled[..., :-1, :-1])
+        sigma, right = squared.clamp_min(0).sqrt(), vectors.mT
+        floor = max(tolerance, ROUNDING**0.5)  # eigenvalues are squares
+        projected = (right @ scaled[..., :-1, -1:]).squeeze(-1) / sigma.clamp_min(floor)
 
-
-def _pivoted_cholesky(gram: Tensor, ridge: float, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Rows of the factor [S, m, m + 1] and the pivot order [S, m] of a scaled Gram matrix."""
-    remainder = gram.clone()
-    diagonal = remainder.diagonal(dim1=-2, dim2=-1)[..., :-1]
-    diagonal.add_(ridge * (diagonal > 0))
-    # Cholesky pivots are squares: below eps they are rounding, whatever the storage.
-    floor = max(tolerance**2, _rounding(gram))
-    rows, order = [], []
-    for _ in range(gram.shape[-1] - 1):
-        pivot, index = diagonal.max(dim=-1, keepdim=True)  # [S, 1]
-        weight = torch.where(pivot > floor, pivot.rsqrt(), 0.0).unsqueeze(-1)
-        choice = index.unsqueeze(-1).expand(-1, 1, gram.shape[-1])
-        row = remainder.gather(-2, choice) * weight  # [S, 1, m + 1]
-        remainder.baddbmm_(row.mT, row, alpha=-1)
-        diagonal.scatter_(-1, index, -1.0)  # never chosen again
-        rows.append(row)
-        order.append(index)
-    return torch.cat(rows, dim=-2), torch.cat(order, dim=-1)
-
-
-def _pivoted_qr(factor: Tensor, ridge: float, tolerance: float) -> tuple[Tensor, Tensor]:
-    """The same from a scaled R factor, by modified Gram-Schmidt: the condition is not squared."""
-    count = factor.shape[-1] - 1
-    used = (factor[..., :-1] != 0).any(dim=-2)  # [S, m]
-    damping = torch.diag_embed(used * ridge**0.5)
-    damping = torch.nn.functional.pad(damping, (0, 1))  # nothing is added to the right side
-    remainder = torch.cat([factor, damping], dim=-2)
-    floor = max(tolerance, _rounding(factor))
-    rows, order = [], []
-    taken = torch.zeros_like(used)
-    for _ in range(count):
-        lengths = torch.linalg.vector_norm(remainder[..., :-1], dim=-2)
-        pivot, index = lengths.masked_fill(taken, -1.0).max(dim=-1, keepdim=True)
-        weight = torch.where(pivot > floor, pivot.reciprocal(), 0.0).unsqueeze(-1)
-        choice = index.unsqueeze(-1).expand(-1, remainder.shape[-2], 1)
-        direction = remainder.gather(-1, choice) * weight  # [S, rows, 1]
-        row = direction.mT @ remainder
-        remainder = remainder - direction @ row
-        taken = taken.scatter(-1, index, True)
-        rows.append(row)
-        order.append(index)
-    return torch.cat(rows, dim=-2), torch.cat(order, dim=-1)
-
-
-def _rounding(matrix: Tensor) -> float:
-    return 8 * matrix.shape[-1] * torch.finfo(torch.float64).eps
+    largest = sigma.amax(dim=-1, keepdim=True)
+    kept = sigma > floor * largest
+    sigma = torch.where(kept, sigma, torch.inf)  # a dropped direction has no weight
+    gain = kept / (1 + ridge / sigma.square())
+    weights = (right.mT @ (projected * gain / sigma).unsqueeze(-1)).squeeze(-1)
+    explained = (projected.square() * gain * (2 - gain)).sum(dim=-1)  # share of |r|^2
+    used = (lengths[..., -1] > 0).double()
+    return SecantSolution(
+        gamma=weights * inverse[..., :-1] * lengths[..., -1:],
+        rank=kept.sum(dim=-1),
+        condition=(largest.squeeze(-1) / sigma.amin(dim=-1)).clamp_min(1),
+        reduction=(used - explained).clamp_min(0).sqrt(),
+    )

@@ -19,9 +19,9 @@ class SecantProducts(NamedTuple):
 class SecantSolution(NamedTuple):
     """Solution of S small least-squares problems; every tensor float64 but ``rank``."""
 
-    gamma: Tensor  #: [S, m] coefficients, zero for columns that were dropped
-    rank: Tensor  #: [S] int64, columns kept
-    condition: Tensor  #: [S] estimated condition number of the kept, scaled columns
+    gamma: Tensor  #: [S, m] coefficients, of least norm where columns are dependent
+    rank: Tensor  #: [S] int64, independent directions
+    condition: Tensor  #: [S] condition number of the scaled columns over the directions kept
     reduction: Tensor  #: [S] predicted ``|r - R gamma| / |r|``, 0 where r = 0
 
 
