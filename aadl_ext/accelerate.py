@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from .accelerator import Accelerator
 from .hooks import StepHooks
-from .options import Options
+from .options import Options, as_device
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
@@ -66,8 +66,9 @@ def accelerate(
         history_device: device of the history and of all passes over it; None: the device of
             the parameters.
         compute_device: device of the small m x m solve; None: as the history.
-        distributed, sync_frequency: accepted for AADL's sake. Data-parallel ranks hold
-            equal parameters and compute equal jumps, so nothing needs to be averaged.
+        distributed: accepted for AADL's sake. Data-parallel ranks hold equal parameters and
+            compute equal jumps, so nothing needs to be averaged.
+        sync_frequency: likewise.
         mixing: "paper", Eq. 6: (1 - beta) w + beta (w + r - (W + R) gamma); "anderson", the
             classic damping: w - W gamma + beta (r - R gamma).
         safeguard: "residual" takes a jump back unless the next step's residual is smaller
@@ -108,8 +109,8 @@ def accelerate(
         frequency=frequency,
         reg_acc=reg_acc,
         average=average,
-        history_device=history_device,
-        compute_device=compute_device,
+        history_device=as_device("history_device", history_device),
+        compute_device=as_device("compute_device", compute_device),
         mixing=mixing,
         safeguard=safeguard,
         residual=residual,

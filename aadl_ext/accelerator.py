@@ -31,6 +31,15 @@ class Accelerator:
     ``state_dict`` and ``load_state_dict`` carry it over a restart.
     """
 
+    layout: Layout
+    history: SecantHistory
+    window: MovingAverage
+    rates: tuple[float, ...]  # learning rate of each segment
+    jump: Jump | None  # pending until the next step judges it
+    _before: Tensor | None  # w^k, between the two hooks of a step that needs it
+    _left_at: Tensor | None  # where the parameters were left, if it matters
+    _norm_before_jump: float | None
+
     def __init__(self, param_groups: Groups, options: Options) -> None:
         self.options = options
         self.stats = Stats()
@@ -235,11 +244,8 @@ class Accelerator:
         self.history = SecantHistory(self.layout, options)
         iterates = options.average_window if options.average else 0
         self.window = MovingAverage(self.layout.vector(iterates), options.average_threshold)
-        self.rates: tuple[float, ...] = ()
-        self.jump: Jump | None = None
-        self._before: Tensor | None = None
-        self._left_at: Tensor | None = None  # where the parameters were left, if it matters
-        self._norm_before_jump: float | None = None
+        self.rates = ()
+        self.jump = self._before = self._left_at = self._norm_before_jump = None
         self._rejections_in_a_row = 0
         self._vectors: list[Tensor] = []
         self._count_bytes()

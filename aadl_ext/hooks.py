@@ -7,8 +7,9 @@ gradients away for its duration, for then torch's optimizers touch neither param
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ class StepHooks:
         self._parked: Gradients | None = None
         post = optimizer.register_step_post_hook(self.after)
         # Hooks that others have registered shall see the accelerated parameters.
-        optimizer._optimizer_step_post_hooks.move_to_end(post.id, last=False)
+        registered = cast("OrderedDict[int, Any]", optimizer._optimizer_step_post_hooks)
+        registered.move_to_end(post.id, last=False)
         self._handles = [optimizer.register_step_pre_hook(self.before), post]
 
     def remove(self) -> None:

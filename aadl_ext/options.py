@@ -29,8 +29,8 @@ class Options:
     frequency: int = 1
     reg_acc: float = 0.0
     average: bool = False
-    history_device: torch.device | str | None = None
-    compute_device: torch.device | str | None = None
+    history_device: torch.device | None = None
+    compute_device: torch.device | None = None
     mixing: str = "paper"
     safeguard: str | None = "residual"
     residual: str = "step"
@@ -60,8 +60,6 @@ class Options:
         self._check_real("average_threshold", "average_threshold > 0", lambda x: x > 0)
         if not isinstance(self.average, bool):
             raise ValueError(f"average is {self.average!r}; it must be True or False")
-        for name in ("history_device", "compute_device"):
-            self._check_device(name)
         if self.acceleration_type == "anderson_normal_equation" and self.solver == "tsqr":
             raise ValueError(
                 "acceleration_type='anderson_normal_equation' means solver='gram', but solver "
@@ -101,10 +99,10 @@ class Options:
         if not number or not holds(value):
             raise ValueError(f"{name} is {value!r}; allowed is {allowed}")
 
-    def _check_device(self, name: str) -> None:
-        value = getattr(self, name)
-        try:
-            device = None if value is None else torch.device(value)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(f"{name} is {value!r}, which torch does not know: {error}") from error
-        object.__setattr__(self, name, device)
+
+def as_device(name: str, value: torch.device | str | None) -> torch.device | None:
+    """Parse a device option."""
+    try:
+        return None if value is None else torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{name} is {value!r}, which torch does not know: {error}") from error

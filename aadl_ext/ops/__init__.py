@@ -10,6 +10,7 @@ the same name in ``reference.py``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -99,12 +100,15 @@ def push_secant(
     **A step that is not finite changes nothing but** ``residual``.
 
     Args:
-        before, after: ``[N]`` parameters before and after the base optimizer's step.
+        before: ``[N]`` parameters before the base optimizer's step.
+        after: ``[N]`` parameters after it.
         rates: ``[S]`` learning rates; where 0 the residual counts as zero.
         offsets: ``[S + 1]``.
         residual: ``[N]`` out.
-        last_point, last_residual: ``[N]``, in and out.
-        step_rows, residual_rows: ``[m, N]``, row ``slot`` changed in place.
+        last_point: ``[N]``, in and out.
+        last_residual: ``[N]``, in and out.
+        step_rows: ``[m, N]``, row ``slot`` changed in place.
+        residual_rows: ``[m, N]``, row ``slot`` changed in place.
         slot: the row to write, or None to measure only.
         products: whether to compute ``right_side`` and ``gram_row``; without, they are
             empty and None.
@@ -223,8 +227,9 @@ def solve_secants(
     coefficient.
 
     Args:
-        system: ``[S, m + 1, m + 1]``, m >= 1, of the matrix [R | r]: its Gram matrix or, with
-            ``factored``, its upper triangular factor. Computed in float64.
+        system: ``[S, m + 1, m + 1]``, m >= 1, of the matrix [R | r]: its Gram matrix or its
+            upper triangular factor. Computed in float64.
+        factored: whether ``system`` is the factor.
         ridge: weight of ``|gamma|^2`` in units of the squared column lengths.
         tolerance: singular values of the scaled columns at or below this times the largest
             count as zero. A Gram matrix resolves them down to about 2e-7 only.
@@ -301,7 +306,7 @@ def _check_rows(name: str, rows: Tensor, size: int) -> None:
 
 
 def _check_offsets(offsets: Sequence[int], size: int) -> None:
-    ordered = all(a <= b for a, b in zip(offsets, offsets[1:], strict=False))
+    ordered = all(a <= b for a, b in pairwise(offsets))
     if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != size or not ordered:
         raise ValueError(f"offsets are {list(offsets)}; expected 0 to {size}, not decreasing")
 

@@ -36,7 +36,7 @@ def scatter_(tensors: Sequence[Tensor], flat: Tensor) -> None:
 
 def _pieces(tensors: Sequence[Tensor], flat: Tensor) -> list[Tensor]:
     """Views of ``flat`` in the shapes of ``tensors``."""
-    return list(_unflatten_dense_tensors(flat, tensors))
+    return list(_unflatten_dense_tensors(flat, tensors))  # type: ignore[no-untyped-call]
 
 
 # ---- history ----------------------------------------------------------------------
@@ -183,21 +183,23 @@ def _leaves(block: Tensor) -> Tensor:
     missing = -rows % tile
     if missing:
         block = torch.cat([block, block.new_zeros(*block.shape[:-2], missing, columns)], dim=-2)
-    return _r_factor(block.unflatten(-2, (block.shape[-2] // tile, tile)))
+    return _r_factor(block.reshape(*block.shape[:-2], (rows + missing) // tile, tile, columns))
 
 
 def _reduce_tree(factors: Tensor) -> Tensor:
     """[..., count, k, k] -> [..., k, k], neighbours pairwise, an odd one carried up."""
-    while (count := factors.shape[-3]) > 1:
-        even = count - count % 2
-        pairs = factors[..., :even, :, :].unflatten(-3, (even // 2, 2)).flatten(-3, -2)
-        odd = factors[..., even:, :, :]
-        factors = torch.cat([_r_factor(pairs), odd], dim=-3)
+    *batch, count, columns, _ = factors.shape
+    while count > 1:
+        pairs, odd = factors.split([count - count % 2, count % 2], dim=-3)
+        joined = _r_factor(pairs.reshape(*batch, count // 2, 2 * columns, columns))
+        factors = torch.cat([joined, odd], dim=-3)
+        count = factors.shape[-3]
     return factors.squeeze(-3)
 
 
 def _r_factor(tall: Tensor) -> Tensor:
-    return torch.linalg.qr(tall, mode="r").R
+    factor: Tensor = torch.linalg.qr(tall, mode="r").R
+    return factor
 
 
 # ---- small solve ------------------------------------------------------------------
