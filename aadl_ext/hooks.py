@@ -27,6 +27,7 @@ class StepHooks:
         self.accelerator = accelerator
         self._closure: Closure | None = None
         self._parked: Gradients | None = None
+        self._open = False  # between the two hooks of a step
         post = optimizer.register_step_post_hook(self.after)
         # Hooks that others have registered shall see the accelerated parameters.
         registered = cast("OrderedDict[int, Any]", optimizer._optimizer_step_post_hooks)
@@ -43,7 +44,7 @@ class StepHooks:
         """Before the base step; may return changed arguments for it."""
         # args[0] is the optimizer itself: torch passes on what its wrapper of step() got.
         self._closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        self._parked = None
+        self._parked, self._open = None, True
         accelerator, options = self.accelerator, self.accelerator.options
         if options.safeguard == "loss" and options.accelerates and self._closure is None:
             raise RuntimeError(
@@ -64,7 +65,10 @@ class StepHooks:
 
     @torch.no_grad()
     def after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """After the base step."""
+        """After the base step; of nested steps (a ``step`` that calls its parent's) the inner."""
+        if not self._open:
+            return
+        self._open = False
         if self._parked is not None:
             self._parked.give_back()
             self._parked = None

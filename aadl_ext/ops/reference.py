@@ -190,9 +190,9 @@ def _reduce_tree(factors: Tensor) -> Tensor:
     """[..., count, k, k] -> [..., k, k], neighbours pairwise, an odd one carried up."""
     *batch, count, columns, _ = factors.shape
     while count > 1:
-        pairs, odd = factors.split([count - count % 2, count % 2], dim=-3)
-        joined = _r_factor(pairs.reshape(*batch, count // 2, 2 * columns, columns))
-        factors = torch.cat([joined, odd], dim=-3)
+        even = count - count % 2
+        pairs = factors[..., :even, :, :].reshape(*batch, even // 2, 2 * columns, columns)
+        factors = torch.cat([_r_factor(pairs), factors[..., even:, :, :]], dim=-3)
         count = factors.shape[-3]
     return factors.squeeze(-3)
 

@@ -1,0 +1,107 @@
+"""Command line: ``python -m aadl_ext demo`` and ``python -m aadl_ext info``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from pathlib import Path
+
+import numpy
+import torch
+
+from . import __version__, ops
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    if options.command == "info":
+        _info()
+        return 0
+    try:
+        return _demo(options)
+    except ModuleNotFoundError as error:
+        sys.stderr.write(
+            f"error: the demo needs {error.name}, which is not installed: "
+            'pip install "aadl_ext[demo]"\n'
+        )
+        return 2
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo.data import DataError
+    from .demo.run import draw, run
+
+    try:
+        if options.redraw is not None:
+            draw(options.redraw)
+        else:
+            run(options.data, options.seeds, options.epochs, options.out)
+    except (DataError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def _info() -> None:
+    rows = {
+        "aadl_ext": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "cpu": f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads",
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "no device",
+        **{f"backend: {name}": state for name, state in ops.backends().items()},
+    }
+    width = max(map(len, rows))
+    sys.stdout.writelines(f"{name:<{width}}  {value}\n" for name, value in rows.items())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="aadl_ext", description="Stable Anderson acceleration of deep-learning optimizers."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="print versions and backends, and why a backend is missing")
+    demo = commands.add_parser(
+        "demo",
+        help="train a regression network with and without acceleration",
+        description="Trains a 3 x 64 ReLU network with Adam, Adam + AADL, and Adam + AADL + "
+        "moving average, with the paper's settings, on real data. Prints a table, and writes a "
+        "plot and all curves.",
+    )
+    demo.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE.csv",
+        help="the Graduate Admissions file; without it the diabetes data of scikit-learn",
+    )
+    demo.add_argument("--seeds", type=_positive, default=10, help="runs a method (default 10)")
+    demo.add_argument("--epochs", type=_positive, default=300, help="epochs a run (default 300)")
+    demo.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo_results"),
+        metavar="DIR",
+        help="where demo.json and demo.png go (default demo_results)",
+    )
+    demo.add_argument(
+        "--redraw",
+        type=Path,
+        metavar="demo.json",
+        help="print the table and draw the plot of an earlier run, without training",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not a positive number")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())
