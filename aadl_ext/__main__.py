@@ -61,7 +61,8 @@ def _info() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="aadl_ext", description="Stable Anderson acceleration of deep-learning optimizers."
+        prog="aadl_ext",
+        description="Stable Anderson acceleration of deep-learning optimizers.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="print versions and backends, and why a backend is missing")

@@ -74,7 +74,8 @@ def accelerate(
         safeguard: "residual" takes a jump back unless the next step's residual is smaller
             (Algorithm 1; no extra evaluation); "loss" calls the closure of ``step(closure)``
             twice more per jump and keeps the jump only if it lowers the loss of the batch
-            below that of the plain step; None keeps every finite jump.
+            below that of the plain step (BatchNorm statistics and gradients of parameters
+            that are not this optimizer's see the calls); None keeps every finite jump.
         residual: "step", r = G(w) - w as in the paper.
         average_window: t >= 2, iterates in the moving average.
         average_threshold: epsilon > 0 of Eq. 16.

@@ -48,13 +48,24 @@ class Accelerator:
 
     # ---- Algorithm 1 --------------------------------------------------------------
 
-    def before_step(self, param_groups: Groups, *, skip: str | None = None) -> None:
-        """Keep w^k, on steps that need it; ``skip`` names why this step does not count."""
+    def before_step(
+        self, param_groups: Groups, has_closure: bool = False, skip: str | None = None
+    ) -> None:
+        """Keep w^k, on steps that need it; ``skip`` names why this step does not count.
+
+        Raises:
+            RuntimeError: ``safeguard="loss"`` and there is no closure.
+        """
         k, options = self.k, self.options
         self._before, self._vetoed = None, False
         self._skip = skip or self._follow(param_groups)
         if self._skip or not self.layout.parameters:
             return
+        if options.safeguard == "loss" and options.accelerates and not has_closure:
+            raise RuntimeError(
+                'safeguard="loss" compares losses, but step() was called without a closure: '
+                'call step(closure), or accelerate with safeguard="residual"'
+            )
         self._store = options.accelerates and k % options.store_each_nth == 0
         self._extrapolate = (
             options.accelerates and k % options.frequency == 0 and k > options.wait_iterations
@@ -84,7 +95,7 @@ class Accelerator:
 
         if fault is None:
             point, max_step = plain, seen.max_step
-            if self._extrapolate and self.history.count:
+            if self._extrapolate and self.history.count and seen.residual_norm > 0:
                 point = self._try_jump(before, plain, seen, evaluate)
             self.window.push(point)
         elif pending is not None:  # lines 22 to 24: as if the jump had not been
@@ -130,18 +141,18 @@ class Accelerator:
         seen: Observation,
         evaluate: Callable[[], float] | None,
     ) -> Tensor:
-        """Lines 16 to 18: the extrapolated point, made in ``before``, or ``plain``."""
+        """Lines 16 to 18: the extrapolated point, or ``plain``."""
         options, stats = self.options, self.stats
         solution = self.history.solve()
         stats.jumps += 1
         stats.gamma, stats.rank, stats.condition, stats.predicted_reduction = solution
 
-        beta = options.relaxation
-        candidate = before.lerp_(plain, beta)  # w + beta r
+        beta, candidate = options.relaxation, self._spare(before, plain)
         if options.mixing == "paper":  # Eq. 6: (1 - beta) w + beta (w + r - (W + R) gamma)
-            self.history.extrapolate_(candidate, beta * solution.gamma, self.rates)
+            gamma, rates = beta * solution.gamma, self.rates
         else:  # classic: (w - W gamma) + beta (r - R gamma)
-            self.history.extrapolate_(candidate, solution.gamma, [beta * x for x in self.rates])
+            gamma, rates = solution.gamma, tuple(beta * rate for rate in self.rates)
+        self.history.extrapolate_(candidate, before, plain, beta, gamma, rates)
 
         if not safeguards.representable(candidate, self.layout.limit):
             self._count_verdict("nonfinite")
@@ -159,8 +170,7 @@ class Accelerator:
     def _lowers_loss(
         self, plain: Tensor, candidate: Tensor, evaluate: Callable[[], float] | None
     ) -> bool:
-        if evaluate is None:
-            raise RuntimeError('safeguard="loss" needs a closure: call step(closure)')
+        assert evaluate is not None  # before_step has asked for it
         before = evaluate()
         lower = False
         self.layout.scatter_(candidate)
@@ -189,6 +199,11 @@ class Accelerator:
     # ---- what happens between steps -------------------------------------------------
 
     @property
+    def skips(self) -> bool:
+        """Whether the step under way does not count."""
+        return self._skip is not None
+
+    @property
     def jump_pending(self) -> bool:
         """Whether the parameters are at a jump that the next step may take back."""
         return self.jump is not None
@@ -200,8 +215,8 @@ class Accelerator:
     def reset(self) -> None:
         """Forget pairs, iterates and a pending jump; the parameters stay where they are."""
         self._restart("request")
+        self._drop_jump()
         self._forget_iterates()
-        self.jump = None
 
     def _restart(self, cause: str) -> None:
         self.stats.restarts[cause] += 1
@@ -213,6 +228,7 @@ class Accelerator:
         if not self.layout.fits(param_groups):
             logger.info("parameters were added, (un)frozen or moved: the history starts anew")
             self.stats.restarts["parameters"] += 1
+            self._drop_jump()
             self._lay_out(param_groups)
         rates = tuple(float(param_groups[index].get("lr", 1.0)) for index in self.layout.groups)
         if rates and not any(rates):
@@ -227,10 +243,14 @@ class Accelerator:
         left_at, self._left_at = self._left_at, None
         if left_at is not None and not torch.equal(left_at, before):
             self.stats.restarts["moved_outside"] += 1
-            self.jump = None
+            self._drop_jump()
             self._forget_iterates()
         if not self.window.count:
             self.window.push(before)
+
+    def _drop_jump(self) -> None:
+        self.stats.dropped += self.jump is not None
+        self.jump = None
 
     def _forget_iterates(self) -> None:
         self._left_at = self._norm_before_jump = None
@@ -251,8 +271,13 @@ class Accelerator:
         self._count_bytes()
 
     def _spare(self, *busy: Tensor) -> Tensor:
-        """A working vector that nobody needs; three are enough."""
-        held = [*busy, self._left_at, self.jump and self.jump.plain]
+        """A working vector that nobody needs; four are enough."""
+        held = [
+            *busy,
+            self._left_at,
+            self.jump and self.jump.plain,
+            self.history.last_point,
+        ]
         for vector in self._vectors:
             if all(vector is not other for other in held):
                 return vector
@@ -299,13 +324,14 @@ class Accelerator:
         self.k, self.rates = state["k"], tuple(state["rates"])
         self.history.load_state_dict(state["history"])
         self.window.load_state_dict(state["window"])
-        self._vectors = []
+        self._vectors = [v for v in [self.history.last_point] if v is not None]
         self.jump = state["jump"] and Jump(self._copy(state["jump"][0]), *state["jump"][1:])
         left_at = state["left_at"]
         self._left_at = None if left_at is None else self._copy(left_at)
         self._norm_before_jump = state["norm_before_jump"]
         self._rejections_in_a_row = state["rejections_in_a_row"]
         self.stats.load_state_dict(state["stats"])
+        self._count_bytes()
 
     def _copy(self, vector: Tensor) -> Tensor:
         self._vectors.append(self.layout.vector().copy_(vector))

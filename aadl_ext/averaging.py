@@ -58,7 +58,11 @@ class MovingAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """Iterates and position; tensors are copies."""
-        return {"window": self.window.clone(), "newest": self.newest, "count": self.count}
+        return {
+            "window": self.window.clone(),
+            "newest": self.newest,
+            "count": self.count,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""

@@ -25,6 +25,7 @@ class Layout:
     """
 
     parameters: tuple[Tensor, ...]
+    size: int  #: entries without padding
     offsets: tuple[int, ...]  #: [S + 1] segment bounds, in entries
     groups: tuple[int, ...]  #: [S] parameter group of each segment
     dtype: torch.dtype  #: of working vectors: float64 if any parameter is, else float32
@@ -61,6 +62,7 @@ class Layout:
         dtype = torch.float64 if wide else torch.float32
         return cls(
             parameters=tuple(parameters),
+            size=size,
             offsets=tuple(offsets),
             groups=tuple(groups),
             dtype=dtype,
@@ -85,7 +87,8 @@ class Layout:
         return torch.zeros(shape, dtype=dtype or self.dtype, device=self.device)
 
     def gather(self, out: Tensor) -> Tensor:
-        """Copy the parameters into ``out`` and return it."""
+        """Copy the parameters into ``out``, zeros into its padding, and return it."""
+        out[self.size :].zero_()
         return ops.gather(self.parameters, out)
 
     def scatter_(self, flat: Tensor) -> None:

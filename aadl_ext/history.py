@@ -39,18 +39,24 @@ class SecantHistory:
         self.ridge = options.reg_acc
         self.tolerance = 8 * torch.finfo(storage).eps
         self.compute_device = options.compute_device or layout.device
-        self.residual = layout.vector()
-        self.last_point = layout.vector()
-        self.last_residual = layout.vector()
+        self._residuals = (layout.vector(), layout.vector())  # they take turns as:
+        self.residual = self._residuals[0]  # r / lr of the step observed last
+        self.last_residual = self._residuals[1]  # r / lr of the last stored pair,
+        self.last_point: Tensor | None = None  # and its w, a vector of the caller's
         self.step_rows = layout.vector(depth, storage)
         self.residual_rows = layout.vector(depth, storage)
         segments = len(layout.groups)
         self.gram = torch.zeros(segments, depth, depth, dtype=torch.float64, device=layout.device)
         self.clear()
 
+    @property
+    def has_pair(self) -> bool:
+        """Whether there is a pair that the next one can be compared with."""
+        return self.last_point is not None
+
     def clear(self) -> None:
         """Forget all pairs."""
-        self.has_pair = False
+        self.last_point = None
         self.slot = 0  # the next row to write
         self.count = 0  # rows in use: 0 .. count - 1
         self.row_rates: list[Sequence[float]] = []  # learning rates that each row was made with
@@ -58,16 +64,21 @@ class SecantHistory:
     def observe(
         self, before: Tensor, after: Tensor, rates: Sequence[float], store: bool
     ) -> Observation:
-        """Measure the step from ``before`` to ``after``; with ``store`` keep the pair."""
-        slot = self.slot if store and self.has_pair else None
+        """Measure the step from ``before`` to ``after``; with ``store`` keep the pair.
+
+        A stored ``before`` is kept as it is, as ``last_point``: do not change it.
+        """
+        slot = self.slot if store and self.last_point is not None else None
         used = self.count if slot is None else max(self.count, slot + 1)
+        if self.residual is self.last_residual:  # it belongs to the last pair now
+            self.residual = next(v for v in self._residuals if v is not self.last_residual)
         seen = ops.push_secant(
             before,
             after,
             rates=rates,
             offsets=self.offsets,
             residual=self.residual,
-            last_point=self.last_point,
+            last_point=before if self.last_point is None else self.last_point,
             last_residual=self.last_residual,
             step_rows=self.step_rows[:used],
             residual_rows=self.residual_rows[:used],
@@ -75,20 +86,29 @@ class SecantHistory:
             products=not self.factored,
         )
         norm, max_step = math.sqrt(float(seen.squared_norm.sum())), float(seen.max_step)
-        if not (math.isfinite(norm) and math.isfinite(max_step)):
-            return Observation(False, norm, max_step)
-        self._right_side, self._squared_norm = seen.right_side, seen.squared_norm
-        if slot is not None:
+        finite = math.isfinite(norm)
+        # The products of a row tell whether it fits its storage dtype.
+        fits = seen.gram_row is None or math.isfinite(float(seen.gram_row.sum()))
+        if slot is not None and not (finite and fits):
+            self._drop(slot)
+        elif slot is not None:
             if seen.gram_row is not None:
                 self.gram[:, slot, :used] = seen.gram_row
                 self.gram[:, :used, slot] = seen.gram_row
             self.row_rates[slot : slot + 1] = [tuple(rates)]
             self.slot, self.count = (slot + 1) % len(self.step_rows), used
-        elif store:
-            self.last_point.copy_(before)
-            self.last_residual.copy_(self.residual)
-            self.has_pair = True
-        return Observation(True, norm, max_step)
+        if finite:
+            self._right_side, self._squared_norm = seen.right_side, seen.squared_norm
+            if store:
+                self.last_point, self.last_residual = before, self.residual
+        return Observation(finite, norm, max_step)
+
+    def _drop(self, slot: int) -> None:
+        """Zero a row that is not finite, in the place of the oldest: it takes no part."""
+        for rows in (self.step_rows, self.residual_rows):
+            rows[slot].zero_()
+        self.gram[:, slot, :] = 0.0
+        self.gram[:, :, slot] = 0.0
 
     def solve(self) -> ops.SecantSolution:
         """Coefficients for the residual observed last, one problem per scope; needs a row."""
@@ -111,18 +131,28 @@ class SecantHistory:
             tolerance=self.tolerance,
         )
 
-    def extrapolate_(self, point: Tensor, gamma: Tensor, rates: Sequence[float]) -> None:
-        """Subtract ``(W + rate * R / lr) gamma`` in place, for the given rate of each segment."""
-        weights = gamma.to(point.device).expand(len(self.gram), -1)
-        ops.extrapolate_(point, self.step_rows[: self.count], weights, self.offsets)
+    def extrapolate_(
+        self,
+        out: Tensor,
+        before: Tensor,
+        after: Tensor,
+        relaxation: float,
+        gamma: Tensor,
+        rates: Sequence[float],
+    ) -> None:
+        """``out = before + relaxation (after - before) - (W + rate * R / lr) gamma``.
+
+        ``rates`` holds the rate of each segment.
+        """
+        weights = gamma.to(out.device).expand(len(self.gram), -1).contiguous()
+        rows = self.step_rows[: self.count]
+        ops.extrapolate_(out, before, after, relaxation, rows, weights, self.offsets)
         # Rows hold W + R at the rate of their own step: correct those made at another one.
-        excess = [
-            [now - then for now, then in zip(rates, row, strict=True)] for row in self.row_rates
-        ]
+        excess = [[a - b for a, b in zip(rates, row, strict=True)] for row in self.row_rates]
         if any(any(row) for row in excess):
-            correction = torch.tensor(excess, dtype=torch.float64, device=point.device).T
+            weights = weights * torch.tensor(excess, dtype=weights.dtype, device=out.device).T
             rows = self.residual_rows[: self.count]
-            ops.extrapolate_(point, rows, weights * correction, self.offsets)
+            ops.extrapolate_(out, out, out, 1.0, rows, weights, self.offsets)
 
     def state_dict(self) -> dict[str, Any]:
         """Rows in use and counters; tensors are copies."""
@@ -130,9 +160,8 @@ class SecantHistory:
             "step_rows": self.step_rows[: self.count].clone(),
             "residual_rows": self.residual_rows[: self.count].clone(),
             "gram": self.gram.clone(),
-            "last_point": self.last_point.clone(),
+            "last_point": None if self.last_point is None else self.last_point.clone(),
             "last_residual": self.last_residual.clone(),
-            "has_pair": self.has_pair,
             "slot": self.slot,
             "row_rates": [list(row) for row in self.row_rates],
         }
@@ -142,13 +171,14 @@ class SecantHistory:
         self.count = len(state["step_rows"])
         self.step_rows[: self.count].copy_(state["step_rows"])
         self.residual_rows[: self.count].copy_(state["residual_rows"])
-        for name in ("gram", "last_point", "last_residual"):
-            getattr(self, name).copy_(state[name])
-        self.has_pair, self.slot = state["has_pair"], state["slot"]
+        self.gram.copy_(state["gram"])
+        point = state["last_point"]
+        self.last_point = None if point is None else torch.empty_like(self.residual).copy_(point)
+        self.last_residual = self._residuals[1].copy_(state["last_residual"])
+        self.residual, self.slot = self._residuals[0], state["slot"]
         self.row_rates = [tuple(row) for row in state["row_rates"]]
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All buffers."""
-        vectors = [self.residual, self.last_point, self.last_residual]
-        return [*vectors, self.step_rows, self.residual_rows, self.gram]
+        """All buffers of its own."""
+        return [*self._residuals, self.step_rows, self.residual_rows, self.gram]

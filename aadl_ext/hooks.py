@@ -7,6 +7,7 @@ gradients away for its duration, for then torch's optimizers touch neither param
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -45,16 +46,11 @@ class StepHooks:
         # args[0] is the optimizer itself: torch passes on what its wrapper of step() got.
         self._closure = args[1] if len(args) > 1 else kwargs.get("closure")
         self._parked, self._open = None, True
-        accelerator, options = self.accelerator, self.accelerator.options
-        if options.safeguard == "loss" and options.accelerates and self._closure is None:
-            raise RuntimeError(
-                'safeguard="loss" compares losses, but step() was called without a closure: '
-                'call step(closure), or accelerate with safeguard="residual"'
-            )
         # GradScaler leaves this attribute on optimizers that skip a step by themselves.
-        overflow = bool(getattr(optimizer, "found_inf", None))
-        accelerator.before_step(optimizer.param_groups, skip="found_inf" if overflow else None)
-        if overflow or not accelerator.jump_pending:
+        skip = "found_inf" if getattr(optimizer, "found_inf", None) else None
+        accelerator = self.accelerator
+        accelerator.before_step(optimizer.param_groups, self._closure is not None, skip)
+        if accelerator.skips or not accelerator.jump_pending:
             return None
         if self._closure is None:
             self._hold_back_bad_step(optimizer)
@@ -88,9 +84,9 @@ class StepHooks:
         return checked
 
     def _hold_back_bad_step(self, optimizer: Optimizer) -> None:
-        """A gradient that is not finite at a pending jump must not enter the optimizer's state."""
+        """A useless gradient at a pending jump must not enter the optimizer's state."""
         gradients = Gradients(optimizer)
-        if not gradients.finite():
+        if not gradients.usable():
             self.accelerator.veto()
             gradients.take_away()
             self._parked = self._parked or gradients
@@ -103,10 +99,11 @@ class Gradients:
         self._owners = [p for group in optimizer.param_groups for p in group["params"]]
         self._gradients = [p.grad for p in self._owners]
 
-    def finite(self) -> bool:
-        """Whether every entry is; one wait for the device."""
+    def usable(self) -> bool:
+        """Whether every entry and the sum of squares is finite; one wait for the device."""
         dense = [_values(g) for g in self._gradients if g is not None and g.numel()]
-        return not dense or _all_finite(dense)
+        norms = torch._foreach_norm(dense) if dense else []
+        return all(math.isfinite(norm) for norm in _together(norms))
 
     def take_away(self) -> None:
         """Leave the parameters without gradients."""
@@ -121,16 +118,19 @@ class Gradients:
 
 def _values(gradient: Tensor) -> Tensor:
     gradient = gradient.detach()
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return values if values.dtype == torch.float64 else values.float()
 
 
-def _all_finite(tensors: Sequence[Tensor]) -> bool:
-    norms = torch._foreach_norm(list(tensors), ord=torch.inf)
-    return bool(torch.stack([n.to(norms[0].device, torch.float64) for n in norms]).isfinite().all())
+def _together(scalars: Sequence[Tensor]) -> list[float]:
+    if not scalars:
+        return []
+    first = scalars[0].device
+    return torch.stack([x.to(first, torch.float64) for x in scalars]).tolist()
 
 
 def _loss(optimizer: Optimizer, closure: Closure) -> float:
-    """Run ``closure`` for its value; the gradients it makes are thrown away."""
+    """Run ``closure`` for its value; the gradients it gives this optimizer are thrown away."""
     gradients = Gradients(optimizer)
     gradients.take_away()
     try:

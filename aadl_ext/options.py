@@ -101,8 +101,11 @@ class Options:
 
 
 def as_device(name: str, value: torch.device | str | None) -> torch.device | None:
-    """Parse a device option."""
+    """Parse a device option; the device must be usable here and now."""
     try:
-        return None if value is None else torch.device(value)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{name} is {value!r}, which torch does not know: {error}") from error
+        if value is None:
+            return None
+        torch.empty(0, device=value)
+        return torch.device(value)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ValueError(f"{name} is {value!r}, which cannot be used here: {error}") from error

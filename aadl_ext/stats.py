@@ -19,7 +19,8 @@ class Stats:
     steps: int = 0  #: steps of the base optimizer that counted (index k of the paper)
     pairs: int = 0  #: pairs (point, residual) stored
     jumps: int = 0  #: jumps tried
-    accepted: int = 0  #: jumps that passed the safeguard; one may still be pending
+    accepted: int = 0  #: jumps that passed the safeguard; the last may still be pending
+    dropped: int = 0  #: jumps without a verdict, because something else moved the parameters
     averaged: int = 0  #: steps after which the mean replaced the iterate
     #: jumps taken back: "residual", "loss", "nonfinite" (bad gradient, step or point)
     rejected: Counter[str] = field(default_factory=Counter)

@@ -15,7 +15,15 @@ import aadl_ext
 
 from . import report
 from .data import Regression, load
-from .training import ACCELERATION, BATCH, LATER_RATE, LEARNING_RATE, METHODS, Run, drop_epoch
+from .training import (
+    ACCELERATION,
+    BATCH,
+    LATER_RATE,
+    LEARNING_RATE,
+    METHODS,
+    Run,
+    drop_epoch,
+)
 from .training import train as train_one
 
 Task = tuple[Regression, str, int, int]
@@ -49,7 +57,10 @@ def run(data_file: Path | None, seeds: int, epochs: int, out: Path) -> None:
         settings={
             "epochs": epochs,
             "batch": BATCH,
-            "learning_rate": {"first": LEARNING_RATE, f"epoch {drop_epoch(epochs)}": LATER_RATE},
+            "learning_rate": {
+                "first": LEARNING_RATE,
+                f"epoch {drop_epoch(epochs)}": LATER_RATE,
+            },
             "acceleration": ACCELERATION,
         },
         versions={

@@ -94,7 +94,12 @@ def train(data: Regression, method: str, seed: int, epochs: int) -> Run:
     if method != METHODS[0]:
         counts = aadl_ext.get_accelerator(optimizer).stats.as_dict()
     return Run(
-        method, seed, *curves, 1e3 * median(steps), 1e3 * median(optimizer_steps), stats=counts
+        method,
+        seed,
+        *curves,
+        1e3 * median(steps),
+        1e3 * median(optimizer_steps),
+        stats=counts,
     )
 
 

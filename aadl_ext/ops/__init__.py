@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from . import reference
+from . import native, reference
 from .types import SecantProducts, SecantSolution, WindowStatistics
 
 __all__ = [
@@ -40,7 +40,7 @@ def backends() -> dict[str, str]:
     """Name of each backend and whether it serves the ops here, or why it does not."""
     return {
         "pytorch": f"available (torch {torch.__version__})",
-        "cpu kernels": "missing: this version of aadl_ext has none",
+        "cpu kernels": native.missing or "available",
         "cuda kernels": "missing: this version of aadl_ext has none",
     }
 
@@ -60,7 +60,8 @@ def gather(tensors: Sequence[Tensor], out: Tensor) -> Tensor:
         ValueError: ``out`` is too short or not a vector.
     """
     _check_flat(tensors, out, "out")
-    return reference.gather(tensors, out) if tensors else out
+    with torch.no_grad():
+        return reference.gather(tensors, out) if tensors else out
 
 
 def scatter_(tensors: Sequence[Tensor], flat: Tensor) -> None:
@@ -72,8 +73,9 @@ def scatter_(tensors: Sequence[Tensor], flat: Tensor) -> None:
         ValueError: ``flat`` is too short or not a vector.
     """
     _check_flat(tensors, flat, "flat")
-    if tensors:
-        reference.scatter_(tensors, flat)
+    with torch.no_grad():
+        if tensors:
+            reference.scatter_(tensors, flat)
 
 
 def push_secant(
@@ -96,8 +98,10 @@ def push_secant(
     with a ``slot`` the row of differences to the last stored pair (Eq. 2 and 3) enters
     the ring: ``residual_rows[slot] = rho - last_residual`` and
     ``step_rows[slot] = (before - last_point) + rate * (rho - last_residual)``, which is
-    a column of W + R in Eq. 4; ``last_point`` and ``last_residual`` become this pair.
-    **A step that is not finite changes nothing but** ``residual``.
+    a column of W + R in Eq. 4.
+
+    **After a step that is not finite** (seen by ``squared_norm``) the caller has to discard
+    row ``slot``; nothing else has been changed but ``residual``.
 
     Args:
         before: ``[N]`` parameters before the base optimizer's step.
@@ -105,8 +109,8 @@ def push_secant(
         rates: ``[S]`` learning rates; where 0 the residual counts as zero.
         offsets: ``[S + 1]``.
         residual: ``[N]`` out.
-        last_point: ``[N]``, in and out.
-        last_residual: ``[N]``, in and out.
+        last_point: ``[N]`` w of the last stored pair.
+        last_residual: ``[N]`` rho of the last stored pair.
         step_rows: ``[m, N]``, row ``slot`` changed in place.
         residual_rows: ``[m, N]``, row ``slot`` changed in place.
         slot: the row to write, or None to measure only.
@@ -140,7 +144,8 @@ def push_secant(
         )
     if slot is not None and not 0 <= slot < len(residual_rows):
         raise ValueError(f"slot is {slot}; the ring has rows 0 to {len(residual_rows) - 1}")
-    return reference.push_secant(
+    backend = native if native.serves(before, residual_rows) else reference
+    seen: SecantProducts = backend.push_secant(
         before,
         after,
         rates,
@@ -153,6 +158,7 @@ def push_secant(
         slot,
         products,
     )
+    return seen
 
 
 def window_statistics(window: Tensor, newest: int, out: Tensor) -> WindowStatistics:
@@ -173,12 +179,19 @@ def window_statistics(window: Tensor, newest: int, out: Tensor) -> WindowStatist
         raise ValueError(f"window has shape {tuple(window.shape)}; expected [t >= 1, N]")
     if not -len(window) <= newest < len(window):
         raise ValueError(f"newest is {newest}; the window has {len(window)} rows")
+    if window.dtype not in WORKING_DTYPES:
+        raise ValueError(f"window is {window.dtype}; allowed: {_names(WORKING_DTYPES)}")
     _check_vector("out", out, window.shape[1], window.dtype)
-    return reference.window_statistics(window, newest, out)
+    backend = native if native.serves(window) else reference
+    statistics: WindowStatistics = backend.window_statistics(window, newest % len(window), out)
+    return statistics
 
 
 def tsqr(
-    matrix: Tensor, *, append: Tensor | None = None, offsets: Sequence[int] | None = None
+    matrix: Tensor,
+    *,
+    append: Tensor | None = None,
+    offsets: Sequence[int] | None = None,
 ) -> Tensor:
     """R factor of tall and skinny matrices by a tree of small QR factorisations.
 
@@ -187,8 +200,8 @@ def tsqr(
     parallel and sequential QR and LU"). Q is never formed.
 
     Args:
-        matrix: ``[..., n, k]``, k >= 1, any n (also 0 or below k), any strides. bfloat16 and
-            float16 are factored in float32.
+        matrix: ``[..., n, k]``, k >= 1, any n (also 0 or below k), any strides. Computed in
+            float64 if it or ``append`` is, else in float32.
         append: ``[..., n]``, one more column behind the others.
         offsets: for a single matrix ``[n, k]``: factor each of the S blocks of rows
             ``offsets[s]:offsets[s + 1]`` on its own.
@@ -204,6 +217,8 @@ def tsqr(
         raise ValueError(f"matrix has shape {tuple(matrix.shape)}; expected [..., n, k >= 1]")
     if matrix.dtype not in STORAGE_DTYPES:
         raise ValueError(f"matrix is {matrix.dtype}; allowed are {_names(STORAGE_DTYPES)}")
+    if append is not None and append.dtype not in STORAGE_DTYPES:
+        raise ValueError(f"append is {append.dtype}; allowed are {_names(STORAGE_DTYPES)}")
     if append is not None and append.shape != matrix.shape[:-1]:
         raise ValueError(
             f"append has shape {tuple(append.shape)}; for a matrix of {tuple(matrix.shape)} "
@@ -213,7 +228,9 @@ def tsqr(
         if matrix.ndim != 2:
             raise ValueError(f"offsets need a single matrix [n, k], got {tuple(matrix.shape)}")
         _check_offsets(offsets, matrix.shape[0])
-    return reference.tsqr(matrix, append, offsets)
+    backend = native if native.serves(matrix) else reference
+    factor: Tensor = backend.tsqr(matrix, append, offsets)
+    return factor
 
 
 def solve_secants(
@@ -235,7 +252,7 @@ def solve_secants(
             count as zero. A Gram matrix resolves them down to about 2e-7 only.
 
     Returns:
-        :class:`SecantSolution`.
+        :class:`SecantSolution`; all NaN for a system that is not finite, but for the rank (0).
 
     Raises:
         ValueError: ``system`` is not a batch of square matrices, or a setting is negative.
@@ -244,42 +261,52 @@ def solve_secants(
         raise ValueError(f"system has shape {tuple(system.shape)}; expected [S, m + 1, m + 1]")
     if not ridge >= 0 or not tolerance >= 0:
         raise ValueError(f"ridge ({ridge}) and tolerance ({tolerance}) must be >= 0")
-    return reference.solve_secants(system, factored, ridge, tolerance)
+    backend = native if native.serves(system) else reference
+    solution: SecantSolution = backend.solve_secants(system, factored, ridge, tolerance)
+    return solution
 
 
 def extrapolate_(
-    point: Tensor,
+    out: Tensor,
+    before: Tensor,
+    after: Tensor,
+    relaxation: float,
     rows: Tensor,
     coefficients: Tensor,
     offsets: Sequence[int],
-    *,
-    apply: Tensor | None = None,
 ) -> Tensor:
-    """Subtract a combination of rows: ``point[s] -= coefficients[s] @ rows[:, s]`` (Eq. 4).
+    """Mix two points and subtract a combination of rows (Eq. 4 and 6), segment by segment.
+
+    ``out[s] = before[s] + relaxation * (after - before)[s] - coefficients[s] @ rows[:, s]``,
+    starting exactly from ``after`` with a relaxation of 1.
 
     Args:
-        point: ``[N]``, changed in place.
+        out: ``[N]``, changed in place; may be ``before`` or ``after``.
+        before: ``[N]``.
+        after: ``[N]``.
+        relaxation: weight of ``after``.
         rows: ``[m, N]``.
-        coefficients: ``[S, m]``, any floating dtype; rounded to the dtype of ``point``.
+        coefficients: ``[S, m]``, any floating dtype; rounded to the dtype of ``out``.
         offsets: ``[S + 1]``.
-        apply: ``[]`` bool on the device of ``point``; where False the point stays. None
-            means True.
 
     Returns:
-        ``point``.
+        ``out``.
 
     Raises:
         ValueError: shapes, dtypes or offsets do not fit together.
     """
-    _check_vector("point", point, point.numel(), None)
-    _check_rows("rows", rows, point.numel())
-    _check_offsets(offsets, point.numel())
+    for name, vector in (("out", out), ("before", before), ("after", after)):
+        _check_vector(name, vector, out.numel(), out.dtype)
+    _check_rows("rows", rows, out.numel())
+    _check_offsets(offsets, out.numel())
     if coefficients.shape != (len(offsets) - 1, len(rows)):
         raise ValueError(
             f"coefficients have shape {tuple(coefficients.shape)}; for {len(offsets) - 1} "
             f"segments and {len(rows)} rows they must be {(len(offsets) - 1, len(rows))}"
         )
-    return reference.extrapolate_(point, rows, coefficients, offsets, apply)
+    backend = native if native.serves(out, rows) else reference
+    backend.extrapolate_(out, before, after, relaxation, rows, coefficients, offsets)
+    return out
 
 
 def _check_flat(tensors: Sequence[Tensor], flat: Tensor, name: str) -> None:

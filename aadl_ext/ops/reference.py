@@ -56,17 +56,14 @@ def push_secant(
     products: bool,
 ) -> SecantProducts:
     torch.sub(after, before, out=residual)
-    max_step, finite = _scale_to_unit_rate(residual, rates, offsets)
-    if slot is not None and finite:
-        # The last pair is turned into differences where it lies, then replaced.
-        torch.sub(residual, last_residual, out=last_residual)
-        torch.sub(before, last_point, out=last_point)
+    max_step = _scale_to_unit_rate(residual, rates, offsets)
+    if slot is not None:
         for rate, (start, stop) in zip(rates, pairwise(offsets), strict=True):
-            last_point[start:stop].add_(last_residual[start:stop], alpha=rate)
-        residual_rows[slot].copy_(last_residual)
-        step_rows[slot].copy_(last_point)
-        last_point.copy_(before)
-        last_residual.copy_(residual)
+            for chunk in _chunks(start, stop):
+                difference = residual[chunk] - last_residual[chunk]
+                step = (before[chunk] - last_point[chunk]).add_(difference, alpha=rate)
+                residual_rows[slot, chunk] = difference
+                step_rows[slot, chunk] = step
 
     rows = residual_rows if products else residual_rows[:0]
     right = [residual] if slot is None or not products else [residual, residual_rows[slot]]
@@ -79,23 +76,20 @@ def push_secant(
     )
 
 
-def _scale_to_unit_rate(
-    residual: Tensor, rates: Sequence[float], offsets: Sequence[int]
-) -> tuple[Tensor, bool]:
-    """Divide each segment by its rate; the largest entry before, and whether all are finite."""
-    max_step, finite = 0.0, True
+def _scale_to_unit_rate(residual: Tensor, rates: Sequence[float], offsets: Sequence[int]) -> Tensor:
+    """Divide each segment by its rate, in place; returns the largest entry before, or NaN."""
+    max_step = 0.0
     for rate, (start, stop) in zip(rates, pairwise(offsets), strict=True):
         segment = residual[start:stop]
         least, most = map(float, segment.aminmax()) if stop > start else (0.0, 0.0)
-        spread = most - least  # neither NaN nor infinity gets lost in a difference
-        max_step = max(max_step, most, -least) if math.isfinite(spread) else math.nan
+        peak = math.nan if math.isnan(least) else max(most, -least)
+        # max() alone would drop a NaN
+        max_step = math.nan if math.isnan(peak + max_step) else max(peak, max_step)
         if rate == 0:
-            segment.zero_()
+            segment.mul_(0.0)  # not zero_(): a NaN shall be seen
         else:
             segment.div_(rate)
-            spread /= abs(rate)
-        finite = finite and spread <= torch.finfo(residual.dtype).max
-    return residual.new_tensor(max_step), finite
+    return residual.new_tensor(max_step)
 
 
 def _dot_products(rows: Tensor, right: Sequence[Tensor], offsets: Sequence[int]) -> Tensor:
@@ -112,19 +106,20 @@ def _dot_products(rows: Tensor, right: Sequence[Tensor], offsets: Sequence[int])
 
 
 def extrapolate_(
-    point: Tensor,  # [N] changed in place
+    out: Tensor,  # [N]
+    before: Tensor,  # [N] w
+    after: Tensor,  # [N] w + r
+    relaxation: float,
     rows: Tensor,  # [m, N]
     coefficients: Tensor,  # [S, m]
     offsets: Sequence[int],
-    apply: Tensor | None,  # [] bool
 ) -> Tensor:
-    weights = coefficients.to(dtype=point.dtype, device=point.device)
-    if apply is not None:
-        weights = torch.where(apply, weights, 0.0)
+    torch.lerp(before, after, relaxation, out=out)
+    weights = coefficients.to(dtype=out.dtype, device=out.device)
     for index, (start, stop) in enumerate(pairwise(offsets)):
         for chunk in _chunks(start, stop):
-            point[chunk].addmv_(rows[:, chunk].to(point.dtype).T, weights[index], alpha=-1)
-    return point
+            out[chunk].addmv_(rows[:, chunk].to(out.dtype).T, weights[index], alpha=-1)
+    return out
 
 
 def _chunks(start: int, stop: int) -> Iterator[slice]:
@@ -161,7 +156,8 @@ def tsqr(matrix: Tensor, append: Tensor | None, offsets: Sequence[int] | None) -
         ]
         return torch.stack(factors)
     rows, columns = matrix.shape[-2], matrix.shape[-1] + (append is not None)
-    dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    wide = torch.float64 in (matrix.dtype, None if append is None else append.dtype)
+    dtype = torch.float64 if wide else torch.float32
     factors = []
     step = max(1, CHUNK // TILE) * max(TILE, 2 * columns)
     for start in range(0, rows, step):
@@ -211,7 +207,8 @@ def solve_secants(
     ridge: float,
     tolerance: float,
 ) -> SecantSolution:
-    system = system.double()
+    finite = system.isfinite().all(dim=-1).all(dim=-1, keepdim=True)  # [S, 1]
+    system = torch.where(finite.unsqueeze(-1), system.double(), 0.0)
     if factored:
         lengths = torch.linalg.vector_norm(system, dim=-2)
     else:
@@ -234,11 +231,16 @@ def solve_secants(
     sigma = torch.where(kept, sigma, torch.inf)  # a dropped direction has no weight
     gain = kept / (1 + ridge / sigma.square())
     weights = (right.mT @ (projected * gain / sigma).unsqueeze(-1)).squeeze(-1)
-    explained = (projected.square() * gain * (2 - gain)).sum(dim=-1)  # share of |r|^2
-    used = (lengths[..., -1] > 0).double()
+    if factored:
+        left_over = scaled[..., -1] - (left @ (projected * gain).unsqueeze(-1)).squeeze(-1)
+        reduction = torch.linalg.vector_norm(left_over, dim=-1)
+    else:
+        explained = (projected.square() * gain * (2 - gain)).sum(dim=-1)  # share of |r|^2
+        reduction = (scaled[..., -1, -1] - explained).clamp_min(0).sqrt()
+    gamma = weights * inverse[..., :-1] * lengths[..., -1:]
     return SecantSolution(
-        gamma=weights * inverse[..., :-1] * lengths[..., -1:],
+        gamma=torch.where(finite, gamma, torch.nan),
         rank=kept.sum(dim=-1),
         condition=(largest.squeeze(-1) / sigma.amin(dim=-1)).clamp_min(1),
-        reduction=(used - explained).clamp_min(0).sqrt(),
+        reduction=torch.where(finite.squeeze(-1), reduction, torch.nan),
     )

@@ -1,0 +1,117 @@
+"""The compiled library: load it or say why not; its ops, called as those of reference.py.
+
+``AADL_EXT_NATIVE=0`` in the environment leaves it out; ``1`` makes a missing library an error.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .types import SecantProducts, SecantSolution, WindowStatistics
+
+
+def _load() -> str | None:
+    """Load the library; the reason if that is not possible."""
+    choice = os.environ.get("AADL_EXT_NATIVE", "auto")
+    if choice == "0":
+        return "switched off by AADL_EXT_NATIVE=0"
+    found = sorted(Path(__file__).parents[1].glob("_native*"))
+    missing = None
+    if not found:
+        missing = "not built: install with a C++ compiler and AADL_EXT_NATIVE=1 to see why"
+    else:
+        try:
+            torch.ops.load_library(str(found[0]))  # type: ignore[no-untyped-call]
+        except OSError as error:
+            missing = f"{found[0].name} does not load with torch {torch.__version__}: {error}"
+    if missing and choice == "1":
+        raise ImportError(f"AADL_EXT_NATIVE=1, but the compiled library is missing: {missing}")
+    return missing
+
+
+missing = _load()  #: why there is no compiled library; None if there is one
+
+_ROWS = {
+    torch.float32: (torch.float32, torch.bfloat16, torch.float16),
+    torch.float64: (torch.float64, torch.float32),
+}
+
+
+def serves(vector: Tensor, rows: Tensor | None = None) -> bool:
+    """Whether there is a kernel for this device, and for these rows beside these vectors."""
+    if missing is not None or vector.device.type != "cpu":
+        return False
+    return rows is None or (rows.dtype in _ROWS[vector.dtype] and rows.stride(1) == 1)
+
+
+def push_secant(
+    before: Tensor,
+    after: Tensor,
+    rates: Sequence[float],
+    offsets: Sequence[int],
+    residual: Tensor,
+    last_point: Tensor,
+    last_residual: Tensor,
+    step_rows: Tensor,
+    residual_rows: Tensor,
+    slot: int | None,
+    products: bool,
+) -> SecantProducts:
+    max_step, squared_norm, right_side, gram_row = torch.ops.aadl_ext.push_secant(
+        before,
+        after,
+        last_point,
+        last_residual,
+        rates,
+        offsets,
+        residual,
+        step_rows,
+        residual_rows,
+        -1 if slot is None else slot,
+        products,
+    )
+    stored = slot is not None and products
+    return SecantProducts(max_step, squared_norm, right_side, gram_row if stored else None)
+
+
+def extrapolate_(
+    out: Tensor,
+    before: Tensor,
+    after: Tensor,
+    relaxation: float,
+    rows: Tensor,
+    coefficients: Tensor,
+    offsets: Sequence[int],
+) -> Tensor:
+    weights = coefficients.double().contiguous()
+    torch.ops.aadl_ext.extrapolate(before, after, relaxation, rows, weights, offsets, out)
+    return out
+
+
+def window_statistics(window: Tensor, newest: int, out: Tensor) -> WindowStatistics:
+    return WindowStatistics(torch.ops.aadl_ext.window_statistics(window, newest, out), out)
+
+
+def tsqr(matrix: Tensor, append: Tensor | None, offsets: Sequence[int] | None) -> Tensor:
+    *batch, length, columns = matrix.shape
+    rows = matrix.movedim(-1, 0).reshape(columns, -1)  # a view of the history's rows
+    if append is not None:
+        wide = torch.float64 in (matrix.dtype, append.dtype)
+        append = append.reshape(-1).to(torch.float64 if wide else torch.float32)
+    # A batch of equal matrices is one long matrix, factored in equal pieces.
+    pieces = offsets or [index * length for index in range(math.prod(batch) + 1)]
+    factor: Tensor = torch.ops.aadl_ext.tsqr(rows, append, pieces)
+    return factor if offsets is not None else factor.reshape(*batch, *factor.shape[1:])
+
+
+def solve_secants(system: Tensor, factored: bool, ridge: float, tolerance: float) -> SecantSolution:
+    solution = torch.ops.aadl_ext.solve_secants(
+        system.double().contiguous(), factored, ridge, tolerance
+    )
+    return SecantSolution(*solution)

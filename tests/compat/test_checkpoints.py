@@ -1,0 +1,203 @@
+"""A training that is stopped, saved and resumed goes on bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
+from training import JUMPY, MakeOptimizer, Training, adam, momentum, same, sgd
+
+from aadl_ext import accelerate, get_accelerator
+
+TOTAL = 18
+optimizers = pytest.mark.parametrize("make", [sgd, momentum, adam], ids=["sgd", "momentum", "adam"])
+# Under "average" the window of 5 is partly full at moments 1 to 3.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "residual": {},
+    "late first pair": {"wait_iterations": 4, "store_each_nth": 3},
+    "average": {"average": True},
+    "identity": {"acceleration_type": "identity", "average": True},
+    "groups, float64 rows": {
+        "scope": "group",
+        "history_dtype": torch.float64,
+        "history_device": "cpu",
+    },
+    "tensors, bfloat16 rows": {"scope": "tensor", "history_dtype": torch.bfloat16},
+    "loss": {"safeguard": "loss"},
+    "unguarded": {"safeguard": None, "average": True, "average_window": 2},
+}
+
+
+def two_groups(parameters: Iterable[nn.Parameter]) -> SGD:
+    first, *others = parameters
+    return SGD([{"params": [first], "lr": 0.1}, {"params": others}], lr=0.05, momentum=0.5)
+
+
+def through_a_file(state: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def saved(training: Training) -> dict[str, Any]:
+    return through_a_file(
+        {
+            "model": training.model.state_dict(),
+            "optimizer": training.optimizer.state_dict(),
+            "accelerator": training.accelerator.state_dict(),
+        }
+    )
+
+
+def load(training: Training, state: dict[str, Any], *, accelerator: bool = True) -> None:
+    state = copy.deepcopy(state)  # torch's optimizers adopt the tensors that they load
+    training.model.load_state_dict(state["model"])
+    training.optimizer.load_state_dict(state["optimizer"])
+    if accelerator:
+        training.accelerator.load_state_dict(state["accelerator"])
+
+
+@pytest.mark.parametrize("make", [two_groups, adam], ids=["two groups", "adam"])
+@pytest.mark.parametrize("extra", OPTIONS.values(), ids=OPTIONS)
+def test_a_resumed_run_is_the_uninterrupted_one(make: MakeOptimizer, extra: dict[str, Any]) -> None:
+    options = {**JUMPY, **extra}
+    training = Training(make, options)
+    states, pending = [], set()
+
+    def note_and_step() -> None:  # from before the first step on
+        states.append(saved(training))
+        pending.add(training.accelerator.jump_pending)
+        training.optimizer.step(training.closure)
+
+    points = training.run(TOTAL, note_and_step)
+    if training.accelerator.options.accelerates:
+        assert training.accelerator.stats.jumps > 2
+        assert len(pending) == (2 if options.get("safeguard", "residual") == "residual" else 1)
+    for moment in (0, 1, 2, 3, 4, 6, 7, 13, 14):
+        other = Training(make, options)
+        load(other, states[moment])
+        step = functools.partial(other.optimizer.step, other.closure)
+        assert torch.equal(other.run(TOTAL - moment, step), points[moment:])
+        assert same(other.optimizer.state_dict(), training.optimizer.state_dict())
+        end, expected = other.accelerator.state_dict(), training.accelerator.state_dict()
+        for state in (end, expected):
+            del state["stats"]["bytes_held"]  # working vectors may be fewer
+        assert same(end, expected)
+
+
+def test_a_saved_state_does_not_change_while_training_goes_on() -> None:
+    training = Training(sgd, {**JUMPY, "average": True})
+    training.run(7)
+    assert training.accelerator.jump_pending
+    state = training.accelerator.state_dict()
+    kept = through_a_file(state)
+    training.run(5)
+    assert same(state, kept)
+
+
+@optimizers
+def test_loading_back_in_place_repeats_the_steps(make: MakeOptimizer) -> None:
+    training = Training(make, {**JUMPY, "average": True})
+    training.run(7)
+    state = saved(training)
+    first = training.run(10)
+    load(training, state)
+    assert torch.equal(training.run(10), first)
+
+
+@optimizers
+@pytest.mark.parametrize("moment", [1, 5, 8])
+def test_without_the_accelerator_state_a_resumed_run_starts_a_new_history(
+    make: MakeOptimizer, moment: int
+) -> None:
+    training = Training(make)
+    training.run(moment)
+    state = saved(training)
+    other, fresh = Training(make), Training(make, None)
+    for run in (other, fresh):
+        load(run, state, accelerator=False)
+    accelerate(fresh.optimizer, **JUMPY)
+    assert torch.equal(other.run(12), fresh.run(12))
+    assert other.accelerator.stats.steps == 12
+
+
+@optimizers
+def test_optimizer_state_keeps_its_keys_and_sizes(make: MakeOptimizer) -> None:
+    accelerated, plain = Training(make, {**JUMPY, "average": True}), Training(make, None)
+    accelerated.run(9)
+    plain.run(9)
+    mine, others = accelerated.optimizer.state_dict(), plain.optimizer.state_dict()
+    assert mine["param_groups"] == others["param_groups"]
+    assert mine["state"].keys() == others["state"].keys()
+    for index, entry in others["state"].items():
+        shapes = {name: getattr(value, "shape", None) for name, value in entry.items()}
+        assert {x: getattr(y, "shape", None) for x, y in mine["state"][index].items()} == shapes
+    assert accelerated.model.state_dict().keys() == plain.model.state_dict().keys()
+
+
+@optimizers
+def test_optimizer_states_are_exchanged_with_plain_optimizers(make: MakeOptimizer) -> None:
+    accelerated = Training(make)
+    accelerated.run(9)
+    state = saved(accelerated)
+    plain, never = Training(make, None), Training(make, None)
+    for run in (plain, never):
+        load(run, state, accelerator=False)
+    accelerate(plain.optimizer, wait_iterations=100)  # accelerated, but it never jumps
+    assert torch.equal(plain.run(9), never.run(9))
+
+
+def test_a_rate_schedule_is_resumed_with_its_pairs() -> None:
+    def scheduled() -> tuple[Training, StepLR]:
+        training = Training()
+        return training, StepLR(training.optimizer, step_size=4, gamma=0.7)
+
+    def go(training: Training, scheduler: StepLR, steps: int) -> torch.Tensor:
+        return training.run(steps, lambda: (training.step(), scheduler.step()))
+
+    training, scheduler = scheduled()
+    go(training, scheduler, 9)
+    state, schedule = saved(training), scheduler.state_dict()
+    expected = go(training, scheduler, 9)
+    other, scheduler = scheduled()
+    load(other, state)
+    scheduler.load_state_dict(schedule)
+    assert torch.equal(go(other, scheduler, 9), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({**JUMPY, "history_depth": 4}, "options"),
+        ({**JUMPY, "average": True}, "options"),
+        ({**JUMPY, "scope": "tensor"}, "options"),
+    ],
+)
+def test_a_state_of_other_options_is_refused(options: dict[str, Any], named: str) -> None:
+    training = Training()
+    training.run(6)
+    state = saved(training)["accelerator"]
+    other = Training(sgd, options)
+    other.run(3)
+    before = other.accelerator.state_dict()
+    with pytest.raises(ValueError, match=f"saved with {named} = "):
+        other.accelerator.load_state_dict(state)
+    assert same(other.accelerator.state_dict(), before)
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(200, torch.float32), (18, torch.float64)])
+def test_a_state_of_other_parameters_is_refused(size: int, dtype: torch.dtype) -> None:
+    training = Training()
+    training.run(6)
+    optimizer = accelerate(SGD([nn.Parameter(torch.zeros(size, dtype=dtype))], lr=0.1), **JUMPY)
+    with pytest.raises(ValueError, match="saved with"):
+        get_accelerator(optimizer).load_state_dict(saved(training)["accelerator"])

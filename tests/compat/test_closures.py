@@ -1,0 +1,206 @@
+"""Closures reach the safeguard in both calling styles and run exactly as often as asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from training import JUMPY, Training, same, sgd
+
+STEPS = 16
+guards = pytest.mark.parametrize("safeguard", ["residual", "loss", None])
+
+
+def guarded(safeguard: str | None, **options: Any) -> Training:
+    return Training(sgd, {**JUMPY, "safeguard": safeguard, **options})
+
+
+class Recorder:
+    """The closure of a training: zero gradients, forward, backward. Notes what it sees."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.losses: list[Tensor] = []
+        self.gradients: list[list[Tensor]] = []
+        self.grad_modes: list[bool] = []
+
+    def __call__(self) -> Tensor:
+        self.grad_modes.append(torch.is_grad_enabled())
+        loss = self.training.closure()
+        self.losses.append(loss.detach().clone())
+        self.gradients.append([p.grad.clone() for p in self.training.parameters])
+        return loss
+
+
+@guards
+def test_both_calling_styles_of_a_closure_walk_the_same_way(safeguard: str | None) -> None:
+    by_position, by_name = guarded(safeguard), guarded(safeguard)
+    a = by_position.run(STEPS, lambda: by_position.optimizer.step(by_position.closure))
+    b = by_name.run(STEPS, lambda: by_name.optimizer.step(closure=by_name.closure))
+    assert torch.equal(a, b)
+    assert same(by_position.accelerator.state_dict(), by_name.accelerator.state_dict())
+    assert by_position.accelerator.stats.jumps > 3
+
+
+@pytest.mark.parametrize("safeguard", ["residual", None])
+def test_step_without_a_closure_walks_the_same_way(safeguard: str | None) -> None:
+    without, within = guarded(safeguard), guarded(safeguard)
+    points = within.run(STEPS, lambda: within.optimizer.step(within.closure))
+    assert torch.equal(points, without.run(STEPS))
+    assert without.accelerator.stats.jumps > 3
+
+
+def test_the_default_safeguard_takes_jumps_back_without_any_closure() -> None:
+    training = Training()
+    training.run(STEPS)
+    assert training.accelerator.stats.accepted > 0
+    assert training.accelerator.stats.rejected["residual"] > 0
+
+
+@guards
+@pytest.mark.parametrize("outside", [torch.no_grad, torch.enable_grad])
+def test_closure_runs_once_and_twice_more_for_a_judged_loss(
+    safeguard: str | None, outside: type
+) -> None:
+    training = guarded(safeguard)
+    closure = Recorder(training)
+    extra = 2 if safeguard == "loss" else 0
+    for _ in range(STEPS):
+        jumps, calls = training.accelerator.stats.jumps, len(closure.losses)
+        with outside():
+            training.optimizer.step(closure)
+        jumped = training.accelerator.stats.jumps - jumps
+        assert len(closure.losses) - calls == 1 + extra * jumped
+    assert training.accelerator.stats.jumps > 3
+    assert all(closure.grad_modes)
+
+
+@guards
+def test_step_returns_the_loss_of_the_point_it_started_from(safeguard: str | None) -> None:
+    training = guarded(safeguard)
+    for _ in range(STEPS):
+        expected = training.loss().detach()
+        assert torch.equal(training.optimizer.step(training.closure).detach(), expected)
+
+
+def test_the_loss_safeguard_compares_the_plain_point_with_the_jump() -> None:
+    training, plain = guarded("loss"), Training(sgd, None)
+    closure = Recorder(training)
+    verdicts = set()
+    for _ in range(60):
+        plain.model.load_state_dict(training.model.state_dict())
+        plain.step()
+        del closure.losses[:]
+        accepted = training.accelerator.stats.accepted
+        training.optimizer.step(closure)
+        if len(closure.losses) == 1:
+            continue
+        _, at_plain, at_jump = closure.losses
+        stands = training.accelerator.stats.accepted > accepted
+        verdicts.add(stands)
+        assert stands == bool(at_jump < at_plain)
+        assert torch.equal(at_plain, plain.loss())
+        assert torch.equal(training.loss(), at_jump if stands else at_plain)
+        assert torch.equal(training.point(), plain.point()) == (not stands)
+    assert verdicts == {False, True}
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_the_loss_safeguard_leaves_the_gradients_of_the_base_step(set_to_none: bool) -> None:
+    training = guarded("loss")
+
+    def closure() -> Tensor:
+        training.optimizer.zero_grad(set_to_none=set_to_none)
+        loss = training.loss()
+        loss.backward()
+        first.append([p.grad.clone() for p in training.parameters])
+        return loss
+
+    for _ in range(STEPS):
+        first: list[list[Tensor]] = []
+        training.optimizer.step(closure)
+        assert same([p.grad for p in training.parameters], first[0])
+    assert training.accelerator.stats.jumps > 3
+
+
+def test_a_closure_that_accumulates_adds_its_gradient_once() -> None:
+    training, reference = guarded("loss"), guarded("loss")
+
+    def accumulate() -> Tensor:
+        loss = training.loss()
+        loss.backward()
+        return loss
+
+    for _ in range(STEPS):
+        training.optimizer.zero_grad()
+        training.optimizer.step(accumulate)
+        reference.optimizer.step(reference.closure)
+        assert torch.equal(training.point(), reference.point())
+        gradients = ([p.grad for p in t.parameters] for t in (training, reference))
+        assert same(*gradients)
+
+
+@pytest.mark.parametrize("number", [float, torch.Tensor.detach])
+def test_a_closure_may_return_any_number(number: Any) -> None:
+    numbers, tensors = guarded("loss"), guarded("loss")
+    points = numbers.run(
+        STEPS, lambda: numbers.optimizer.step(lambda: number(numbers.closure().detach()))
+    )
+    expected = tensors.run(STEPS, lambda: tensors.optimizer.step(tensors.closure))
+    assert torch.equal(points, expected)
+
+
+def test_the_loss_safeguard_asks_for_the_closure_before_anything_moves() -> None:
+    training = guarded("loss")
+    training.closure()
+    before = training.point()
+    with pytest.raises(RuntimeError, match=r"step\(closure\)"):
+        training.optimizer.step()
+    assert torch.equal(training.point(), before)
+    assert training.accelerator.stats.steps == 0
+
+
+def silenced(training: Training) -> Callable[[], None]:
+    return lambda: training.closure() and None
+
+
+def test_a_closure_without_a_loss_is_named_by_the_loss_safeguard() -> None:
+    training = guarded("loss", wait_iterations=4)
+    plain = training.run(4, lambda: training.optimizer.step(silenced(training)))
+    assert torch.equal(plain, Training(sgd, None).run(4))
+    with pytest.raises(RuntimeError, match="returned None"):
+        training.run(3, lambda: training.optimizer.step(silenced(training)))
+
+
+def test_a_closure_without_a_loss_is_fine_for_the_other_safeguards() -> None:
+    silent, loud = Training(), Training()
+    points = silent.run(STEPS, lambda: silent.optimizer.step(silenced(silent)))
+    assert torch.equal(points, loud.run(STEPS))
+
+
+def test_identity_needs_no_closure_for_the_loss_safeguard() -> None:
+    averaged = guarded("loss", acceleration_type="identity", average=True)
+    reference = Training(sgd, {"acceleration_type": "identity", "average": True})
+    assert torch.equal(averaged.run(STEPS), reference.run(STEPS))
+    assert averaged.accelerator.stats.averaged > 0
+
+
+@guards
+@pytest.mark.parametrize("enabled", [False, True])
+def test_a_closure_handed_through_a_gradient_scaler_reaches_the_safeguard(
+    safeguard: str | None, enabled: bool
+) -> None:
+    scaled, direct = guarded(safeguard), guarded(safeguard)
+    scaler = torch.amp.GradScaler("cpu", enabled=enabled)
+
+    def step() -> None:
+        scaler.scale(scaled.loss()).backward()
+        scaler.step(scaled.optimizer, scaled.closure)  # by name it refuses closures
+        scaler.update()
+
+    points = direct.run(STEPS, lambda: direct.optimizer.step(direct.closure))
+    assert torch.equal(scaled.run(STEPS, step), points)
+    assert same(scaled.accelerator.state_dict(), direct.accelerator.state_dict())

@@ -1,0 +1,108 @@
+"""Mixed-precision loss scaling: a step with infinite gradients leaves no trace."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam
+from training import JUMPY, MakeOptimizer, Training, adam, same, sgd
+
+SCALED = {
+    "sgd": sgd,
+    "adam": adam,
+    "fused sgd": partial(SGD, lr=0.3, fused=True),
+    "fused adam": partial(Adam, lr=0.02, fused=True),
+}
+# Infinite gradients before the first pair, at a pending jump, in a row, and in between.
+INFINITE = {0, 4, 8, 9, 12}
+STEPS = 18
+
+scalers = pytest.mark.parametrize("make", SCALED.values(), ids=SCALED)
+averages = pytest.mark.parametrize("average", [False, True])
+
+
+def power_of_two_scaler() -> torch.amp.GradScaler:
+    """Its scale stays a power of two, so that scaling and unscaling are exact."""
+    return torch.amp.GradScaler("cpu", init_scale=2.0**10, backoff_factor=0.5)
+
+
+def scaled_step(training: Training, scaler: torch.amp.GradScaler, factor: float = 1.0) -> None:
+    training.optimizer.zero_grad()
+    scaler.scale(training.loss() * factor).backward()
+    scaler.step(training.optimizer)
+    scaler.update()
+
+
+def trace(training: Training) -> list[Any]:
+    """All that may not change; counts of skipped steps and buffers may."""
+    state = training.accelerator.state_dict()
+    stats = {x: y for x, y in state.pop("stats").items() if x not in ("skipped", "bytes_held")}
+    return [state, stats, training.point()]
+
+
+@scalers
+@averages
+def test_infinite_steps_change_nothing_and_the_rest_equals_an_unscaled_run(
+    make: MakeOptimizer, average: bool
+) -> None:
+    options = {**JUMPY, "average": average, "average_window": 3}
+    scaled, unscaled = Training(make, options), Training(make, options)
+    scaler = power_of_two_scaler()
+    points: list[Tensor] = []
+    pending = set()
+    for k in range(STEPS):
+        if k in INFINITE:
+            pending.add(scaled.accelerator.jump_pending)
+            before = trace(scaled)
+            scaled_step(scaled, scaler, torch.inf)
+            assert same(trace(scaled), before)
+        else:
+            scaled_step(scaled, scaler)
+            points.append(scaled.point())
+    assert pending == {False, True}
+    assert scaler.get_scale() == 2.0 ** (10 - len(INFINITE))
+    assert torch.equal(torch.stack(points), unscaled.run(len(points)))
+    assert scaled.accelerator.stats.jumps > 3
+
+
+@scalers
+def test_skipped_steps_are_counted_where_the_optimizer_is_told(make: MakeOptimizer) -> None:
+    training = Training(make)
+    scaler = power_of_two_scaler()
+    for k in range(STEPS):
+        scaled_step(training, scaler, torch.inf if k in INFINITE else 1.0)
+    stats = training.accelerator.stats
+    assert stats.steps == STEPS - len(INFINITE)
+    # Without fusing the scaler does not call step() at all.
+    fused = training.optimizer.defaults.get("fused")
+    assert stats.skipped == ({"found_inf": len(INFINITE)} if fused else {})
+
+
+@averages
+def test_nan_gradients_are_skipped_like_infinite_ones(average: bool) -> None:
+    training = Training(sgd, {**JUMPY, "average": average})
+    scaler = power_of_two_scaler()
+    for _ in range(5):
+        scaled_step(training, scaler)
+    before = trace(training)
+    scaled_step(training, scaler, torch.nan)
+    assert same(trace(training), before)
+
+
+def test_unscaling_by_hand_before_clipping_works() -> None:
+    by_hand, automatic = Training(), Training()
+    scaler = power_of_two_scaler()
+
+    def step() -> None:
+        by_hand.optimizer.zero_grad()
+        scaler.scale(by_hand.loss()).backward()
+        scaler.unscale_(by_hand.optimizer)
+        torch.nn.utils.clip_grad_norm_(by_hand.parameters, 1e6)  # far above: clips nothing
+        scaler.step(by_hand.optimizer)
+        scaler.update()
+
+    assert torch.equal(by_hand.run(STEPS, step), automatic.run(STEPS))

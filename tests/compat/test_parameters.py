@@ -1,0 +1,257 @@
+"""Parameters of every dtype, layout and shape; parameters that come, go and freeze."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from training import JUMPY, Training, adam, sgd
+
+from aadl_ext import accelerate, get_accelerator, remove_acceleration
+
+STEPS = 12
+RATE = 0.3
+BFLOAT, HALF, SINGLE, DOUBLE = torch.bfloat16, torch.float16, torch.float32, torch.float64
+
+
+def bowl(parameters: Sequence[Tensor]) -> None:
+    """Set the gradient of a quadratic bowl, entry by entry: no sum depends on the layout."""
+    for p in parameters:
+        curvature = torch.linspace(0.1, 1.5, p.numel()).view(p.shape).to(p.dtype)
+        p.grad = p.detach() * curvature
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def walk(parameters: Sequence[Tensor], **options: Any) -> tuple[Tensor, Optimizer]:
+    """The points of an accelerated descent into the bowl."""
+    optimizer = accelerate(SGD(parameters, lr=RATE), **{**JUMPY, **options})
+    points = []
+    for _ in range(STEPS):
+        bowl(parameters)
+        optimizer.step()
+        points.append(flat(parameters))
+    assert get_accelerator(optimizer).stats.jumps > 3
+    return torch.stack(points), optimizer
+
+
+def flat(parameters: Sequence[Tensor]) -> Tensor:
+    return torch.cat([p.detach().flatten().double() for p in parameters])
+
+
+@pytest.mark.parametrize(
+    "dtypes",
+    [(BFLOAT,), (HALF,), (BFLOAT, HALF), (SINGLE, BFLOAT), (DOUBLE, HALF), (HALF, SINGLE, DOUBLE)],
+    ids=lambda dtypes: "+".join(str(dtype)[6:] for dtype in dtypes),
+)
+def test_jumps_of_narrow_and_mixed_parameters_are_right_to_their_last_bit(
+    dtypes: Sequence[torch.dtype],
+) -> None:
+    parameters = [nn.Parameter(random(5, 3, seed=i).to(x)) for i, x in enumerate(dtypes)]
+    plain = [nn.Parameter(p.detach().clone()) for p in parameters]
+    optimizer = accelerate(
+        SGD(parameters, lr=RATE), relaxation=0.8, history_depth=2, safeguard=None
+    )
+    base = SGD(plain, lr=RATE)
+    points, residuals = [], []
+    for k in range(STEPS):
+        with torch.no_grad():
+            torch._foreach_copy_(plain, parameters)
+        bowl(parameters)
+        bowl(plain)
+        points.append(flat(parameters).numpy())
+        optimizer.step()
+        base.step()
+        residuals.append(flat(plain).numpy() - points[-1])
+        if k <= 1:
+            continue
+        W, R = (np.diff(np.array(x[-3:]), axis=0).T for x in (points, residuals))
+        gamma = np.linalg.lstsq(R, residuals[-1], rcond=None)[0]
+        expected = torch.tensor(points[-1] + 0.8 * (residuals[-1] - (W + R) @ gamma))
+        # One unit in the last place, and the rounding of the float32 or float64 working vectors
+        # (entries of order one, coefficients of order ten).
+        rounding = 2e-6 if DOUBLE not in dtypes else 1e-13
+        for p, part in zip(parameters, expected.view(len(dtypes), 5, 3), strict=True):
+            spacing = torch.finfo(p.dtype).eps
+            torch.testing.assert_close(p.detach().double(), part, rtol=spacing, atol=rounding)
+    assert get_accelerator(optimizer).stats.accepted == STEPS - 2
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(0, 3).contiguous().transpose(0, 3),
+    "strided": lambda x: torch.stack([x, x], dim=-1)[..., 0],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("average", [False, True])
+def test_memory_layout_changes_nothing(layout: Callable[[Tensor], Tensor], average: bool) -> None:
+    dense = nn.Parameter(random(4, 3, 2, 2))
+    other = nn.Parameter(layout(dense.detach().clone()))
+    stride = other.stride()
+    assert stride != dense.stride()
+    expected, _ = walk([dense], average=average)
+    assert torch.equal(walk([other], average=average)[0], expected)
+    assert other.stride() == stride
+
+
+def test_empty_and_scalar_parameters_change_nothing_for_the_others() -> None:
+    for scope in ("all", "group", "tensor"):
+        dense = [nn.Parameter(random(1, seed=1)), nn.Parameter(random(7))]
+        odd = [nn.Parameter(p.detach().clone()) for p in dense]
+        odd[0] = nn.Parameter(odd[0].detach()[0])
+        odd[1:1] = [nn.Parameter(torch.empty(0)), nn.Parameter(torch.empty(3, 0))]
+        expected, _ = walk(dense, scope=scope)
+        assert odd[0].dim() == 0
+        assert torch.equal(walk(odd, scope=scope)[0], expected)
+
+
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("parameter", [torch.empty(0), torch.ones(3)], ids=["empty", "frozen"])
+def test_an_optimizer_without_anything_to_train_steps(parameter: Tensor, average: bool) -> None:
+    optimizer = accelerate(SGD([parameter], lr=RATE), **JUMPY, average=average)
+    for _ in range(STEPS):
+        optimizer.step()
+    assert get_accelerator(optimizer).stats.jumps == 0
+    assert torch.equal(parameter, torch.ones_like(parameter))
+
+
+def test_sparse_gradients_give_the_points_of_dense_ones() -> None:
+    points = []
+    for sparse in (False, True):
+        table = nn.Embedding(8, 3, sparse=sparse, _weight=random(8, 3))
+        optimizer = accelerate(SGD(table.parameters(), lr=RATE), **JUMPY)
+        rows = []
+        for k in range(STEPS):
+            optimizer.zero_grad()
+            seen = torch.tensor([k % 8, (k + 3) % 8, (k + 5) % 8])
+            (table(seen).square().sum() / 2).backward()
+            assert table.weight.grad.is_sparse == sparse
+            optimizer.step()
+            rows.append(table.weight.detach().clone())
+        points.append(torch.stack(rows))
+        assert get_accelerator(optimizer).stats.jumps > 3
+    assert torch.equal(*points)
+
+
+def test_tied_weights_are_one_parameter() -> None:
+    inputs = random(16, 6, seed=1)
+    points = []
+    for tied in (False, True):
+        weight = nn.Parameter(random(6, 6) / 3)
+        encoder, decoder = (nn.Linear(6, 6, bias=False) for _ in range(2))
+        encoder.weight = decoder.weight = weight
+        parameters = nn.Sequential(encoder, decoder).parameters() if tied else [weight]
+        optimizer = accelerate(SGD(parameters, lr=RATE), **JUMPY)
+        rows = []
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            hidden = nn.functional.linear(inputs, weight)
+            output = decoder(encoder(inputs)) if tied else nn.functional.linear(hidden, weight)
+            (output - inputs).square().mean().backward()
+            optimizer.step()
+            rows.append(weight.detach().clone())
+        points.append(torch.stack(rows))
+        assert get_accelerator(optimizer).stats.jumps > 3
+    assert torch.equal(*points)
+
+
+REFUSED = {
+    "complex": (torch.ones(3, dtype=torch.complex64), r"complex64; .*view_as_real"),
+    "sparse": (torch.eye(3).to_sparse(), r"layout torch\.sparse_coo; only dense"),
+}
+
+
+@pytest.mark.parametrize(("tensor", "message"), REFUSED.values(), ids=REFUSED)
+def test_complex_and_sparse_parameters_are_refused(tensor: Tensor, message: str) -> None:
+    good = nn.Parameter(torch.ones(3))
+    optimizer = SGD([good, nn.Parameter(tensor)], lr=RATE)
+    with pytest.raises(ValueError, match=message):
+        accelerate(optimizer)
+    with pytest.raises(ValueError, match="not accelerated"):
+        get_accelerator(optimizer)
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+@pytest.mark.parametrize(("tensor", "message"), REFUSED.values(), ids=REFUSED)
+def test_added_later_they_are_refused_before_anything_moves(tensor: Tensor, message: str) -> None:
+    training = Training()
+    training.run(3)
+    before = training.point()
+    training.optimizer.add_param_group({"params": [nn.Parameter(tensor)]})
+    training.closure()
+    with pytest.raises(ValueError, match=message):
+        training.optimizer.step()
+    assert torch.equal(training.point(), before)
+
+
+def set_trainable(training: Training, trainable: bool) -> None:
+    training.model[0].requires_grad_(trainable)
+
+
+def add_group(training: Training) -> None:
+    extra = nn.Parameter(random(16, 1, seed=2))
+    training.targets = extra
+    training.optimizer.add_param_group({"params": [extra], "lr": 0.1})
+
+
+def widen(training: Training) -> None:
+    training.model.double()
+    training.inputs, training.targets = training.inputs.double(), training.targets.double()
+
+
+EVENTS: dict[str, Callable[[Training], None]] = {
+    "add_param_group": add_group,
+    "freeze": partial(set_trainable, trainable=False),
+    "unfreeze": partial(set_trainable, trainable=True),
+    "dtype": widen,
+}
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("extra", [{}, {"average": True, "average_window": 3}, {"scope": "tensor"}])
+def test_changed_parameters_restart_the_history_and_log_one_line(
+    event: str, extra: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    # Without waiting, a restarted history and a new accelerator act at the same steps.
+    options = {**JUMPY, "frequency": 1, "wait_iterations": 0, **extra}
+    changed, renewed = Training(sgd, None), Training(sgd, None)
+    for training in (changed, renewed):
+        set_trainable(training, event != "unfreeze")
+        accelerate(training.optimizer, **options)
+        training.run(5)
+        while not training.accelerator.jump_pending:
+            training.step()
+        EVENTS[event](training)
+    assert caplog.records == []
+    remove_acceleration(renewed.optimizer)
+    accelerate(renewed.optimizer, **options)
+    assert torch.equal(changed.run(STEPS), renewed.run(STEPS))
+    assert changed.accelerator.stats.restarts["parameters"] == 1
+    assert changed.accelerator.stats.jumps > renewed.accelerator.stats.jumps > 3
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("aadl_ext", "INFO")
+    assert "history starts anew" in record.getMessage()
+
+
+@pytest.mark.parametrize("make", [sgd, adam], ids=["sgd", "adam"])
+def test_frozen_parameters_never_move(make: Callable[..., Optimizer]) -> None:
+    training = Training(make)
+    training.run(7)
+    set_trainable(training, False)
+    frozen = [p.detach().clone() for p in training.model[0].parameters()]
+    training.run(STEPS)
+    assert all(map(torch.equal, frozen, training.model[0].parameters()))
+    assert training.accelerator.stats.jumps > 3

@@ -1,0 +1,98 @@
+"""Learning-rate schedulers wrap ``step`` and change the rate of an accelerated optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import SGD
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LambdaLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    StepLR,
+)
+from training import JUMPY, MakeOptimizer, Training, adam, momentum, sgd
+
+from aadl_ext import accelerate, remove_acceleration
+
+STEPS = 16
+
+# Every call is guarded by ``filterwarnings = error``: a scheduler that finds ``step``
+# overridden would fail these tests with its warning.
+SCHEDULERS: dict[str, Callable[..., Any]] = {
+    "step": partial(StepLR, step_size=3, gamma=0.7),
+    "cosine": partial(CosineAnnealingLR, T_max=STEPS + 1),
+    "one cycle": partial(OneCycleLR, max_lr=0.4, total_steps=STEPS + 1),
+    "plateau": partial(ReduceLROnPlateau, patience=0, factor=0.5),
+}
+
+
+def advance(scheduler: Any, training: Training) -> None:
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.step(training.loss().detach())
+    else:
+        scheduler.step()
+
+
+@pytest.mark.parametrize("make", [sgd, momentum, adam], ids=["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("schedule", SCHEDULERS.values(), ids=SCHEDULERS)
+@pytest.mark.parametrize("first", ["scheduler", "accelerate"])
+def test_scheduled_run_equals_a_run_with_the_same_rates_set_by_hand(
+    schedule: Callable[..., Any], first: str, make: MakeOptimizer
+) -> None:
+    scheduled = Training(make, None)
+    if first == "accelerate":
+        accelerate(scheduled.optimizer, **JUMPY)
+    scheduler = schedule(scheduled.optimizer)
+    if first == "scheduler":
+        accelerate(scheduled.optimizer, **JUMPY)
+    by_hand = Training(make)
+    settings = []
+
+    def scheduled_step() -> None:
+        group = scheduled.optimizer.param_groups[0]
+        settings.append({x: group[x] for x in ("lr", "momentum", "betas") if x in group})
+        scheduled.step()
+        advance(scheduler, scheduled)
+
+    def step_by_hand() -> None:
+        by_hand.optimizer.param_groups[0].update(settings.pop(0))
+        by_hand.step()
+
+    points = scheduled.run(STEPS, scheduled_step)
+    assert len({setting["lr"] for setting in settings}) > 1
+    assert torch.equal(points, by_hand.run(STEPS, step_by_hand))
+    assert scheduled.accelerator.stats.jumps > 3
+
+
+def test_class_and_step_stay_those_of_the_optimizer() -> None:
+    training = Training()
+    assert type(training.optimizer) is SGD
+    assert "step" not in vars(training.optimizer)
+    assert training.optimizer.step.__func__ is SGD.step
+
+
+def test_the_step_that_a_scheduler_wrapped_survives_accelerate_and_remove() -> None:
+    training = Training(sgd, None)
+    StepLR(training.optimizer, step_size=1)
+    wrapped = training.optimizer.step
+    accelerate(training.optimizer)
+    assert training.optimizer.step is wrapped
+    remove_acceleration(training.optimizer)
+    assert training.optimizer.step is wrapped
+
+
+def test_steps_at_rate_zero_move_nothing_and_do_not_count() -> None:
+    training = Training()
+    scheduler: LRScheduler = LambdaLR(training.optimizer, lambda k: float(k < 5))
+    points = training.run(8, lambda: (training.step(), scheduler.step()))
+    assert torch.equal(points[5], points[4])
+    assert torch.equal(points[7], points[4])
+    assert training.accelerator.stats.steps == 5
+    assert training.accelerator.stats.skipped == {"zero_lr": 3}

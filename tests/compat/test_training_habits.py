@@ -1,0 +1,231 @@
+"""Everyday habits around ``step``: none of them changes where an accelerated training goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, SGD
+from training import JUMPY, MakeOptimizer, Training, adam, momentum, plain_twin, same, sgd
+
+from aadl_ext import (
+    accelerate,
+    distributed_accelerate,
+    get_accelerator,
+    remove_acceleration,
+)
+
+STEPS = 16
+optimizers = pytest.mark.parametrize("make", [sgd, momentum, adam], ids=["sgd", "momentum", "adam"])
+averages = pytest.mark.parametrize("average", [False, True])
+
+
+@optimizers
+@averages
+def test_zeroing_gradients_to_zero_or_to_none_is_the_same(
+    make: MakeOptimizer, average: bool
+) -> None:
+    points = []
+    for set_to_none in (True, False):
+        training = Training(make, {**JUMPY, "average": average})
+
+        def step(training: Training = training, set_to_none: bool = set_to_none) -> None:
+            training.loss().backward()
+            training.optimizer.step()
+            training.optimizer.zero_grad(set_to_none=set_to_none)
+
+        points.append(training.run(STEPS, step))
+        assert training.accelerator.stats.jumps > 3
+    assert torch.equal(*points)
+
+
+@optimizers
+def test_accumulated_gradients_act_like_their_sum(make: MakeOptimizer) -> None:
+    accumulated, summed = Training(make), Training(make)
+
+    def halves(training: Training) -> list[Tensor]:
+        errors = (training.model(training.inputs) - training.targets).square()
+        return [part.mean() / 2 for part in errors.chunk(2)]
+
+    def step_of_accumulated() -> None:
+        accumulated.optimizer.zero_grad()
+        for i in range(2):
+            halves(accumulated)[i].backward()
+        accumulated.optimizer.step()
+
+    def step_of_summed() -> None:
+        parts = [torch.autograd.grad(halves(summed)[i], summed.parameters) for i in range(2)]
+        for p, *gradients in zip(summed.parameters, *parts, strict=True):
+            p.grad = gradients[0] + gradients[1]
+        summed.optimizer.step()
+
+    points = accumulated.run(STEPS, step_of_accumulated)
+    assert torch.equal(points, summed.run(STEPS, step_of_summed))
+    assert accumulated.accelerator.stats.jumps > 3
+
+
+@optimizers
+def test_clipped_gradients_are_the_ones_that_count(make: MakeOptimizer) -> None:
+    clipped, scaled = Training(make), Training(make)
+    limit, factors = 0.2, []
+
+    def clip() -> None:
+        clipped.closure()
+        total = torch.nn.utils.clip_grad_norm_(clipped.parameters, limit)
+        factors.append((limit / (total + 1e-6)).clamp(max=1.0))
+        clipped.optimizer.step()
+
+    def scale() -> None:
+        scaled.closure()
+        factor = factors.pop(0)
+        for p in scaled.parameters:
+            p.grad *= factor
+        scaled.optimizer.step()
+
+    points = clipped.run(STEPS, clip)
+    assert min(factors) < 1
+    assert torch.equal(points, scaled.run(STEPS, scale))
+    assert clipped.accelerator.stats.jumps > 3
+
+
+def test_two_optimizers_on_one_model_keep_apart() -> None:
+    # The loss splits into a part for each of them, so each goes its own way exactly.
+    def bowl(parameter: Tensor) -> Tensor:
+        return (torch.linspace(0.1, 1.0, 6) * (parameter - 1).square()).sum()
+
+    def walks(ways: list[tuple[MakeOptimizer, nn.Parameter]]) -> Tensor:
+        optimizers = [accelerate(make([p]), **JUMPY) for make, p in ways]
+        points = []
+        for _ in range(STEPS):
+            for _, p in ways:
+                p.grad = None
+            sum(bowl(p) for _, p in ways).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            points.append(torch.stack([p.detach().clone() for _, p in ways]))
+        assert all(get_accelerator(x).stats.jumps > 3 for x in optimizers)
+        return torch.stack(points)
+
+    def ways() -> list[tuple[MakeOptimizer, nn.Parameter]]:
+        return [(sgd, nn.Parameter(torch.arange(6.0))), (adam, nn.Parameter(torch.ones(6) / 3))]
+
+    both, alone = walks(ways()), [walks([way]) for way in ways()]
+    assert torch.equal(both, torch.cat(alone, dim=1))
+
+
+@pytest.mark.parametrize("line_search", [None, "strong_wolfe"])
+@pytest.mark.parametrize("safeguard", ["residual", "loss", None])
+def test_lbfgs_takes_its_own_steps_between_the_jumps(
+    line_search: str | None, safeguard: str | None
+) -> None:
+    make = partial(LBFGS, lr=0.1, max_iter=2, history_size=4, line_search_fn=line_search)
+    training = Training(make, {**JUMPY, "safeguard": safeguard})
+    stats, plain_points, jumps = training.accelerator.stats, [], 0
+    for _ in range(STEPS):
+        twin = plain_twin(training, make)
+        twin.optimizer.step(twin.closure)
+        plain_points.append(twin.point())
+        jumps, taken_back = stats.jumps, stats.rejected.copy()
+        training.optimizer.step(training.closure)
+        assert same(training.optimizer.state_dict(), twin.optimizer.state_dict())
+        if stats.rejected["residual"] > taken_back["residual"]:
+            assert torch.equal(training.point(), plain_points[-2])
+        elif stats.rejected["loss"] > taken_back["loss"] or stats.jumps == jumps:
+            assert torch.equal(training.point(), plain_points[-1])
+    assert stats.jumps > 3
+    assert stats.skipped == {}
+
+
+@optimizers
+def test_maximizing_is_descending_on_the_negative(make: MakeOptimizer) -> None:
+    up, down = Training(partial(make, maximize=True)), Training(make)
+
+    def ascend() -> None:
+        up.optimizer.zero_grad()
+        (-up.loss()).backward()
+        up.optimizer.step()
+
+    assert torch.equal(up.run(STEPS, ascend), down.run(STEPS))
+
+
+@pytest.mark.parametrize("again", [accelerate, distributed_accelerate])
+def test_a_second_accelerate_is_refused_and_changes_nothing(
+    again: Callable[..., object],
+) -> None:
+    training, reference = Training(), Training()
+    training.run(7)
+    reference.run(7)
+    accelerator = training.accelerator
+    with pytest.raises(ValueError, match="accelerated already; call remove_acceleration"):
+        again(training.optimizer, relaxation=0.7)
+    assert training.accelerator is accelerator
+    assert torch.equal(training.run(9), reference.run(9))
+
+
+@optimizers
+@pytest.mark.parametrize("moment", range(3, 8))
+def test_after_remove_the_optimizer_is_a_plain_one(make: MakeOptimizer, moment: int) -> None:
+    training = Training(make, {**JUMPY, "average": True})
+    training.run(moment)
+    plain, point = plain_twin(training, make), training.point()
+    remove_acceleration(training.optimizer)
+    remove_acceleration(training.optimizer)  # a second time does nothing, as in AADL
+    assert torch.equal(training.point(), point)
+    assert not training.optimizer._optimizer_step_pre_hooks
+    assert not training.optimizer._optimizer_step_post_hooks
+    with pytest.raises(ValueError, match="not accelerated"):
+        get_accelerator(training.optimizer)
+    assert torch.equal(training.run(8), plain.run(8))
+    accelerate(training.optimizer, **JUMPY)
+    accelerate(plain.optimizer, **JUMPY)
+    assert torch.equal(training.run(8), plain.run(8))
+
+
+class Normalized(Training):
+    """The training with batch normalization; counts forward passes by hand."""
+
+    def __init__(self, options: dict[str, object] | None) -> None:
+        super().__init__(sgd, None)
+        self.norm = nn.BatchNorm1d(4)
+        self.model.insert(1, self.norm)
+        self.optimizer = SGD(self.model.parameters(), lr=0.3)
+        self.batches: list[Tensor] = []
+        self.norm.register_forward_pre_hook(lambda _, x: self.batches.append(x[0].detach()))
+        if options is not None:
+            accelerate(self.optimizer, **options)
+
+    def replayed(self) -> nn.BatchNorm1d:
+        """A layer that has seen just the batches of the training steps."""
+        norm = nn.BatchNorm1d(4)
+        for batch in self.batches:
+            norm(batch)
+        return norm
+
+
+@averages
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_batch_norm_statistics_see_one_forward_pass_per_step(
+    average: bool, with_closure: bool
+) -> None:
+    training = Normalized({**JUMPY, "average": average})
+    for k in range(STEPS):
+        if with_closure:
+            training.optimizer.step(training.closure)
+        else:
+            training.step()
+        assert training.norm.num_batches_tracked == k + 1
+    stats = training.accelerator.stats
+    assert stats.jumps > 3
+    assert average or stats.rejected["residual"] > 0
+    assert same(list(training.norm.buffers()), list(training.replayed().buffers()))
+
+
+def test_batch_norm_statistics_see_two_more_for_each_jump_judged_by_the_loss() -> None:
+    training = Normalized({**JUMPY, "safeguard": "loss"})
+    training.run(STEPS, lambda: training.optimizer.step(training.closure))
+    jumps = training.accelerator.stats.jumps
+    assert jumps > 3
+    assert training.norm.num_batches_tracked == STEPS + 2 * jumps

@@ -1,0 +1,79 @@
+"""Random inputs for the ops, and how to compare and watch what they do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+WORKING_DTYPES = (torch.float32, torch.float64)
+STORAGE_DTYPES = (*WORKING_DTYPES, torch.bfloat16, torch.float16)
+
+working_dtypes = st.sampled_from(WORKING_DTYPES)
+storage_dtypes = st.sampled_from(STORAGE_DTYPES)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def offsets(draw: st.DrawFn, longest: int = 30) -> list[int]:
+    """Bounds of one to four segments, some of them empty."""
+    lengths = draw(st.lists(st.integers(0, longest), min_size=1, max_size=4))
+    return [0, *accumulate(lengths)]
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normal entries, rounded to ``dtype``."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def per_entry(values: Sequence[float], bounds: Sequence[int]) -> Tensor:
+    """[N] float64: the value of the segment that each entry lies in."""
+    lengths = torch.tensor([stop - start for start, stop in pairwise(bounds)])
+    return torch.tensor(values, dtype=torch.float64).repeat_interleave(lengths)
+
+
+def same_bits(left: Tensor, right: Tensor) -> bool:
+    """Equality that tells signs of zero apart and lets NaN equal itself."""
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    plain = [t.clone(memory_format=torch.contiguous_format).flatten() for t in (left, right)]
+    return torch.equal(*(t.view(torch.uint8) for t in plain))
+
+
+def mentions(*fragments: str) -> str:
+    """Pattern of a message that contains every fragment, in any order."""
+    return "(?s)" + "".join(f"(?=.*{re.escape(fragment)})" for fragment in fragments)
+
+
+def largest_temporary(call: Callable[[], object]) -> int:
+    """Entries of the largest tensor that ``call`` allocates."""
+    with _Allocations() as allocations:
+        call()
+    return allocations.largest
+
+
+class _Allocations(TorchDispatchMode):
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        known = {_address(given) for given in tree_leaves((args, kwargs)) if _is_tensor(given)}
+        fresh = [t for t in tree_leaves(result) if _is_tensor(t) and _address(t) not in known]
+        self.largest = max([self.largest, *(tensor.numel() for tensor in fresh)])
+        return result
+
+
+def _is_tensor(leaf: object) -> bool:
+    return isinstance(leaf, Tensor)
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

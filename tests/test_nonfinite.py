@@ -1,0 +1,182 @@
+"""NaN, infinity and exceptions pass through a training without poisoning the history."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from training import JUMPY, MakeOptimizer, Training, adam, same, sgd
+
+from aadl_ext import Accelerator
+
+BAD = [math.nan, -math.inf]
+averages = pytest.mark.parametrize("average", [False, True])
+guards = pytest.mark.parametrize("safeguard", ["residual", "loss", None])
+STEPS = 16
+
+
+def remembered(accelerator: Accelerator) -> list[Tensor]:
+    """Everything that later steps are computed from."""
+    history, window, used = accelerator.history, accelerator.window, accelerator.history.count
+    rows = [history.step_rows[:used], history.residual_rows[:used], history.gram[:, :used, :used]]
+    pair = [history.last_point, history.last_residual] if history.has_pair else []
+    jump = [accelerator.jump.plain] if accelerator.jump else []
+    return [*rows, *pair, *jump, window.window[: window.count]]
+
+
+def step(training: Training) -> None:
+    training.optimizer.step(training.closure)
+
+
+def bad_step(training: Training, place: str, value: float) -> None:
+    def closure() -> Tensor:
+        loss = training.closure()
+        if place == "gradient":
+            training.parameters[0].grad[1, 2] = value
+        return loss
+
+    if place == "parameter":
+        with torch.no_grad():
+            training.parameters[0][1, 2] = value
+    training.optimizer.step(closure)
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("place", ["gradient", "parameter"])
+@averages
+@guards
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("moment", [0, 6, 7])
+def test_bad_numbers_never_enter_the_history_and_training_goes_on_after_a_repair(
+    value: float, place: str, average: bool, safeguard: str | None, every: int, moment: int
+) -> None:
+    options = {"average": average, "safeguard": safeguard, "store_each_nth": every}
+    training = Training(adam, {**JUMPY, **options})
+    accelerator, stats = training.accelerator, training.accelerator.stats
+    for _ in range(moment):
+        step(training)
+    good = copy.deepcopy((training.model.state_dict(), training.optimizer.state_dict()))
+    for _ in range(3):  # not repaired at once
+        bad_step(training, place, value)
+        assert all(x.isfinite().all() for x in remembered(accelerator))
+    bad = stats.skipped["nonfinite"] + stats.rejected["nonfinite"]
+    # A step that neither stores, nor jumps, nor averages is not looked at.
+    assert bad == 3 if every == 1 or average else 1 <= bad <= 3
+
+    training.model.load_state_dict(good[0])
+    training.optimizer.load_state_dict(good[1])
+    jumps = stats.jumps
+    for _ in range(STEPS):
+        step(training)
+        assert training.point().isfinite().all()
+        assert all(x.isfinite().all() for x in remembered(accelerator))
+    assert stats.jumps > jumps
+    assert stats.skipped["nonfinite"] + stats.rejected["nonfinite"] == bad
+
+
+def test_a_residual_that_overflows_per_unit_of_rate_is_not_stored() -> None:
+    # The step is finite in float32, but divided by its learning rate it is not.
+    training = Training()
+    training.run(4)
+    before = [x.clone() for x in remembered(training.accelerator)]
+
+    def move(*_: Any) -> None:
+        training.parameters[0].data.add_(1e10)
+
+    training.optimizer.register_step_pre_hook(move)
+    training.optimizer.param_groups[0]["lr"] = 1e-30
+    training.step()
+    assert training.point().isfinite().all()
+    assert training.accelerator.stats.skipped == {"nonfinite": 1}
+    assert same(remembered(training.accelerator), before)
+
+
+class Interrupted(Exception):  # noqa: N818
+    pass
+
+
+@guards
+@averages
+@pytest.mark.parametrize("make", [sgd, adam], ids=["sgd", "adam"])
+def test_a_base_step_that_raises_can_be_repeated(
+    make: MakeOptimizer, average: bool, safeguard: str | None
+) -> None:
+    options = {**JUMPY, "average": average, "safeguard": safeguard}
+    training, reference = Training(make, options), Training(make, options)
+
+    def closure() -> Tensor:
+        training.closure()
+        raise Interrupted
+
+    pending = set()
+    for _ in range(STEPS):
+        pending.add(training.accelerator.jump_pending)
+        before = training.point()
+        with pytest.raises(Interrupted):
+            training.optimizer.step(closure)
+        assert torch.equal(training.point(), before)
+        step(training)
+        step(reference)
+        assert torch.equal(training.point(), reference.point())
+    assert same(training.accelerator.state_dict(), reference.accelerator.state_dict())
+    assert len(pending) == (2 if safeguard == "residual" else 1)
+
+
+@pytest.mark.parametrize("make", [sgd, adam], ids=["sgd", "adam"])
+@averages
+def test_a_base_optimizer_that_raises_can_go_on(
+    make: MakeOptimizer, average: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**JUMPY, "average": average}
+    training, reference = Training(make, options), Training(make, options)
+    for _ in range(STEPS):
+        training.closure()
+        gradient, training.parameters[0].grad = training.parameters[0].grad, None
+        with monkeypatch.context() as patch:
+            patch.setattr(training.optimizer, "_init_group", interrupt)
+            with pytest.raises(Interrupted):
+                training.optimizer.step()
+        training.parameters[0].grad = gradient
+        training.optimizer.step()
+        reference.step()
+        assert torch.equal(training.point(), reference.point())
+    assert training.accelerator.stats.jumps > 3
+
+
+def interrupt(*_: Any) -> None:
+    raise Interrupted
+
+
+@pytest.mark.parametrize("call", [2, 3], ids=["at the plain point", "at the jump"])
+@pytest.mark.parametrize("make", [sgd, adam], ids=["sgd", "adam"])
+def test_a_closure_that_raises_in_the_loss_safeguard_leaves_the_plain_step(
+    call: int, make: MakeOptimizer
+) -> None:
+    options = {**JUMPY, "safeguard": "loss", "wait_iterations": 5, "frequency": 3}
+    training, plain = Training(make, options), Training(make, None)
+    training.run(6, lambda: step(training))
+    points = plain.run(8)
+    calls = []
+
+    def closure() -> Tensor:
+        calls.append(1)
+        if len(calls) == call:
+            training.loss().backward()  # gradients of the extra evaluation
+            raise Interrupted
+        return training.closure()
+
+    reference = Training(make, None)
+    reference.run(6)
+    reference.closure()
+    with pytest.raises(Interrupted):
+        training.optimizer.step(closure)
+    assert torch.equal(training.point(), points[6])
+    assert same([p.grad for p in training.parameters], [p.grad for p in reference.parameters])
+    step(training)
+    assert torch.equal(training.point(), points[7])
+    training.run(STEPS, lambda: step(training))
+    assert training.accelerator.stats.jumps > 3

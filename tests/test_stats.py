@@ -1,0 +1,277 @@
+"""What the accelerator reports about itself is true."""
+
+from __future__ import annotations
+
+import gc
+import json
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
+from training import JUMPY, MakeOptimizer, Training, adam, momentum, sgd
+
+from aadl_ext import (
+    Accelerator,
+    accelerate,
+    get_accelerator,
+    remove_acceleration,
+    reset_acceleration_history,
+)
+
+STEPS = 20
+optimizers = pytest.mark.parametrize("make", [sgd, momentum, adam], ids=["sgd", "momentum", "adam"])
+guards = pytest.mark.parametrize("safeguard", ["residual", "loss", None])
+averages = pytest.mark.parametrize("average", [False, True])
+
+
+def step(training: Training) -> None:
+    training.optimizer.step(training.closure)
+
+
+@optimizers
+@guards
+@averages
+def test_the_counts_add_up_after_every_step(
+    make: MakeOptimizer, safeguard: str | None, average: bool
+) -> None:
+    training = Training(make, {**JUMPY, "safeguard": safeguard, "average": average})
+    accelerator, stats = training.accelerator, training.accelerator.stats
+    for k in range(1, STEPS + 1):
+        step(training)
+        assert stats.steps == stats.pairs == k
+        assert stats.jumps == stats.accepted + stats.rejected.total() + accelerator.jump_pending
+        assert stats.restarts["rejections"] <= stats.rejected.total() // 2
+        assert stats.averaged <= (k if average else 0)
+    assert stats.jumps > 3
+    assert (stats.averaged > 0) == average
+    assert set(stats.rejected) <= {safeguard}
+    assert stats.skipped.total() == 0
+
+
+def test_pairs_count_what_was_stored() -> None:
+    training = Training(sgd, {**JUMPY, "store_each_nth": 3})
+    training.run(10)
+    assert training.accelerator.stats.pairs == 4  # at k = 0, 3, 6, 9
+    training.optimizer.param_groups[0]["lr"] = 0.0
+    training.run(2)
+    stats = training.accelerator.stats
+    assert (stats.steps, stats.pairs, stats.skipped) == (10, 4, {"zero_lr": 2})
+
+
+def held(accelerator: Accelerator) -> int:
+    """Bytes of all buffers, each counted once however many names it has."""
+    parts = (vars(accelerator), vars(accelerator.history), vars(accelerator.window))
+    values = [x for part in parts for name, x in part.items() if name not in RESULTS]
+    values += [*accelerator._vectors, *accelerator.history._residuals]
+    values += [accelerator.jump and accelerator.jump.plain]
+    storages = [x.untyped_storage() for x in values if isinstance(x, Tensor)]
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+
+RESULTS = ("_right_side", "_squared_norm")  # of the last step: not kept, a few numbers
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "bfloat16": {"history_dtype": torch.bfloat16, "scope": "tensor"},
+    "tsqr": {"solver": "tsqr"},
+    "identity": {"acceleration_type": "identity"},
+}
+
+
+@guards
+@averages
+@pytest.mark.parametrize("extra", LAYOUTS.values(), ids=LAYOUTS)
+def test_bytes_held_is_the_size_of_all_buffers(
+    safeguard: str | None, average: bool, extra: dict[str, Any]
+) -> None:
+    training = Training(sgd, {**JUMPY, "safeguard": safeguard, "average": average, **extra})
+    for _ in range(STEPS // 2):
+        assert training.accelerator.stats.bytes_held == held(training.accelerator) > 0
+        step(training)
+
+
+@averages
+def test_bytes_held_is_right_after_a_state_is_loaded(average: bool) -> None:
+    training, resumed = (Training(sgd, {**JUMPY, "average": average}) for _ in range(2))
+    for _ in range(STEPS // 2):
+        step(training)
+        resumed.accelerator.load_state_dict(training.accelerator.state_dict())
+        assert resumed.accelerator.stats.bytes_held == held(resumed.accelerator)
+
+
+def test_bytes_held_follows_the_parameters() -> None:
+    training = Training()
+    training.run(3)
+    before = training.accelerator.stats.bytes_held
+    extra = nn.Parameter(torch.zeros(1000))
+    training.optimizer.add_param_group({"params": [extra]})
+    training.run(3)
+    # At least 3 history vectors, 2 rows for each of 3 columns and 2 working vectors grow.
+    assert training.accelerator.stats.bytes_held > before + 11 * extra.nbytes
+
+
+@guards
+@pytest.mark.parametrize("scope", ["all", "group", "tensor"])
+def test_as_dict_survives_json(safeguard: str | None, scope: str) -> None:
+    training = Training(adam, {**JUMPY, "safeguard": safeguard, "scope": scope})
+    for _ in range(STEPS):
+        step(training)
+        stats = training.accelerator.stats
+        plain = stats.as_dict()
+        assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain["steps"] == STEPS
+    assert plain["rejected"] == dict(stats.rejected)
+    assert torch.equal(torch.tensor(plain["gamma"], dtype=torch.float64), stats.gamma)
+    systems = {"all": 1, "group": 1, "tensor": 4}[scope]
+    assert len(plain["gamma"]) == len(plain["rank"]) == len(plain["condition"]) == systems
+    assert len(plain["predicted_reduction"]) == systems
+
+
+class Bowl:
+    """Gradient descent in a quadratic bowl, where the residual is affine in the point."""
+
+    rate = 0.4
+
+    def __init__(self, size: int = 8, **options: Any) -> None:
+        random = np.random.default_rng(0)
+        axes = np.linalg.qr(random.standard_normal((size, size)))[0]
+        self.hessian = axes @ np.diag(np.linspace(0.1, 2.0, size)) @ axes.T
+        self.w = nn.Parameter(torch.from_numpy(random.standard_normal(size)))
+        self.optimizer = accelerate(SGD([self.w], lr=self.rate), safeguard=None, **options)
+        self.stats = get_accelerator(self.optimizer).stats
+        self.points: list[np.ndarray] = []
+
+    def step(self) -> None:
+        self.points.append(self.w.detach().numpy().copy())
+        self.w.grad = torch.from_numpy(self.hessian) @ self.w.detach()
+        self.optimizer.step()
+
+    def system(self, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """Columns R and right side r of the last jump, per unit of rate."""
+        rho = np.array([-self.hessian @ w for w in self.points])
+        return np.diff(rho[-depth - 1 :], axis=0).T, rho[-1]
+
+
+# Both sides compute in float64; the figures agree up to its rounding times the condition.
+close = pytest.approx
+
+
+@pytest.mark.parametrize("solver", ["gram", "tsqr"])
+@pytest.mark.parametrize("mixing", ["paper", "anderson"])
+def test_figures_of_a_jump_are_those_of_its_least_squares_problem(solver: str, mixing: str) -> None:
+    depth = 3
+    bowl = Bowl(history_depth=depth, relaxation=0.5, solver=solver, mixing=mixing, frequency=depth)
+    for k in range(3 * depth + 1):
+        bowl.step()
+        if k == 0 or k % depth:
+            continue
+        stats, (R, rho) = bowl.stats, bowl.system(depth)
+        expected, *_ = np.linalg.lstsq(R, rho, rcond=None)
+        slots = [(j - depth) % depth for j in range(k - depth, k)]  # the ring's order
+        gamma = stats.gamma[0].numpy()[slots]
+        assert gamma == close(expected, rel=1e-6)
+        assert stats.rank.tolist() == [depth]
+        reduction = np.linalg.norm(rho - R @ expected) / np.linalg.norm(rho)
+        assert stats.predicted_reduction.item() == close(reduction, rel=1e-6)
+        condition = np.linalg.cond(R / np.linalg.norm(R, axis=0))
+        assert stats.condition.item() == close(condition, rel=1e-6)
+
+
+@pytest.mark.parametrize("mixing", ["paper", "anderson"])
+@pytest.mark.parametrize("relaxation", [0.1, 0.5, 1.0])
+def test_the_actual_reduction_is_that_of_the_affine_residual(
+    mixing: str, relaxation: float
+) -> None:
+    # w -> w' moves the residual by -H (w' - w). The classic jump leaves (I - beta lr H) of
+    # rho - R gamma; the paper's leaves beta (I - lr H) of it and (1 - beta) of rho.
+    bowl = Bowl(history_depth=3, relaxation=relaxation, mixing=mixing, frequency=4)
+    identity = np.eye(len(bowl.hessian))
+    for _ in range(5):
+        bowl.step()
+    R, rho = bowl.system(3)
+    left = rho - R @ np.linalg.lstsq(R, rho, rcond=None)[0]
+    assert bowl.stats.actual_reduction is None
+    bowl.step()
+    if mixing == "paper":
+        after = (1 - relaxation) * rho + relaxation * (identity - bowl.rate * bowl.hessian) @ left
+    else:
+        after = (identity - relaxation * bowl.rate * bowl.hessian) @ left
+    expected = np.linalg.norm(after) / np.linalg.norm(rho)
+    assert bowl.stats.actual_reduction == close(expected, rel=1e-6)
+    if relaxation == 1.0 or mixing == "anderson":  # gradient descent contracts what is left
+        assert bowl.stats.actual_reduction < bowl.stats.predicted_reduction.item()
+
+
+def test_without_the_step_behind_it_a_jump_reduces_what_was_predicted() -> None:
+    bowl = Bowl(history_depth=3, relaxation=1e-9, mixing="anderson", frequency=4)
+    for _ in range(6):
+        bowl.step()
+    predicted = bowl.stats.predicted_reduction.item()
+    assert predicted < 0.5
+    assert bowl.stats.actual_reduction == close(predicted, rel=1e-6)
+
+
+def test_dependent_columns_lower_the_rank() -> None:
+    bowl = Bowl(size=2, history_depth=5, relaxation=0.1)
+    for _ in range(5):
+        bowl.step()
+    assert bowl.stats.gamma.shape == (1, 4)
+    assert bowl.stats.rank.tolist() == [2]
+    assert bowl.stats.predicted_reduction.item() < 1e-6  # two directions explain all of R^2
+
+
+@averages
+def test_reset_forgets_everything_but_moves_nothing(average: bool) -> None:
+    training = Training(sgd, {**JUMPY, "frequency": 1, "wait_iterations": 0, "average": average})
+    accelerator = training.accelerator
+    while not accelerator.jump_pending:
+        training.step()
+    point, restarts = training.point(), accelerator.stats.restarts.copy()
+    reset_acceleration_history(training.optimizer)
+    assert torch.equal(training.point(), point)
+    assert not accelerator.jump_pending
+    assert (accelerator.history.count, accelerator.history.has_pair) == (0, False)
+    assert accelerator.window.count == 0
+    assert accelerator.stats.restarts - restarts == {"request": 1}
+
+    fresh = Training(sgd, None)
+    fresh.model.load_state_dict(training.model.state_dict())
+    options = accelerator.options.as_dict()
+    accelerate(fresh.optimizer, **options)
+    assert torch.equal(training.run(8), fresh.run(8))
+
+
+@pytest.mark.parametrize("function", [get_accelerator, reset_acceleration_history])
+def test_an_optimizer_that_is_not_accelerated_is_told_what_to_do(function: Any) -> None:
+    with pytest.raises(ValueError, match=r"this SGD is not accelerated: call aadl_ext\.accelerate"):
+        function(Training(sgd, None).optimizer)
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+@guards
+def test_a_forgotten_optimizer_is_collected_with_its_accelerator(
+    safeguard: str | None, scheduled: bool
+) -> None:
+    training = Training(adam, {**JUMPY, "safeguard": safeguard, "average": True})
+    scheduler = StepLR(training.optimizer, 3) if scheduled else None
+    for _ in range(7):
+        step(training)
+    history = training.accelerator.history
+    watched = (training.optimizer, training.accelerator, history.step_rows)
+    references = [weakref.ref(x) for x in watched]
+    del training, watched, history, scheduler
+    gc.collect()
+    assert [reference() for reference in references] == [None, None, None]
+
+
+def test_the_accelerator_of_a_removed_optimizer_is_freed_at_once() -> None:
+    training = Training()
+    training.run(7)
+    reference = weakref.ref(training.accelerator)
+    remove_acceleration(training.optimizer)
+    gc.collect()
+    assert reference() is None

@@ -1,0 +1,102 @@
+"""A small training problem; its runs repeat bit for bit, so habits are compared exactly."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+
+from aadl_ext import Accelerator, accelerate, get_accelerator
+
+MakeOptimizer = Callable[..., Optimizer]
+
+sgd = partial(SGD, lr=0.3)
+momentum = partial(SGD, lr=0.1, momentum=0.9)
+adam = partial(Adam, lr=0.02)
+
+# Strong jumps at every second step: within 16 steps some stand and some are taken back.
+JUMPY: dict[str, Any] = {
+    "relaxation": 0.5,
+    "history_depth": 3,
+    "frequency": 2,
+    "mixing": "anderson",
+}
+
+
+class Training:
+    """Full-batch regression with a small network; ``options=None`` leaves it plain."""
+
+    def __init__(
+        self,
+        make: MakeOptimizer = sgd,
+        options: dict[str, Any] | None = JUMPY,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.dtype = dtype
+        generator = torch.Generator().manual_seed(3)
+        self.model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).to(dtype)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        self.inputs = torch.randn(16, 3, generator=generator).to(dtype)
+        self.targets = torch.randn(16, 1, generator=generator).to(dtype)
+        self.optimizer = make(self.model.parameters())
+        if options is not None:
+            accelerate(self.optimizer, **options)
+
+    @property
+    def accelerator(self) -> Accelerator:
+        return get_accelerator(self.optimizer)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.model.parameters())
+
+    def point(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.parameters])
+
+    def loss(self) -> Tensor:
+        return (self.model(self.inputs) - self.targets).square().mean()
+
+    def closure(self) -> Tensor:
+        self.optimizer.zero_grad()
+        loss = self.loss()
+        loss.backward()
+        return loss
+
+    def step(self) -> None:
+        self.closure()
+        self.optimizer.step()
+
+    def run(self, steps: int, once: Callable[[], object] | None = None) -> Tensor:
+        """The points after each of ``steps`` calls of ``once`` (default: a training step)."""
+        points = []
+        for _ in range(steps):
+            (once or self.step)()
+            points.append(self.point())
+        return torch.stack(points)
+
+
+def plain_twin(training: Training, make: MakeOptimizer) -> Training:
+    """A plain training at the same point, its optimizer in the same state."""
+    twin = Training(make, None, training.dtype)
+    twin.model.load_state_dict(training.model.state_dict())
+    # torch's optimizers adopt the tensors that they load
+    twin.optimizer.load_state_dict(copy.deepcopy(training.optimizer.state_dict()))
+    return twin
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether nested containers hold bit-identical tensors and equal values."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[x], b[x]) for x in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
