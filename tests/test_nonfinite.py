@@ -82,7 +82,10 @@ def test_a_residual_that_overflows_per_unit_of_rate_is_not_stored() -> None:
     # The step is finite in float32, but divided by its learning rate it is not.
     training = Training()
     training.run(4)
-    before = [x.clone() for x in remembered(training.accelerator)]
+    expected = [x.clone() for x in remembered(training.accelerator)]
+    slot = training.accelerator.history.slot
+    for rows in (*expected[:2], expected[2][0], expected[2][0].T):
+        rows[slot] = 0.0  # the oldest row has made room for the one that is refused
 
     def move(*_: Any) -> None:
         training.parameters[0].data.add_(1e10)
@@ -92,7 +95,7 @@ def test_a_residual_that_overflows_per_unit_of_rate_is_not_stored() -> None:
     training.step()
     assert training.point().isfinite().all()
     assert training.accelerator.stats.skipped == {"nonfinite": 1}
-    assert same(remembered(training.accelerator), before)
+    assert same(remembered(training.accelerator), expected)
 
 
 class Interrupted(Exception):  # noqa: N818
