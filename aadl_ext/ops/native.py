@@ -115,3 +115,49 @@ def solve_secants(system: Tensor, factored: bool, ridge: float, tolerance: float
         system.double().contiguous(), factored, ridge, tolerance
     )
     return SecantSolution(*solution)
+
+
+def _register_fakes() -> None:
+    """Shapes and dtypes of the results, for tracing without data."""
+    double = torch.float64
+
+    @torch.library.register_fake("aadl_ext::push_secant")
+    def _(before, after, last_point, last_residual, rates, offsets, residual, *rest):  # type: ignore[no-untyped-def]
+        _, residual_rows, slot, products = rest
+        segments, rows = len(offsets) - 1, len(residual_rows) if products else 0
+        return (
+            before.new_empty(()),
+            before.new_empty(segments, dtype=double),
+            before.new_empty(segments, rows, dtype=double),
+            before.new_empty(segments, rows if slot >= 0 else 0, dtype=double),
+        )
+
+    @torch.library.register_fake("aadl_ext::extrapolate")
+    def _(*_):  # type: ignore[no-untyped-def]
+        return None
+
+    @torch.library.register_fake("aadl_ext::window_statistics")
+    def _(window, newest, out):  # type: ignore[no-untyped-def]
+        return window.new_empty(())
+
+    @torch.library.register_fake("aadl_ext::tsqr")
+    def _(rows, append, offsets):  # type: ignore[no-untyped-def]
+        columns = rows.shape[0] + (append is not None)
+        wide = double in (rows.dtype, None if append is None else append.dtype)
+        return rows.new_empty(
+            len(offsets) - 1, columns, columns, dtype=double if wide else torch.float32
+        )
+
+    @torch.library.register_fake("aadl_ext::solve_secants")
+    def _(system, factored, ridge, tolerance):  # type: ignore[no-untyped-def]
+        problems, size, _ = system.shape
+        return (
+            system.new_empty(problems, size - 1),
+            system.new_empty(problems, dtype=torch.int64),
+            system.new_empty(problems),
+            system.new_empty(problems),
+        )
+
+
+if missing is None:
+    _register_fakes()

@@ -1,0 +1,153 @@
+"""Each op against its PyTorch definition, LAPACK, and the time that its bytes take at the least.
+
+The floor of an op is what it must read at the read rate, plus what it must write at the write
+rate, both measured in the same run; "of floor" is floor / time (1 is memory speed; small sizes
+may exceed it, because caches are faster).
+
+    python benchmarks/kernels.py [--quick] [--threads N] [--out DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from timing import median_seconds, memory_rates, save
+from torch import Tensor
+from tqdm import tqdm
+
+from aadl_ext import ops
+from aadl_ext.ops import reference
+
+SIZES = [10_000, 1_000_000, 5_000_000, 25_600_000]
+DEPTHS = [5, 10, 20, 32]
+WINDOWS = [5, 10]
+BYTES = 4
+
+Case = tuple[str, int, int, int, Callable[[], object], Callable[[], object] | None]
+
+
+def cases(size: int) -> Iterator[Case]:
+    """Name, columns, vectors read and written, the call, its definition or LAPACK's call."""
+    size = -(-size // 64) * 64
+    vectors, bounds = torch.randn(5, size), [0, size]
+    for depth in DEPTHS:
+        rows, steps = torch.randn(depth, size), torch.randn(depth, size)
+        push = (*vectors[:2], [0.1], bounds, vectors[4], *vectors[2:4], steps, rows, 0, True)
+        named = dict(
+            zip(
+                ("rates", "offsets", "residual", "last_point", "last_residual", "step_rows",
+                 "residual_rows", "slot", "products"), push[2:], strict=True,
+            )
+        )  # fmt: skip
+        yield (
+            "push_secant", depth, 4 + depth - 1, 3,
+            lambda push=push, named=named: ops.push_secant(*push[:2], **named),
+            lambda push=push: reference.push_secant(*push),
+        )  # fmt: skip
+        weights = torch.full((1, depth), 1e-3, dtype=torch.float64)
+        jump = (vectors[4], *vectors[:2], 0.5, rows, weights, bounds)
+        yield (
+            "extrapolate_", depth, 2 + depth, 1,
+            lambda jump=jump: ops.extrapolate_(*jump),
+            lambda jump=jump: reference.extrapolate_(*jump),
+        )  # fmt: skip
+        yield from factorisations(rows, vectors[0])
+    for count in WINDOWS:
+        window = torch.randn(count, size)
+        yield (
+            "window_statistics", count, count, 1,
+            lambda window=window: ops.window_statistics(window, 0, vectors[4]),
+            lambda window=window: reference.window_statistics(window, 0, vectors[4]),
+        )  # fmt: skip
+
+
+def factorisations(rows: Tensor, column: Tensor) -> Iterator[Case]:
+    """TSQR of [R | r] beside what LAPACK needs for the same."""
+    depth, tall = len(rows), rows.T
+    factor = lambda: ops.tsqr(tall, append=column)  # noqa: E731
+    yield "tsqr", depth + 1, depth + 1, 0, factor, lambda: reference.tsqr(tall, column, None)
+    joined = torch.cat([rows, column[None]]).T
+    yield "linalg.qr", depth + 1, depth + 1, 0, lambda: torch.linalg.qr(joined, mode="r"), None
+    least = lambda: torch.linalg.lstsq(tall, column[:, None])  # noqa: E731
+    yield "linalg.lstsq", depth, depth + 1, 0, least, None
+
+
+def measure(sizes: list[int], budget: float) -> dict[str, Any]:
+    """All cases of all sizes; times in seconds."""
+    read, write = memory_rates(budget)
+    rows = []
+    for size in sizes:
+        for name, columns, reads, writes, call, definition in tqdm(cases(size), f"N = {size:.3g}"):
+            floor = size * BYTES * (reads / read + writes / write)
+            seconds = median_seconds(call, budget, least=2)
+            slow = None if definition is None else median_seconds(definition, budget, least=1)
+            rows.append(
+                {"op": name, "size": size, "columns": columns, "seconds": seconds,
+                 "floor": floor, "definition": slow}
+            )  # fmt: skip
+    return {"read_rate": read, "write_rate": write, "rows": rows}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the table."""
+    title = (
+        f"read {result['read_rate'] / 1e9:.1f} GB/s, write {result['write_rate'] / 1e9:.1f} GB/s"
+    )
+    table = Table(
+        "op", "N", "columns", "ms", "floor ms", "of floor", "definition / op", title=title
+    )
+    for row in result["rows"]:
+        faster = "" if row["definition"] is None else f"{row['definition'] / row['seconds']:.1f}"
+        table.add_row(
+            row["op"],
+            f"{row['size']:.3g}",
+            str(row["columns"]),
+            f"{1e3 * row['seconds']:.3g}",
+            f"{1e3 * row['floor']:.3g}",
+            f"{row['floor'] / row['seconds']:.2f}",
+            faster,
+        )
+    Console(width=100).print(table)
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Share of the floor over columns, a panel for each size."""
+    sizes = sorted({row["size"] for row in result["rows"]})
+    figure = Figure(figsize=(4 * len(sizes), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
+        for name in dict.fromkeys(row["op"] for row in result["rows"]):
+            points = [r for r in result["rows"] if r["op"] == name and r["size"] == size]
+            shares = [r["floor"] / r["seconds"] for r in points]
+            axes.plot([r["columns"] for r in points], shares, "o-", label=name)
+        axes.axhline(1, color="grey", linewidth=0.8)
+        axes.set(yscale="log", xlabel="columns", title=f"N = {size:.3g}")
+    figure.axes[0].set_ylabel("share of memory speed")
+    figure.axes[-1].legend(fontsize=7)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    result = measure(SIZES[:2] if options.quick else SIZES, 0.05 if options.quick else 0.5)
+    show(result)
+    path = save(f"kernels_{options.threads}_threads", result, options.out)
+    plot(result, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

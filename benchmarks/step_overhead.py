@@ -1,0 +1,123 @@
+"""What acceleration adds to an optimizer's step: SGD with momentum, p = q = 1, a jump each step.
+
+Times ``optimizer.step()`` alone, bare and accelerated, on a 9k-parameter network (8 tensors) and on
+5e6 parameters, with and without averaging; against AADL where a checkout of it is given.
+
+    python benchmarks/step_overhead.py [--aadl PATH] [--quick] [--threads N] [--out DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from timing import save
+from torch.optim import SGD, Optimizer
+from tqdm import tqdm
+
+import aadl_ext
+
+SHAPES = {
+    "9k in 8 tensors": [(64, 10), (64,), (64, 64), (64,), (64, 64), (64,), (1, 64), (1,)],
+    "5e6 in 4 tensors": [(1000, 2500), (1000, 2499), (1000,), (1,)],
+}
+Accelerate = Callable[..., Any]
+
+
+def step_seconds(
+    shapes: list[tuple[int, ...]], accelerate: Accelerate | None, steps: int, **options: Any
+) -> float:
+    """Median time of a step once the history is full; noisy gradients of a quadratic bowl."""
+    torch.manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    optimizer: Optimizer = SGD(parameters, lr=0.01, momentum=0.9)
+    if accelerate is not None:
+        accelerate(optimizer, "anderson", relaxation=0.1, **options)
+    warm_up = options.get("history_depth", 0) + 6
+    times = []
+    for _ in range(warm_up + steps):
+        for parameter in parameters:
+            parameter.grad = parameter.detach() + 0.1 * torch.randn_like(parameter)
+        start = time.perf_counter()
+        optimizer.step()
+        times.append(time.perf_counter() - start)
+    return median(times[warm_up:])
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--aadl", type=Path, help="a checkout of AADL to compare with")
+    parser.add_argument("--quick", action="store_true", help="only the small network")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    packages: dict[str, Accelerate] = {"aadl_ext": aadl_ext.accelerate}
+    if given.aadl is not None:
+        sys.path.insert(0, str(given.aadl))
+        packages["AADL"] = importlib.import_module("AADL").accelerate
+
+    rows: list[dict[str, Any]] = []
+    for name, shapes in list(SHAPES.items())[: 1 if given.quick else 2]:
+        steps = 300 if len(shapes) == 8 else 7
+        bare = step_seconds(shapes, None, steps)
+        rows.append({"parameters": name, "package": "bare", "seconds": bare, "added": 0.0})
+        variants = [
+            (package, depth, average, safeguard)
+            for depth in (10, 20)
+            for average in (False, True)
+            for package in packages
+            for safeguard in ((None, "residual") if package == "aadl_ext" else (None,))
+        ]
+        for package, depth, average, safeguard in tqdm(variants, desc=name):
+            options: dict[str, Any] = {"history_depth": depth, "average": average}
+            if package == "aadl_ext":
+                options["safeguard"] = safeguard
+            else:
+                options["history_depth"] += 2  # AADL counts iterates, not columns
+            seconds = step_seconds(shapes, packages[package], steps, **options)
+            rows.append(
+                {
+                    "parameters": name,
+                    "package": package,
+                    "depth": depth,
+                    "average": average,
+                    "safeguard": safeguard,
+                    "seconds": seconds,
+                    "added": seconds - bare,
+                }
+            )
+    show(rows)
+    save(f"step_overhead_{given.threads}_threads", {"rows": rows}, given.out)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    table = Table(title="optimizer.step(): medians")
+    for heading in ("parameters", "package", "m", "average", "safeguard", "step ms", "added ms"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row["parameters"],
+            row["package"],
+            str(row.get("depth", "")),
+            str(row.get("average", "")),
+            str(row.get("safeguard", "")),
+            f"{1e3 * row['seconds']:.3g}",
+            f"{1e3 * row['added']:.3g}",
+        )
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
