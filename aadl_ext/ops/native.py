@@ -100,7 +100,8 @@ def window_statistics(window: Tensor, newest: int, out: Tensor) -> WindowStatist
 
 def tsqr(matrix: Tensor, append: Tensor | None, offsets: Sequence[int] | None) -> Tensor:
     *batch, length, columns = matrix.shape
-    rows = matrix.movedim(-1, 0).reshape(columns, -1)  # a view of the history's rows
+    rows = matrix.movedim(-1, 0).reshape(columns, -1)  # a view of the history's rows,
+    rows = rows if rows.stride(1) == 1 else rows.contiguous()  # other matrices are copied
     if append is not None:
         wide = torch.float64 in (matrix.dtype, append.dtype)
         append = append.reshape(-1).to(torch.float64 if wide else torch.float32)

@@ -207,8 +207,10 @@ def solve_secants(
     ridge: float,
     tolerance: float,
 ) -> SecantSolution:
-    finite = system.isfinite().all(dim=-1).all(dim=-1, keepdim=True)  # [S, 1]
-    system = torch.where(finite.unsqueeze(-1), system.double(), 0.0)
+    system = system.double()
+    total = system.sum(dim=(-2, -1))
+    finite = (total - total == 0).unsqueeze(-1)  # [S, 1]
+    system = torch.where(finite.unsqueeze(-1), system, 0.0)
     if factored:
         lengths = torch.linalg.vector_norm(system, dim=-2)
     else:

@@ -1,0 +1,47 @@
+"""How much memory an accelerated step takes beyond the buffers that ``stats`` counts."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+from torch.optim import SGD
+
+from aadl_ext import accelerate, get_accelerator
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def resident(which: str) -> int:
+    """Bytes in memory now ("VmRSS") or at the most since the last reset ("VmHWM")."""
+    line = next(x for x in STATUS.read_text().splitlines() if x.startswith(which))
+    return 1024 * int(line.split()[1])
+
+
+@pytest.mark.parametrize("options", [{}, {"average": True, "average_window": 3}])
+@pytest.mark.parametrize("solver", ["gram", "tsqr"])
+def test_a_step_needs_no_temporaries_of_the_size_of_the_history(
+    solver: str, options: dict[str, object]
+) -> None:
+    if not CLEAR.exists():
+        pytest.skip("the peak of resident memory is read from Linux's /proc")
+    entries, depth = 4_000_000, 6
+    vector = 4 * entries
+    parameter = torch.nn.Parameter(torch.randn(entries))
+    optimizer = SGD([parameter], lr=0.1)
+    accelerate(optimizer, history_depth=depth, solver=solver, safeguard=None, **options)
+    parameter.grad = torch.randn(entries)
+    for _ in range(depth + 4):  # until every buffer has been touched
+        parameter.grad.normal_()
+        optimizer.step()
+    held = get_accelerator(optimizer).stats.bytes_held
+    assert held <= (2 * depth + 6 + (4 if options else 0)) * vector * 1.01 + 1e5
+    gc.collect()
+    CLEAR.write_text("5")
+    before = resident("VmRSS")
+    optimizer.step()
+    assert get_accelerator(optimizer).stats.jumps > 0
+    assert get_accelerator(optimizer).stats.bytes_held == held
+    assert resident("VmHWM") - before <= 2 * vector
