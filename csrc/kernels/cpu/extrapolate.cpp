@@ -1,0 +1,33 @@
+#include "../extrapolate.h"
+
+namespace aadl::cpu {
+namespace {
+
+#define AADL_EXTRAPOLATE(T, S)                                                                    \
+  AADL_TARGETS void extrapolate_one(const Extrapolate<T, S>& args, const Block& b, bool stream) { \
+    extrapolate_block(args, b, stream);                                                           \
+  }
+AADL_EXTRAPOLATE(float, float)
+AADL_EXTRAPOLATE(double, double)
+AADL_EXTRAPOLATE(double, float)
+AADL_EXTRAPOLATE(float, BFloat16)
+AADL_EXTRAPOLATE(float, Half)
+
+}  // namespace
+
+template <class T, class S>
+void extrapolate(const Extrapolate<T, S>& args, const Parallel& parallel) {
+  const std::vector<Block> blocks = make_blocks(args.offsets);
+  const int64_t size = args.offsets.empty() ? 0 : args.offsets.back();
+  const bool read = args.out == args.after || (args.out == args.before && args.beta != 1);
+  const bool stream = !read && exceeds_cache(size * (args.count * sizeof(S) + 3 * sizeof(T)));
+  run_blocks(blocks, parallel, [&](int64_t i) { extrapolate_one(args, blocks[i], stream); });
+}
+
+template void extrapolate(const Extrapolate<float, float>&, const Parallel&);
+template void extrapolate(const Extrapolate<double, double>&, const Parallel&);
+template void extrapolate(const Extrapolate<double, float>&, const Parallel&);
+template void extrapolate(const Extrapolate<float, BFloat16>&, const Parallel&);
+template void extrapolate(const Extrapolate<float, Half>&, const Parallel&);
+
+}  // namespace aadl::cpu

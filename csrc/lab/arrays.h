@@ -1,0 +1,106 @@
+// NumPy arrays as the kernels want them, and threads to run them on.
+//
+// A storage type has a NumPy dtype each: float32, float64, float16, and uint16 for the bits of a
+// bfloat16, which NumPy does not know. Arrays are never converted or copied: what does not fit is
+// an error.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/kernels.h"
+#include "scalar.h"
+
+namespace aadl::lab {
+
+namespace py = pybind11;
+using Offsets = std::vector<int64_t>;
+
+// Runs blocks on `threads` threads, the calling one among them, each taking the next that is left.
+cpu::Parallel parallel(int64_t threads);
+
+template <class S>
+py::dtype dtype();
+template <>
+inline py::dtype dtype<float>() {
+  return py::dtype("float32");
+}
+template <>
+inline py::dtype dtype<double>() {
+  return py::dtype("float64");
+}
+template <>
+inline py::dtype dtype<Half>() {
+  return py::dtype("float16");
+}
+template <>
+inline py::dtype dtype<BFloat16>() {
+  return py::dtype("uint16");
+}
+
+template <class S>
+bool holds(const py::array& array) {
+  return array.dtype().is(dtype<S>()) || array.dtype().equal(dtype<S>());
+}
+
+template <class S>
+constexpr py::ssize_t kSize = sizeof(S);
+
+// Checks that rows are contiguous, of S and at least `size` long (exactly, if a vector).
+template <class S>
+S* entries(const py::array& array, int64_t dimensions, int64_t size, const char* name) {
+  bool fits = array.ndim() == dimensions && holds<S>(array);
+  if (fits) {
+    const int64_t length = array.shape(dimensions - 1);
+    fits = dimensions == 1 ? length == size : length >= size;
+    if (array.size() > 1) {
+      fits = fits && (length < 2 || array.strides(dimensions - 1) == kSize<S>) &&
+             reinterpret_cast<uintptr_t>(array.data()) % alignof(S) == 0;
+    }
+  }
+  if (!fits) {
+    throw std::invalid_argument(std::string(name) + " does not fit: its dtype, shape or strides");
+  }
+  return const_cast<S*>(static_cast<const S*>(array.data()));
+}
+
+template <class S>
+S* vector(const std::optional<py::array>& array, int64_t size, const char* name) {
+  return array ? entries<S>(*array, 1, size, name) : nullptr;
+}
+
+template <class S>
+int64_t stride(const py::array& rows) {
+  return rows.shape(0) < 2 ? rows.shape(1) : rows.strides(0) / static_cast<int64_t>(sizeof(S));
+}
+
+template <class T, class S>
+struct Types {
+  using Vector = T;
+  using Storage = S;
+};
+
+// Calls f with the Types of a vector and of rows, if the kernels know this pair.
+template <class F>
+auto with_types(const py::array& vector, const py::array& rows, const F& f) {
+  if (holds<double>(vector)) {
+    if (holds<double>(rows)) return f(Types<double, double>());
+    if (holds<float>(rows)) return f(Types<double, float>());
+  } else if (holds<float>(vector)) {
+    if (holds<float>(rows)) return f(Types<float, float>());
+    if (holds<BFloat16>(rows)) return f(Types<float, BFloat16>());
+    if (holds<Half>(rows)) return f(Types<float, Half>());
+  }
+  throw std::invalid_argument("no kernel for vectors and rows of these dtypes");
+}
+
+void add_memory(py::module_& m);
+void add_scalars(py::module_& m);
+void add_small(py::module_& m);
+void add_streaming(py::module_& m);
+
+}  // namespace aadl::lab

@@ -1,0 +1,32 @@
+// The module aadl_lab: every driver of cpu/kernels.h over NumPy arrays.
+
+#include <atomic>
+#include <thread>
+
+#include "arrays.h"
+
+namespace aadl::lab {
+
+cpu::Parallel parallel(int64_t threads) {
+  if (threads < 1) throw std::invalid_argument("threads must be at least 1");
+  return [threads](int64_t count, const std::function<void(int64_t)>& body) {
+    std::atomic<int64_t> next = 0;
+    const auto work = [&] {
+      for (int64_t i = next++; i < count; i = next++) body(i);
+    };
+    std::vector<std::thread> others;
+    for (int64_t i = 1; i < std::min(threads, count); ++i) others.emplace_back(work);
+    work();
+    for (std::thread& other : others) other.join();
+  };
+}
+
+}  // namespace aadl::lab
+
+PYBIND11_MODULE(aadl_lab, m) {
+  m.doc() = "The CPU kernels over NumPy arrays, for tests and measurements.";
+  aadl::lab::add_memory(m);
+  aadl::lab::add_scalars(m);
+  aadl::lab::add_small(m);
+  aadl::lab::add_streaming(m);
+}

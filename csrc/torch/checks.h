@@ -1,0 +1,96 @@
+// Checks of arguments with the offending values in the message, and views of tensors as pointers.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "../kernels/cpu/kernels.h"
+
+namespace aadl {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class T>
+constexpr ScalarType scalar_type_of();
+template <>
+constexpr ScalarType scalar_type_of<float>() {
+  return ScalarType::Float;
+}
+template <>
+constexpr ScalarType scalar_type_of<double>() {
+  return ScalarType::Double;
+}
+template <>
+constexpr ScalarType scalar_type_of<BFloat16>() {
+  return ScalarType::BFloat16;
+}
+template <>
+constexpr ScalarType scalar_type_of<Half>() {
+  return ScalarType::Half;
+}
+
+inline void check_vector(const char* name, const Tensor& tensor, int64_t size, ScalarType type) {
+  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == size && tensor.is_contiguous(), name,
+                  " must be a contiguous vector of ", size, " entries, got ", tensor.dim(),
+                  " dimensions and ", tensor.numel(), " entries");
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " must have the dtype of the other vectors");
+}
+
+inline void check_rows(const char* name, const Tensor& rows, int64_t size) {
+  STD_TORCH_CHECK(rows.dim() == 2 && rows.size(1) == size && (size < 2 || rows.stride(1) == 1), name,
+                  " must be [m, ", size, "] with contiguous rows, got ", rows.dim(),
+                  " dimensions and ", rows.numel(), " entries");
+}
+
+inline void check_offsets(const std::vector<int64_t>& offsets, int64_t size) {
+  STD_TORCH_CHECK(!offsets.empty() && offsets.front() == 0 && offsets.back() == size,
+                  "offsets must begin with 0 and end with ", size);
+  for (size_t s = 1; s < offsets.size(); ++s) {
+    STD_TORCH_CHECK(offsets[s - 1] <= offsets[s], "offsets must not decrease, got ",
+                    offsets[s - 1], " before ", offsets[s]);
+  }
+}
+
+template <class T>
+const T* in(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+T* out(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Calls f(T{}, S{}) for the types of working vectors and of rows.
+template <class F>
+void dispatch(ScalarType vectors, ScalarType rows, F&& f) {
+  if (vectors == ScalarType::Float && rows == ScalarType::Float) return f(float{}, float{});
+  if (vectors == ScalarType::Float && rows == ScalarType::BFloat16) return f(float{}, BFloat16{});
+  if (vectors == ScalarType::Float && rows == ScalarType::Half) return f(float{}, Half{});
+  if (vectors == ScalarType::Double && rows == ScalarType::Double) return f(double{}, double{});
+  if (vectors == ScalarType::Double && rows == ScalarType::Float) return f(double{}, float{});
+  STD_TORCH_CHECK(false, "vectors must be float32 or float64; rows of the same dtype, of float32, "
+                         "or (with float32 vectors) of bfloat16 or float16");
+}
+
+inline Tensor doubles(const Tensor& like, std::vector<int64_t> shape) {
+  return torch::stable::new_empty(like, shape, ScalarType::Double);
+}
+
+// torch's own threads; a single block stays on this one.
+inline void parallel(int64_t count, const std::function<void(int64_t)>& body) {
+  if (count == 1) return body(0);
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(i);
+  });
+}
+
+}  // namespace aadl
