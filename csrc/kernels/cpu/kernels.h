@@ -25,7 +25,7 @@ using Parallel = std::function<void(int64_t count, const std::function<void(int6
 // written always, so that after a step that is not finite (seen by squared_norm) the caller has
 // to discard row `slot`. right_side[s][i] = residual_rows[i] . rho and, with slot >= 0,
 // gram_row[s][i] = residual_rows[i] . residual_rows[slot] (as stored, rounded), per segment; both
-// only if `products`. Reads 4 + m vectors and writes 3.
+// only if `products`. Nothing written may overlap what is read. Reads 4 + m vectors, writes 3.
 template <class T, class S>
 struct Push {
   const T* before;
