@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -100,10 +100,13 @@ class Gradients:
         self._gradients = [p.grad for p in self._owners]
 
     def usable(self) -> bool:
-        """Whether every entry and the sum of squares is finite; one wait for the device."""
+        """Whether every entry and the sum of squares is finite; waits once for a device."""
         dense = [_values(g) for g in self._gradients if g is not None and g.numel()]
         norms = torch._foreach_norm(dense) if dense else []
-        return all(math.isfinite(norm) for norm in _together(norms))
+        alike: dict[Any, list[Tensor]] = {}
+        for norm in norms:
+            alike.setdefault((norm.device, norm.dtype), []).append(norm)
+        return all(math.isfinite(x) for like in alike.values() for x in torch.stack(like).tolist())
 
     def take_away(self) -> None:
         """Leave the parameters without gradients."""
@@ -120,13 +123,6 @@ def _values(gradient: Tensor) -> Tensor:
     gradient = gradient.detach()
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
     return values if values.dtype == torch.float64 else values.float()
-
-
-def _together(scalars: Sequence[Tensor]) -> list[float]:
-    if not scalars:
-        return []
-    first = scalars[0].device
-    return torch.stack([x.to(first, torch.float64) for x in scalars]).tolist()
 
 
 def _loss(optimizer: Optimizer, closure: Closure) -> float:

@@ -28,8 +28,8 @@ class Jump:
 
 def representable(candidate: Tensor, limit: float) -> bool:
     """Whether every entry is finite and fits the narrowest parameter dtype."""
-    least, most = candidate.aminmax()
-    return bool(most <= limit) and bool(least >= -limit)
+    least, most = map(float, candidate.aminmax())
+    return -limit <= least and most <= limit  # both are NaN if one entry is
 
 
 def residual_decreased(jump: Jump, residual_norm: float) -> bool:

@@ -19,6 +19,7 @@ from .types import SecantProducts, SecantSolution, WindowStatistics
 
 CHUNK = 1 << 15  # entries of a row handled at a time; bounds every temporary
 TILE = 256  # rows of a TSQR leaf
+SHORTEST = 1e-150  # length of a column; its square is still a normal number
 ROUNDING = 256 * torch.finfo(torch.float64).eps  # of a scaled Gram matrix and its eigenvalues
 
 
@@ -99,7 +100,7 @@ def _dot_products(rows: Tensor, right: Sequence[Tensor], offsets: Sequence[int])
     for index, (start, stop) in enumerate(pairwise(offsets)):
         for chunk in _chunks(start, stop):
             # A product of two float32 is exact in float64.
-            vectors = torch.stack([vector[chunk].double() for vector in right])
+            vectors = torch.stack([vector[chunk] for vector in right]).double()
             dots[index, :-1].addmm_(rows[:, chunk].double(), vectors.T)
             dots[index, -1].addmv_(vectors, vectors[0])
     return dots
@@ -212,11 +213,11 @@ def solve_secants(
     finite = (total - total == 0).unsqueeze(-1)  # [S, 1]
     system = torch.where(finite.unsqueeze(-1), system, 0.0)
     if factored:
-        lengths = torch.linalg.vector_norm(system, dim=-2)
+        lengths = torch.linalg.vector_norm(system, dim=-2)  # [S, m + 1]
     else:
         lengths = system.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-    inverse = torch.where(lengths > 0, lengths.reciprocal(), 0.0)  # [S, m + 1]
-    scaled = system * inverse.unsqueeze(-2)  # columns of unit length
+    inverse = lengths.clamp_min(SHORTEST).reciprocal()
+    scaled = system * inverse.unsqueeze(-2)  # columns of unit length, or zero
     if factored:
         left, sigma, right = torch.linalg.svd(scaled[..., :-1], full_matrices=False)
         floor = tolerance
