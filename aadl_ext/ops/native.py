@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,13 @@ def _load() -> str | None:
             missing = f"{found[0].name} does not load with torch {torch.__version__}: {error}"
     if missing and choice == "1":
         raise ImportError(f"AADL_EXT_NATIVE=1, but the compiled library is missing: {missing}")
+    if missing:
+        warnings.warn(
+            f"aadl_ext runs on its slower PyTorch definitions: the compiled library is {missing}. "
+            "AADL_EXT_NATIVE=0 silences this",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return missing
 
 
