@@ -91,6 +91,7 @@ class SecantHistory:
         fits = seen.gram_row is None or math.isfinite(float(seen.gram_row.sum()))
         if slot is not None and not (finite and fits):
             self._drop(slot)
+            seen.right_side[:, slot : slot + 1] = 0.0
         elif slot is not None:
             if seen.gram_row is not None:
                 self.gram[:, slot, :used] = seen.gram_row
@@ -98,7 +99,8 @@ class SecantHistory:
             self.row_rates[slot : slot + 1] = [tuple(rates)]
             self.slot, self.count = (slot + 1) % len(self.step_rows), used
         if finite:
-            self._right_side, self._squared_norm = seen.right_side, seen.squared_norm
+            self._right_side = seen.right_side[:, : self.count]
+            self._squared_norm = seen.squared_norm
             if store:
                 self.last_point, self.last_residual = before, self.residual
         return Observation(finite, norm, max_step)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from training import JUMPY, MakeOptimizer, Training, adam, same, sgd
 
-from aadl_ext import Accelerator
+from aadl_ext import Accelerator, accelerate, get_accelerator
 
 BAD = [math.nan, -math.inf]
 averages = pytest.mark.parametrize("average", [False, True])
@@ -96,6 +96,33 @@ def test_a_residual_that_overflows_per_unit_of_rate_is_not_stored() -> None:
     assert training.point().isfinite().all()
     assert training.accelerator.stats.skipped == {"nonfinite": 1}
     assert same(remembered(training.accelerator), expected)
+
+
+@pytest.mark.parametrize("solver", ["gram", "tsqr"])
+@pytest.mark.parametrize("sizes", [[1e6], [1.0] * 5 + [1e6] * 2 + [1.0] * 5])
+def test_rows_that_overflow_their_storage_do_not_stop_the_training(
+    solver: str, sizes: list[float]
+) -> None:
+    # Differences of gradients above 65504 do not fit float16; the steps themselves are finite.
+    parameter = torch.nn.Parameter(torch.ones(8))
+    optimizer = torch.optim.SGD([parameter], lr=1e-7)
+    accelerate(
+        optimizer,
+        history_depth=3,
+        solver=solver,
+        history_dtype=torch.float16,
+        safeguard=None,
+        frequency=2,
+    )
+    generator = torch.Generator().manual_seed(0)
+    for size in sizes * (12 // len(sizes)):
+        parameter.grad = size * torch.randn(8, generator=generator)
+        optimizer.step()
+        assert parameter.isfinite().all()
+    stats = get_accelerator(optimizer).stats
+    assert (stats.steps, stats.skipped) == (12, {})
+    if solver == "gram" and len(sizes) > 1:
+        assert stats.accepted > 0
 
 
 class Interrupted(Exception):  # noqa: N818
