@@ -99,7 +99,7 @@ def test_a_residual_that_overflows_per_unit_of_rate_is_not_stored() -> None:
 
 
 @pytest.mark.parametrize("solver", ["gram", "tsqr"])
-@pytest.mark.parametrize("sizes", [[1e6], [1.0] * 5 + [1e6] * 2 + [1.0] * 5])
+@pytest.mark.parametrize("sizes", [[1e6], [1.0, 1.0, 1e6], [1.0] * 5 + [1e6] * 2 + [1.0] * 5])
 def test_rows_that_overflow_their_storage_do_not_stop_the_training(
     solver: str, sizes: list[float]
 ) -> None:
@@ -121,8 +121,8 @@ def test_rows_that_overflow_their_storage_do_not_stop_the_training(
         assert parameter.isfinite().all()
     stats = get_accelerator(optimizer).stats
     assert (stats.steps, stats.skipped) == (12, {})
-    if solver == "gram" and len(sizes) > 1:
-        assert stats.accepted > 0
+    if solver == "gram":
+        assert not stats.rejected
 
 
 class Interrupted(Exception):  # noqa: N818
