@@ -10,15 +10,24 @@ the same name in ``reference.py``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from . import native, reference
+from .checks import (
+    STORAGE_DTYPES,
+    WORKING_DTYPES,
+    check_flat,
+    check_offsets,
+    check_rows,
+    check_vector,
+    names,
+)
 from .types import SecantProducts, SecantSolution, WindowStatistics
 
 __all__ = [
+    "STORAGE_DTYPES",
     "SecantProducts",
     "SecantSolution",
     "WindowStatistics",
@@ -31,9 +40,6 @@ __all__ = [
     "tsqr",
     "window_statistics",
 ]
-
-WORKING_DTYPES = (torch.float32, torch.float64)
-STORAGE_DTYPES = (*WORKING_DTYPES, torch.bfloat16, torch.float16)
 
 
 def backends() -> dict[str, str]:
@@ -59,7 +65,7 @@ def gather(tensors: Sequence[Tensor], out: Tensor) -> Tensor:
     Raises:
         ValueError: ``out`` is too short or not a vector.
     """
-    _check_flat(tensors, out, "out")
+    check_flat(tensors, out, "out")
     with torch.no_grad():
         return reference.gather(tensors, out) if tensors else out
 
@@ -72,7 +78,7 @@ def scatter_(tensors: Sequence[Tensor], flat: Tensor) -> None:
     Raises:
         ValueError: ``flat`` is too short or not a vector.
     """
-    _check_flat(tensors, flat, "flat")
+    check_flat(tensors, flat, "flat")
     with torch.no_grad():
         if tensors:
             reference.scatter_(tensors, flat)
@@ -131,12 +137,12 @@ def push_secant(
         ("last_point", last_point),
         ("last_residual", last_residual),
     ):
-        _check_vector(name, vector, size, before.dtype)
-    _check_offsets(offsets, size)
+        check_vector(name, vector, size, before.dtype)
+    check_offsets(offsets, size)
     if len(rates) != len(offsets) - 1:
         raise ValueError(f"got {len(rates)} rates for {len(offsets) - 1} segments; pass one each")
-    _check_rows("step_rows", step_rows, size)
-    _check_rows("residual_rows", residual_rows, size)
+    check_rows("step_rows", step_rows, size)
+    check_rows("residual_rows", residual_rows, size)
     if step_rows.shape != residual_rows.shape:
         raise ValueError(
             f"step_rows is {tuple(step_rows.shape)} and residual_rows "
@@ -180,8 +186,8 @@ def window_statistics(window: Tensor, newest: int, out: Tensor) -> WindowStatist
     if not -len(window) <= newest < len(window):
         raise ValueError(f"newest is {newest}; the window has {len(window)} rows")
     if window.dtype not in WORKING_DTYPES:
-        raise ValueError(f"window is {window.dtype}; allowed: {_names(WORKING_DTYPES)}")
-    _check_vector("out", out, window.shape[1], window.dtype)
+        raise ValueError(f"window is {window.dtype}; allowed: {names(WORKING_DTYPES)}")
+    check_vector("out", out, window.shape[1], window.dtype)
     backend = native if native.serves(window) else reference
     statistics: WindowStatistics = backend.window_statistics(window, newest % len(window), out)
     return statistics
@@ -216,9 +222,9 @@ def tsqr(
     if matrix.ndim < 2 or matrix.shape[-1] < 1:
         raise ValueError(f"matrix has shape {tuple(matrix.shape)}; expected [..., n, k >= 1]")
     if matrix.dtype not in STORAGE_DTYPES:
-        raise ValueError(f"matrix is {matrix.dtype}; allowed are {_names(STORAGE_DTYPES)}")
+        raise ValueError(f"matrix is {matrix.dtype}; allowed are {names(STORAGE_DTYPES)}")
     if append is not None and append.dtype not in STORAGE_DTYPES:
-        raise ValueError(f"append is {append.dtype}; allowed are {_names(STORAGE_DTYPES)}")
+        raise ValueError(f"append is {append.dtype}; allowed are {names(STORAGE_DTYPES)}")
     if append is not None and append.shape != matrix.shape[:-1]:
         raise ValueError(
             f"append has shape {tuple(append.shape)}; for a matrix of {tuple(matrix.shape)} "
@@ -227,7 +233,7 @@ def tsqr(
     if offsets is not None:
         if matrix.ndim != 2:
             raise ValueError(f"offsets need a single matrix [n, k], got {tuple(matrix.shape)}")
-        _check_offsets(offsets, matrix.shape[0])
+        check_offsets(offsets, matrix.shape[0])
     backend = native if native.serves(matrix) else reference
     factor: Tensor = backend.tsqr(matrix, append, offsets)
     return factor
@@ -296,9 +302,9 @@ def extrapolate_(
         ValueError: shapes, dtypes or offsets do not fit together.
     """
     for name, vector in (("out", out), ("before", before), ("after", after)):
-        _check_vector(name, vector, out.numel(), out.dtype)
-    _check_rows("rows", rows, out.numel())
-    _check_offsets(offsets, out.numel())
+        check_vector(name, vector, out.numel(), out.dtype)
+    check_rows("rows", rows, out.numel())
+    check_offsets(offsets, out.numel())
     if coefficients.shape != (len(offsets) - 1, len(rows)):
         raise ValueError(
             f"coefficients have shape {tuple(coefficients.shape)}; for {len(offsets) - 1} "
@@ -307,36 +313,3 @@ def extrapolate_(
     backend = native if native.serves(out, rows) else reference
     backend.extrapolate_(out, before, after, relaxation, rows, coefficients, offsets)
     return out
-
-
-def _check_flat(tensors: Sequence[Tensor], flat: Tensor, name: str) -> None:
-    needed = sum(tensor.numel() for tensor in tensors)
-    if flat.ndim != 1 or flat.numel() < needed:
-        raise ValueError(
-            f"{name} has shape {tuple(flat.shape)}; the tensors need a vector of {needed} entries"
-        )
-
-
-def _check_vector(name: str, vector: Tensor, size: int, dtype: torch.dtype | None) -> None:
-    if vector.ndim != 1 or vector.numel() != size:
-        raise ValueError(f"{name} has shape {tuple(vector.shape)}; expected ({size},)")
-    if vector.dtype not in WORKING_DTYPES or (dtype is not None and vector.dtype != dtype):
-        allowed = _names((dtype,) if dtype in WORKING_DTYPES else WORKING_DTYPES)
-        raise ValueError(f"{name} is {vector.dtype}; allowed: {allowed}")
-
-
-def _check_rows(name: str, rows: Tensor, size: int) -> None:
-    if rows.ndim != 2 or rows.shape[1] != size:
-        raise ValueError(f"{name} has shape {tuple(rows.shape)}; expected [m, {size}]")
-    if rows.dtype not in STORAGE_DTYPES:
-        raise ValueError(f"{name} is {rows.dtype}; allowed: {_names(STORAGE_DTYPES)}")
-
-
-def _check_offsets(offsets: Sequence[int], size: int) -> None:
-    ordered = all(a <= b for a, b in pairwise(offsets))
-    if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != size or not ordered:
-        raise ValueError(f"offsets are {list(offsets)}; expected 0 to {size}, not decreasing")
-
-
-def _names(dtypes: Sequence[torch.dtype | None]) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

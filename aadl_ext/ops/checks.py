@@ -1,0 +1,50 @@
+"""Argument checks of the ops: what was got, and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+WORKING_DTYPES = (torch.float32, torch.float64)
+STORAGE_DTYPES = (*WORKING_DTYPES, torch.bfloat16, torch.float16)
+
+
+def check_flat(tensors: Sequence[Tensor], flat: Tensor, name: str) -> None:
+    """Require a vector that holds all tensors."""
+    needed = sum(tensor.numel() for tensor in tensors)
+    if flat.ndim != 1 or flat.numel() < needed:
+        raise ValueError(
+            f"{name} has shape {tuple(flat.shape)}; the tensors need a vector of {needed} entries"
+        )
+
+
+def check_vector(name: str, vector: Tensor, size: int, dtype: torch.dtype | None) -> None:
+    """Require a vector of this size, in this dtype or any working dtype."""
+    if vector.ndim != 1 or vector.numel() != size:
+        raise ValueError(f"{name} has shape {tuple(vector.shape)}; expected ({size},)")
+    if vector.dtype not in WORKING_DTYPES or (dtype is not None and vector.dtype != dtype):
+        allowed = names((dtype,) if dtype in WORKING_DTYPES else WORKING_DTYPES)
+        raise ValueError(f"{name} is {vector.dtype}; allowed: {allowed}")
+
+
+def check_rows(name: str, rows: Tensor, size: int) -> None:
+    """Require rows of this length, in a storage dtype."""
+    if rows.ndim != 2 or rows.shape[1] != size:
+        raise ValueError(f"{name} has shape {tuple(rows.shape)}; expected [m, {size}]")
+    if rows.dtype not in STORAGE_DTYPES:
+        raise ValueError(f"{name} is {rows.dtype}; allowed: {names(STORAGE_DTYPES)}")
+
+
+def check_offsets(offsets: Sequence[int], size: int) -> None:
+    """Require the bounds of segments of a vector of this size."""
+    ordered = all(a <= b for a, b in pairwise(offsets))
+    if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != size or not ordered:
+        raise ValueError(f"offsets are {list(offsets)}; expected 0 to {size}, not decreasing")
+
+
+def names(dtypes: Sequence[torch.dtype | None]) -> str:
+    """Dtypes as a user writes them."""
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
