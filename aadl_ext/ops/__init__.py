@@ -234,7 +234,7 @@ def tsqr(
         if matrix.ndim != 2:
             raise ValueError(f"offsets need a single matrix [n, k], got {tuple(matrix.shape)}")
         check_offsets(offsets, matrix.shape[0])
-    backend = native if native.serves(matrix) else reference
+    backend = native if native.serves_matrix(matrix, append) else reference
     factor: Tensor = backend.tsqr(matrix, append, offsets)
     return factor
 

@@ -58,6 +58,13 @@ def serves(vector: Tensor, rows: Tensor | None = None) -> bool:
     return rows is None or (rows.dtype in _ROWS[vector.dtype] and rows.stride(1) == 1)
 
 
+def serves_matrix(matrix: Tensor, append: Tensor | None) -> bool:
+    """Whether there is a kernel for a matrix, of any strides, beside a further column."""
+    wide = append is not None and append.dtype == torch.float64
+    served = not wide or matrix.dtype in _ROWS[torch.float64]
+    return served and serves(matrix)
+
+
 def push_secant(
     before: Tensor,
     after: Tensor,

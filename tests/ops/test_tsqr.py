@@ -140,6 +140,13 @@ def test_bits_repeat_and_do_not_depend_on_the_rest_of_the_batch(rows: int) -> No
         assert same_bits(ops.tsqr(alone.clone(), append=rest), factor)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_float64_column_makes_the_factor_float64(dtype: torch.dtype) -> None:
+    matrix, column = normal(600, 3, seed=0, dtype=dtype), normal(600, seed=1)
+    whole = torch.cat([matrix.double(), column[:, None]], dim=1)
+    torch.testing.assert_close(ops.tsqr(matrix, append=column), numpy_factor(whole))
+
+
 def test_low_precision_is_factored_in_float32() -> None:
     matrix = normal(2 * TILE + 1, 4, seed=6, dtype=torch.bfloat16)
     assert same_bits(ops.tsqr(matrix), ops.tsqr(matrix.float()))
