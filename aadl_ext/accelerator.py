@@ -106,12 +106,13 @@ class Accelerator:
             self._forget_iterates()
             return
 
-        mean = self.window.smooth(max_step)  # lines 5 to 7 of the next pass
-        if mean is not None:
-            self.stats.averaged += 1
-            point = mean
+        if self.window.full:  # lines 5 to 7 of the next pass
+            mean = self._spare(point, plain)
+            if self.window.smooth(max_step, mean):
+                self.stats.averaged += 1
+                point = mean
         if point is not plain:
-            self._move_to(point)
+            self.layout.scatter_(point)
         self._left_at = point if self.jump or self.options.average else None
 
     def _observe(self, before: Tensor, plain: Tensor) -> Observation:
@@ -152,9 +153,9 @@ class Accelerator:
             gamma, rates = beta * solution.gamma, self.rates
         else:  # classic: (w - W gamma) + beta (r - R gamma)
             gamma, rates = solution.gamma, tuple(beta * rate for rate in self.rates)
-        self.history.extrapolate_(candidate, before, plain, beta, gamma, rates)
+        largest = self.history.extrapolate_(candidate, before, plain, beta, gamma, rates)
 
-        if not safeguards.representable(candidate, self.layout.limit):
+        if not float(largest) <= self.layout.limit:  # NaN is not either
             self._count_verdict("nonfinite")
             return plain
         if options.safeguard == "loss" and not self._lowers_loss(plain, candidate, evaluate):
@@ -190,11 +191,6 @@ class Accelerator:
         self._rejections_in_a_row += 1
         if self._rejections_in_a_row == 2:
             self._restart("rejections")
-
-    def _move_to(self, point: Tensor) -> None:
-        self.layout.scatter_(point)
-        if self.layout.rounds:  # the iterate is what the parameters could hold of it
-            self.window.replace_newest(self.layout.gather(point))
 
     # ---- what happens between steps -------------------------------------------------
 
@@ -245,7 +241,7 @@ class Accelerator:
             self.stats.restarts["moved_outside"] += 1
             self._drop_jump()
             self._forget_iterates()
-        if not self.window.count:
+        if not self.window.iterates:
             self.window.push(before)
 
     def _drop_jump(self) -> None:
@@ -263,7 +259,7 @@ class Accelerator:
         self.layout = Layout.build(param_groups, options.scope, options.history_device)
         self.history = SecantHistory(self.layout, options)
         iterates = options.average_window if options.average else 0
-        self.window = MovingAverage(self.layout.vector(iterates), options.average_threshold)
+        self.window = MovingAverage(iterates, options.average_threshold)
         self.rates = ()
         self.jump = self._before = self._left_at = self._norm_before_jump = None
         self._rejections_in_a_row = 0
@@ -271,12 +267,13 @@ class Accelerator:
         self._count_bytes()
 
     def _spare(self, *busy: Tensor) -> Tensor:
-        """A working vector that nobody needs; four are enough."""
+        """A working vector that nobody needs; four are enough besides those of the window."""
         held = [
             *busy,
             self._left_at,
             self.jump and self.jump.plain,
             self.history.last_point,
+            *self.window.iterates,
         ]
         for vector in self._vectors:
             if all(vector is not other for other in held):
@@ -286,8 +283,7 @@ class Accelerator:
         return self._vectors[-1]
 
     def _count_bytes(self) -> None:
-        tensors = [*self.history.tensors, *self.window.tensors, *self._vectors]
-        self.stats.bytes_held = sum(tensor.nbytes for tensor in tensors)
+        self.stats.bytes_held = sum(x.nbytes for x in (*self.history.tensors, *self._vectors))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on bit for bit; tensors are copies."""
@@ -299,7 +295,7 @@ class Accelerator:
             "k": self.k,
             "rates": self.rates,
             "history": self.history.state_dict(),
-            "window": self.window.state_dict(),
+            "iterates": [iterate.clone() for iterate in self.window.iterates],
             "jump": self.jump and (self.jump.plain.clone(), *self.jump.norms),
             "left_at": None if self._left_at is None else self._left_at.clone(),
             "norm_before_jump": self._norm_before_jump,
@@ -323,8 +319,8 @@ class Accelerator:
                 )
         self.k, self.rates = state["k"], tuple(state["rates"])
         self.history.load_state_dict(state["history"])
-        self.window.load_state_dict(state["window"])
         self._vectors = [v for v in [self.history.last_point] if v is not None]
+        self.window.iterates = [self._copy(iterate) for iterate in state["iterates"]]
         self.jump = state["jump"] and Jump(self._copy(state["jump"][0]), *state["jump"][1:])
         left_at = state["left_at"]
         self._left_at = None if left_at is None else self._copy(left_at)

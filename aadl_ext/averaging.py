@@ -2,69 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from . import ops
 
 
 class MovingAverage:
-    """Ring of the last ``t`` iterates; with ``t = 0`` it holds nothing and never averages.
+    """The last ``t`` iterates; with ``t = 0`` it holds nothing and never averages.
 
-    As in Algorithm 1 a mean takes the place of the iterate that it was made from, so the
-    window holds means too. The criterion is applied once the window is full.
+    Iterates are vectors of the caller's, held and never changed. As in Algorithm 1 a mean
+    takes the place of the iterate that it was made from, so the window holds means too. The
+    criterion is applied once the window is full.
     """
 
-    def __init__(self, window: Tensor, threshold: float) -> None:
-        self.window = window  # [t, N]
-        self.mean = window.new_empty(window.shape[1] if len(window) else 0)
+    def __init__(self, length: int, threshold: float) -> None:
+        self.length = length  # t
         self.threshold = threshold  # epsilon
-        self.clear()
+        self.iterates: list[Tensor] = []  # newest last
 
     def clear(self) -> None:
         """Forget all iterates."""
-        self.newest, self.count = -1, 0
+        self.iterates.clear()
 
     def push(self, point: Tensor) -> None:
         """Append an iterate."""
-        if len(self.window):
-            self.newest = (self.newest + 1) % len(self.window)
-            self.count = min(self.count + 1, len(self.window))
-            self.window[self.newest].copy_(point)
+        if self.length:
+            self.iterates = [*self.iterates, point][-self.length :]
 
     def replace_newest(self, point: Tensor) -> None:
         """Put ``point`` in the place of the newest iterate."""
-        if self.count:
-            self.window[self.newest].copy_(point)
+        if self.iterates:
+            self.iterates[-1] = point
 
-    def smooth(self, max_step: float) -> Tensor | None:
-        """Replace the newest iterate by the mean and return it, while the iterates oscillate.
+    @property
+    def full(self) -> bool:
+        """Whether the criterion can be applied."""
+        return 0 < len(self.iterates) == self.length
+
+    def smooth(self, max_step: float, mean: Tensor) -> bool:
+        """Whether the iterates oscillate, so that ``mean``, computed here, replaces the newest.
 
         They do while ``max sqrt(S) > epsilon * max |r|`` (Eq. 16), which no NaN fulfils.
         """
-        if not self.count or self.count < len(self.window):
-            return None
-        statistics = ops.window_statistics(self.window, self.newest, self.mean)
-        if not float(statistics.max_std) > self.threshold * max_step:
-            return None
-        self.replace_newest(self.mean)
-        return self.mean
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All buffers."""
-        return [self.window, self.mean]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Iterates and position; tensors are copies."""
-        return {
-            "window": self.window.clone(),
-            "newest": self.newest,
-            "count": self.count,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self.window.copy_(state["window"])
-        self.newest, self.count = state["newest"], state["count"]
+        max_std = float(ops.window_statistics(self.iterates, mean))
+        if not max_std > self.threshold * max_step:
+            return False
+        self.replace_newest(mean)
+        return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +34,6 @@ class SecantHistory:
         storage = options.history_dtype or layout.dtype
         self.offsets = layout.offsets
         self.joint = options.scope == "all"  # one least-squares problem over all segments
-        self.factored = options.solver_for(storage) == "tsqr"
         self.ridge = options.reg_acc
         self.tolerance = 8 * torch.finfo(storage).eps
         self.compute_device = options.compute_device or layout.device
@@ -45,8 +43,11 @@ class SecantHistory:
         self.last_point: Tensor | None = None  # and its w, a vector of the caller's
         self.step_rows = layout.vector(depth, storage)
         self.residual_rows = layout.vector(depth, storage)
-        segments = len(layout.groups)
-        self.gram = torch.zeros(segments, depth, depth, dtype=torch.float64, device=layout.device)
+        # Gram matrices of [R | r], one a segment; TSQR makes its factors anew
+        self.systems: Tensor | None = None
+        if options.solver_for(storage) == "gram":
+            shape = (len(layout.groups), depth + 1, depth + 1)
+            self.systems = torch.zeros(shape, dtype=torch.float64, device=layout.device)
         self.clear()
 
     @property
@@ -59,10 +60,12 @@ class SecantHistory:
         self.last_point = None
         self.slot = 0  # the next row to write
         self.count = 0  # rows in use: 0 .. count - 1
-        self.row_rates: list[Sequence[float]] = []  # learning rates that each row was made with
+        self.row_rates: list[tuple[float, ...]] = []  # learning rates that each row was made with
+        if self.systems is not None:
+            self.systems.zero_()
 
     def observe(
-        self, before: Tensor, after: Tensor, rates: Sequence[float], store: bool
+        self, before: Tensor, after: Tensor, rates: tuple[float, ...], store: bool
     ) -> Observation:
         """Measure the step from ``before`` to ``after``; with ``store`` keep the pair.
 
@@ -72,7 +75,7 @@ class SecantHistory:
         used = self.count if slot is None else max(self.count, slot + 1)
         if self.residual is self.last_residual:  # it belongs to the last pair now
             self.residual = next(v for v in self._residuals if v is not self.last_residual)
-        seen = ops.push_secant(
+        max_step, squared_norm, row_norm = ops.push_secant(
             before,
             after,
             rates=rates,
@@ -83,52 +86,32 @@ class SecantHistory:
             step_rows=self.step_rows[:used],
             residual_rows=self.residual_rows[:used],
             slot=slot,
-            products=not self.factored,
-        )
-        norm, max_step = math.sqrt(float(seen.squared_norm.sum())), float(seen.max_step)
-        finite = math.isfinite(norm)
-        # The products of a row tell whether it fits its storage dtype.
-        fits = seen.gram_row is None or math.isfinite(float(seen.gram_row.sum()))
-        if slot is not None and not (finite and fits):
-            self._drop(slot)
-            seen.right_side[:, slot : slot + 1] = 0.0
-        elif slot is not None:
-            if seen.gram_row is not None:
-                self.gram[:, slot, :used] = seen.gram_row
-                self.gram[:, :used, slot] = seen.gram_row
-            self.row_rates[slot : slot + 1] = [tuple(rates)]
-            self.slot, self.count = (slot + 1) % len(self.step_rows), used
-        if finite:
-            self._right_side = seen.right_side[:, : self.count]
-            self._squared_norm = seen.squared_norm
-            if store:
-                self.last_point, self.last_residual = before, self.residual
-        return Observation(finite, norm, max_step)
-
-    def _drop(self, slot: int) -> None:
-        """Zero a row that is not finite, in the place of the oldest: it takes no part."""
-        for rows in (self.step_rows, self.residual_rows):
-            rows[slot].zero_()
-        self.gram[:, slot, :] = 0.0
-        self.gram[:, :, slot] = 0.0
+            systems=self.systems,
+        ).tolist()
+        finite = math.isfinite(squared_norm)
+        if slot is not None and finite and math.isfinite(row_norm):
+            self.row_rates[slot : slot + 1] = [rates]
+            self.slot, self.count = (slot + 1) % self.step_rows.shape[0], used
+        if finite and store:
+            self.last_point, self.last_residual = before, self.residual
+        return Observation(finite, math.sqrt(squared_norm), max_step)
 
     def solve(self) -> ops.SecantSolution:
         """Coefficients for the residual observed last, one problem per scope; needs a row."""
-        used = self.count
-        if self.factored:
+        if self.systems is None:
             bounds = (0, self.offsets[-1]) if self.joint else self.offsets
-            rows = self.residual_rows[:used].T
-            system = ops.tsqr(rows, append=self.residual, offsets=bounds)
+            rows = self.residual_rows[: self.count].T
+            systems = ops.tsqr(rows, append=self.residual, offsets=bounds)
         else:
-            system = self.gram.new_empty(len(self.gram), used + 1, used + 1)
-            system[:, :used, :used] = self.gram[:, :used, :used]
-            system[:, :used, used] = system[:, used, :used] = self._right_side
-            system[:, used, used] = self._squared_norm
-            if self.joint:
-                system = system.sum(dim=0, keepdim=True)
+            systems = self.systems
+            if self.count < self.step_rows.shape[0]:
+                used = [*range(self.count), -1]
+                systems = systems[:, used][:, :, used]
+            if self.joint and systems.shape[0] > 1:
+                systems = systems.sum(dim=0, keepdim=True)
         return ops.solve_secants(
-            system.to(self.compute_device),
-            factored=self.factored,
+            systems.to(self.compute_device),
+            factored=self.systems is None,
             ridge=self.ridge,
             tolerance=self.tolerance,
         )
@@ -140,28 +123,28 @@ class SecantHistory:
         after: Tensor,
         relaxation: float,
         gamma: Tensor,
-        rates: Sequence[float],
-    ) -> None:
+        rates: tuple[float, ...],
+    ) -> Tensor:
         """``out = before + relaxation (after - before) - (W + rate * R / lr) gamma``.
 
-        ``rates`` holds the rate of each segment.
+        ``rates`` holds the rate of each segment. Returns the largest ``|out|``.
         """
-        weights = gamma.to(out.device).expand(len(self.gram), -1).contiguous()
+        gamma = gamma.to(out.device)
         rows = self.step_rows[: self.count]
-        ops.extrapolate_(out, before, after, relaxation, rows, weights, self.offsets)
+        largest = ops.extrapolate_(out, before, after, relaxation, rows, gamma, self.offsets)
         # Rows hold W + R at the rate of their own step: correct those made at another one.
-        excess = [[a - b for a, b in zip(rates, row, strict=True)] for row in self.row_rates]
-        if any(any(row) for row in excess):
-            weights = weights * torch.tensor(excess, dtype=weights.dtype, device=out.device).T
+        if any(row != rates for row in self.row_rates):
+            excess = gamma.new_tensor(rates).unsqueeze(1) - gamma.new_tensor(self.row_rates).T
             rows = self.residual_rows[: self.count]
-            ops.extrapolate_(out, out, out, 1.0, rows, weights, self.offsets)
+            largest = ops.extrapolate_(out, out, out, 1.0, rows, gamma * excess, self.offsets)
+        return largest
 
     def state_dict(self) -> dict[str, Any]:
         """Rows in use and counters; tensors are copies."""
         return {
             "step_rows": self.step_rows[: self.count].clone(),
             "residual_rows": self.residual_rows[: self.count].clone(),
-            "gram": self.gram.clone(),
+            "systems": None if self.systems is None else self.systems.clone(),
             "last_point": None if self.last_point is None else self.last_point.clone(),
             "last_residual": self.last_residual.clone(),
             "slot": self.slot,
@@ -173,7 +156,8 @@ class SecantHistory:
         self.count = len(state["step_rows"])
         self.step_rows[: self.count].copy_(state["step_rows"])
         self.residual_rows[: self.count].copy_(state["residual_rows"])
-        self.gram.copy_(state["gram"])
+        if self.systems is not None:
+            self.systems.copy_(state["systems"])
         point = state["last_point"]
         self.last_point = None if point is None else torch.empty_like(self.residual).copy_(point)
         self.last_residual = self._residuals[1].copy_(state["last_residual"])
@@ -183,4 +167,5 @@ class SecantHistory:
     @property
     def tensors(self) -> list[Tensor]:
         """All buffers of its own."""
-        return [*self._residuals, self.step_rows, self.residual_rows, self.gram]
+        systems = [] if self.systems is None else [self.systems]
+        return [*self._residuals, self.step_rows, self.residual_rows, *systems]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from . import ops
 from .accelerator import Accelerator
 
 Closure = Callable[[], Any]
@@ -101,12 +102,8 @@ class Gradients:
 
     def usable(self) -> bool:
         """Whether every entry and the sum of squares is finite; waits once for a device."""
-        dense = [_values(g) for g in self._gradients if g is not None and g.numel()]
-        norms = torch._foreach_norm(dense) if dense else []
-        alike: dict[Any, list[Tensor]] = {}
-        for norm in norms:
-            alike.setdefault((norm.device, norm.dtype), []).append(norm)
-        return all(math.isfinite(x) for like in alike.values() for x in torch.stack(like).tolist())
+        dense = [_values(g) for g in self._gradients if g is not None]
+        return not dense or math.isfinite(float(ops.squared_norm(dense)))
 
     def take_away(self) -> None:
         """Leave the parameters without gradients."""
@@ -120,9 +117,7 @@ class Gradients:
 
 
 def _values(gradient: Tensor) -> Tensor:
-    gradient = gradient.detach()
-    values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    return values if values.dtype == torch.float64 else values.float()
+    return gradient.detach().coalesce().values() if gradient.is_sparse else gradient
 
 
 def _loss(optimizer: Optimizer, closure: Closure) -> float:

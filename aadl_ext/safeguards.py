@@ -26,12 +26,6 @@ class Jump:
         return self.residual_norm, self.max_step
 
 
-def representable(candidate: Tensor, limit: float) -> bool:
-    """Whether every entry is finite and fits the narrowest parameter dtype."""
-    least, most = map(float, candidate.aminmax())
-    return -limit <= least and most <= limit  # both are NaN if one entry is
-
-
 def residual_decreased(jump: Jump, residual_norm: float) -> bool:
     """Algorithm 1, lines 19 to 21: the residual at the jump is smaller than where it began."""
     return residual_norm < jump.residual_norm

@@ -1,4 +1,4 @@
-"""The kernel ops: six fused passes over memory that the accelerated step is made of.
+"""The kernel ops: fused passes over memory that the accelerated step is made of.
 
 Notation: ``N`` entries of a flat vector, ``S`` contiguous segments of it with
 ``offsets`` of ``S + 1`` increasing positions from 0, ``m`` rows of history. Vectors and
@@ -17,26 +17,25 @@ from torch import Tensor
 from . import native, reference
 from .checks import (
     STORAGE_DTYPES,
-    WORKING_DTYPES,
     check_flat,
     check_offsets,
     check_rows,
+    check_systems,
     check_vector,
     names,
 )
-from .types import SecantProducts, SecantSolution, WindowStatistics
+from .types import SecantSolution
 
 __all__ = [
     "STORAGE_DTYPES",
-    "SecantProducts",
     "SecantSolution",
-    "WindowStatistics",
     "backends",
     "extrapolate_",
     "gather",
     "push_secant",
     "scatter_",
     "solve_secants",
+    "squared_norm",
     "tsqr",
     "window_statistics",
 ]
@@ -57,7 +56,7 @@ def gather(tensors: Sequence[Tensor], out: Tensor) -> Tensor:
     Args:
         tensors: any shapes, real floating dtypes and memory layouts; each is read in
             logical (row-major) order and converted to the dtype of ``out``.
-        out: ``[>= sum of sizes]``, changed in place; entries beyond the sum stay.
+        out: ``[>= sum of sizes]``, changed in place; entries beyond the sum become zero.
 
     Returns:
         ``out``.
@@ -66,8 +65,10 @@ def gather(tensors: Sequence[Tensor], out: Tensor) -> Tensor:
         ValueError: ``out`` is too short or not a vector.
     """
     check_flat(tensors, out, "out")
+    backend = native if native.serves_list(tensors, out) else reference
     with torch.no_grad():
-        return reference.gather(tensors, out) if tensors else out
+        backend.gather(tensors, out)
+    return out
 
 
 def scatter_(tensors: Sequence[Tensor], flat: Tensor) -> None:
@@ -79,9 +80,29 @@ def scatter_(tensors: Sequence[Tensor], flat: Tensor) -> None:
         ValueError: ``flat`` is too short or not a vector.
     """
     check_flat(tensors, flat, "flat")
+    backend = native if native.serves_list(tensors, flat) else reference
     with torch.no_grad():
-        if tensors:
-            reference.scatter_(tensors, flat)
+        backend.scatter_(tensors, flat)
+
+
+def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Sum of the squares of all entries; NaN or infinite if an entry is.
+
+    Args:
+        tensors: one or more, of any shapes, real floating dtypes and memory layouts.
+
+    Returns:
+        ``[]`` float64, on the device of the first; accumulated in float64.
+
+    Raises:
+        ValueError: the list is empty.
+    """
+    if not tensors:
+        raise ValueError("the list of tensors is empty; pass at least one")
+    backend = native if native.serves_list(tensors) else reference
+    with torch.no_grad():
+        total: Tensor = backend.squared_norm(tensors)
+    return total
 
 
 def push_secant(
@@ -96,9 +117,9 @@ def push_secant(
     step_rows: Tensor,
     residual_rows: Tensor,
     slot: int | None,
-    products: bool = True,
-) -> SecantProducts:
-    """Form the residual of a step, store its secant row, and reduce against all rows.
+    systems: Tensor | None = None,
+) -> Tensor:
+    """Form the residual of a step, store its secant row, and update the least-squares problems.
 
     With ``r = after - before`` and ``rho = r / rate``: ``residual`` becomes ``rho``, and
     with a ``slot`` the row of differences to the last stored pair (Eq. 2 and 3) enters
@@ -106,8 +127,12 @@ def push_secant(
     ``step_rows[slot] = (before - last_point) + rate * (rho - last_residual)``, which is
     a column of W + R in Eq. 4.
 
-    **After a step that is not finite** (seen by ``squared_norm``) the caller has to discard
-    row ``slot``; nothing else has been changed but ``residual``.
+    ``systems`` holds the Gram matrix of [R | r] for each segment, with rho in the last row and
+    column. Entries of the ``m`` rows given here are brought up to date, others stay.
+
+    **A row that cannot be used** is zero, in the ring and in ``systems``: after a step that is
+    not finite, or where the row does not fit the storage dtype. After a step that is not
+    finite ``systems`` keeps the products of the residual before.
 
     Args:
         before: ``[N]`` parameters before the base optimizer's step.
@@ -120,11 +145,13 @@ def push_secant(
         step_rows: ``[m, N]``, row ``slot`` changed in place.
         residual_rows: ``[m, N]``, row ``slot`` changed in place.
         slot: the row to write, or None to measure only.
-        products: whether to compute ``right_side`` and ``gram_row``; without, they are
-            empty and None.
+        systems: ``[S, k, k]`` float64 with ``k > m``, changed in place; None to compute no
+            products.
 
     Returns:
-        :class:`SecantProducts`, sums accumulated in float64.
+        ``[3]`` float64: the largest ``|r|``, ``|rho|^2``, and the sum of squares of both new
+        rows as stored (0 without a slot). NaN or infinite for a step (the first two) or row
+        (the third) that cannot be used. Sums are accumulated in float64.
 
     Raises:
         ValueError: shapes, dtypes or offsets do not fit together.
@@ -148,10 +175,12 @@ def push_secant(
             f"step_rows is {tuple(step_rows.shape)} and residual_rows "
             f"{tuple(residual_rows.shape)}; they must be alike"
         )
-    if slot is not None and not 0 <= slot < len(residual_rows):
+    if slot is not None and not 0 <= slot < residual_rows.shape[0]:
         raise ValueError(f"slot is {slot}; the ring has rows 0 to {len(residual_rows) - 1}")
+    if systems is not None:
+        check_systems(systems, len(rates), residual_rows.shape[0])
     backend = native if native.serves(before, residual_rows) else reference
-    seen: SecantProducts = backend.push_secant(
+    figures: Tensor = backend.push_secant(
         before,
         after,
         rates,
@@ -162,35 +191,35 @@ def push_secant(
         step_rows,
         residual_rows,
         slot,
-        products,
+        systems,
     )
-    return seen
+    return figures
 
 
-def window_statistics(window: Tensor, newest: int, out: Tensor) -> WindowStatistics:
+def window_statistics(window: Sequence[Tensor], out: Tensor) -> Tensor:
     """Mean and largest standard deviation over a window of iterates (Eq. 11, 15, 16).
 
     Population variance from differences to the newest iterate, so that small changes of
-    large weights keep their digits; never negative. A NaN anywhere makes ``max_std`` NaN.
+    large weights keep their digits; never negative.
 
     Args:
-        window: ``[t, N]``, t >= 1; the order of the other rows does not matter.
-        newest: index of the newest iterate.
-        out: ``[N]``, receives the mean; must not overlap ``window``.
+        window: t >= 1 iterates ``[N]``, the newest last.
+        out: ``[N]``, receives the mean; must not overlap the iterates.
+
+    Returns:
+        ``[]`` the largest standard deviation, NaN if an entry is NaN or infinite.
 
     Raises:
-        ValueError: shapes or dtypes do not fit together.
+        ValueError: the window is empty; shapes or dtypes do not fit together.
     """
-    if window.ndim != 2 or len(window) < 1:
-        raise ValueError(f"window has shape {tuple(window.shape)}; expected [t >= 1, N]")
-    if not -len(window) <= newest < len(window):
-        raise ValueError(f"newest is {newest}; the window has {len(window)} rows")
-    if window.dtype not in WORKING_DTYPES:
-        raise ValueError(f"window is {window.dtype}; allowed: {names(WORKING_DTYPES)}")
-    check_vector("out", out, window.shape[1], window.dtype)
-    backend = native if native.serves(window) else reference
-    statistics: WindowStatistics = backend.window_statistics(window, newest % len(window), out)
-    return statistics
+    if not window:
+        raise ValueError("the window is empty; pass at least one iterate")
+    check_vector("out", out, out.numel(), None)
+    for iterate in window:
+        check_vector("window", iterate, out.numel(), out.dtype)
+    backend = native if native.serves(out) else reference
+    max_std: Tensor = backend.window_statistics(window, out)
+    return max_std
 
 
 def tsqr(
@@ -292,11 +321,12 @@ def extrapolate_(
         after: ``[N]``.
         relaxation: weight of ``after``.
         rows: ``[m, N]``.
-        coefficients: ``[S, m]``, any floating dtype; rounded to the dtype of ``out``.
+        coefficients: ``[S, m]``, or ``[1, m]`` for all segments; any floating dtype, rounded
+            to the dtype of ``out``.
         offsets: ``[S + 1]``.
 
     Returns:
-        ``out``.
+        ``[]`` the largest ``|out|``, NaN if an entry is.
 
     Raises:
         ValueError: shapes, dtypes or offsets do not fit together.
@@ -305,11 +335,14 @@ def extrapolate_(
         check_vector(name, vector, out.numel(), out.dtype)
     check_rows("rows", rows, out.numel())
     check_offsets(offsets, out.numel())
-    if coefficients.shape != (len(offsets) - 1, len(rows)):
+    allowed = (len(offsets) - 1, rows.shape[0]), (1, rows.shape[0])
+    if coefficients.shape not in allowed:
         raise ValueError(
             f"coefficients have shape {tuple(coefficients.shape)}; for {len(offsets) - 1} "
-            f"segments and {len(rows)} rows they must be {(len(offsets) - 1, len(rows))}"
+            f"segments and {len(rows)} rows they must be {allowed[0]} or {allowed[1]}"
         )
     backend = native if native.serves(out, rows) else reference
-    backend.extrapolate_(out, before, after, relaxation, rows, coefficients, offsets)
-    return out
+    largest: Tensor = backend.extrapolate_(
+        out, before, after, relaxation, rows, coefficients, offsets
+    )
+    return largest

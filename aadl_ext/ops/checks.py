@@ -45,6 +45,17 @@ def check_offsets(offsets: Sequence[int], size: int) -> None:
         raise ValueError(f"offsets are {list(offsets)}; expected 0 to {size}, not decreasing")
 
 
+def check_systems(systems: Tensor, segments: int, rows: int) -> None:
+    """Require float64 Gram matrices with room for all rows and a right side."""
+    shape = tuple(systems.shape)
+    fits = len(shape) == 3 and shape[0] == segments and shape[1] == shape[2] > rows
+    if not fits or systems.dtype != torch.float64 or not systems.is_contiguous():
+        raise ValueError(
+            f"systems are {names((systems.dtype,))} {shape}; for {segments} segments and {rows} "
+            f"rows they must be contiguous float64 [{segments}, k, k] with k > {rows}"
+        )
+
+
 def names(dtypes: Sequence[torch.dtype | None]) -> str:
     """Dtypes as a user writes them."""
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .types import SecantProducts, SecantSolution, WindowStatistics
+from .checks import STORAGE_DTYPES
+from .types import SecantSolution
 
 
 def _load() -> str | None:
@@ -58,11 +59,34 @@ def serves(vector: Tensor, rows: Tensor | None = None) -> bool:
     return rows is None or (rows.dtype in _ROWS[vector.dtype] and rows.stride(1) == 1)
 
 
+def serves_list(tensors: Sequence[Tensor], flat: Tensor | None = None) -> bool:
+    """Whether there is a kernel for such a list, or for copies between it and a flat vector."""
+    if missing is not None or not all(t.is_cpu for t in tensors):
+        return False
+    fits = flat is None or (flat.is_cpu and flat.is_contiguous())
+    return fits and all(t.dtype in STORAGE_DTYPES for t in (*tensors, flat) if t is not None)
+
+
 def serves_matrix(matrix: Tensor, append: Tensor | None) -> bool:
     """Whether there is a kernel for a matrix, of any strides, beside a further column."""
     wide = append is not None and append.dtype == torch.float64
     served = not wide or matrix.dtype in _ROWS[torch.float64]
     return served and serves(matrix)
+
+
+def gather(tensors: Sequence[Tensor], out: Tensor) -> None:
+    torch.ops.aadl_ext.gather(tensors, out)
+    torch.autograd.graph.increment_version((out,))  # as every in-place op of torch does
+
+
+def scatter_(tensors: Sequence[Tensor], flat: Tensor) -> None:
+    torch.ops.aadl_ext.scatter(tensors, flat)
+    torch.autograd.graph.increment_version(tensors)
+
+
+def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
+    total: Tensor = torch.ops.aadl_ext.squared_norm(tensors)
+    return total
 
 
 def push_secant(
@@ -76,9 +100,9 @@ def push_secant(
     step_rows: Tensor,
     residual_rows: Tensor,
     slot: int | None,
-    products: bool,
-) -> SecantProducts:
-    max_step, squared_norm, right_side, gram_row = torch.ops.aadl_ext.push_secant(
+    systems: Tensor | None,
+) -> Tensor:
+    figures: Tensor = torch.ops.aadl_ext.push_secant(
         before,
         after,
         last_point,
@@ -89,10 +113,9 @@ def push_secant(
         step_rows,
         residual_rows,
         -1 if slot is None else slot,
-        products,
+        systems,
     )
-    stored = slot is not None and products
-    return SecantProducts(max_step, squared_norm, right_side, gram_row if stored else None)
+    return figures
 
 
 def extrapolate_(
@@ -105,12 +128,15 @@ def extrapolate_(
     offsets: Sequence[int],
 ) -> Tensor:
     weights = coefficients.double().contiguous()
-    torch.ops.aadl_ext.extrapolate(before, after, relaxation, rows, weights, offsets, out)
-    return out
+    largest: Tensor = torch.ops.aadl_ext.extrapolate(
+        before, after, relaxation, rows, weights, offsets, out
+    )
+    return largest
 
 
-def window_statistics(window: Tensor, newest: int, out: Tensor) -> WindowStatistics:
-    return WindowStatistics(torch.ops.aadl_ext.window_statistics(window, newest, out), out)
+def window_statistics(window: Sequence[Tensor], out: Tensor) -> Tensor:
+    max_std: Tensor = torch.ops.aadl_ext.window_statistics(window, out)
+    return max_std
 
 
 def tsqr(matrix: Tensor, append: Tensor | None, offsets: Sequence[int] | None) -> Tensor:
@@ -136,25 +162,24 @@ def solve_secants(system: Tensor, factored: bool, ridge: float, tolerance: float
 def _register_fakes() -> None:
     """Shapes and dtypes of the results, for tracing without data."""
     double = torch.float64
+    for name in ("gather", "scatter"):
+        torch.library.register_fake(f"aadl_ext::{name}", lambda *_: None)
+
+    @torch.library.register_fake("aadl_ext::squared_norm")
+    def _(tensors):  # type: ignore[no-untyped-def]
+        return tensors[0].new_empty((), dtype=double)
 
     @torch.library.register_fake("aadl_ext::push_secant")
-    def _(before, after, last_point, last_residual, rates, offsets, residual, *rest):  # type: ignore[no-untyped-def]
-        _, residual_rows, slot, products = rest
-        segments, rows = len(offsets) - 1, len(residual_rows) if products else 0
-        return (
-            before.new_empty(()),
-            before.new_empty(segments, dtype=double),
-            before.new_empty(segments, rows, dtype=double),
-            before.new_empty(segments, rows if slot >= 0 else 0, dtype=double),
-        )
+    def _(before, *_):  # type: ignore[no-untyped-def]
+        return before.new_empty(3, dtype=double)
 
     @torch.library.register_fake("aadl_ext::extrapolate")
-    def _(*_):  # type: ignore[no-untyped-def]
-        return None
+    def _(before, *_):  # type: ignore[no-untyped-def]
+        return before.new_empty(())
 
     @torch.library.register_fake("aadl_ext::window_statistics")
-    def _(window, newest, out):  # type: ignore[no-untyped-def]
-        return window.new_empty(())
+    def _(window, out):  # type: ignore[no-untyped-def]
+        return out.new_empty(())
 
     @torch.library.register_fake("aadl_ext::tsqr")
     def _(rows, append, offsets):  # type: ignore[no-untyped-def]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._utils import _unflatten_dense_tensors
 
-from .types import SecantProducts, SecantSolution, WindowStatistics
+from .types import SecantSolution
 
 CHUNK = 1 << 15  # entries of a row handled at a time; bounds every temporary
 TILE = 256  # rows of a TSQR leaf
@@ -26,13 +26,24 @@ ROUNDING = 256 * torch.finfo(torch.float64).eps  # of a scaled Gram matrix and i
 # ---- parameters <-> flat vector ---------------------------------------------------
 
 
-def gather(tensors: Sequence[Tensor], out: Tensor) -> Tensor:
-    torch._foreach_copy_(_pieces(tensors, out), list(tensors))
-    return out
+def gather(tensors: Sequence[Tensor], out: Tensor) -> None:
+    out[sum(t.numel() for t in tensors) :] = 0
+    if tensors:
+        torch._foreach_copy_(_pieces(tensors, out), list(tensors))
 
 
 def scatter_(tensors: Sequence[Tensor], flat: Tensor) -> None:
-    torch._foreach_copy_(list(tensors), _pieces(tensors, flat))
+    if tensors:
+        torch._foreach_copy_(list(tensors), _pieces(tensors, flat))
+
+
+def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
+    total = tensors[0].new_zeros((), dtype=torch.float64)
+    for tensor in tensors:
+        flat = tensor.detach().reshape(-1)
+        for chunk in _chunks(0, flat.numel()):
+            total += flat[chunk].double().square().sum().to(total.device)
+    return total
 
 
 def _pieces(tensors: Sequence[Tensor], flat: Tensor) -> list[Tensor]:
@@ -54,8 +65,8 @@ def push_secant(
     step_rows: Tensor,  # [m, N]
     residual_rows: Tensor,  # [m, N]
     slot: int | None,
-    products: bool,
-) -> SecantProducts:
+    systems: Tensor | None,  # [S, k, k]
+) -> Tensor:
     torch.sub(after, before, out=residual)
     max_step = _scale_to_unit_rate(residual, rates, offsets)
     if slot is not None:
@@ -66,15 +77,20 @@ def push_secant(
                 residual_rows[slot, chunk] = difference
                 step_rows[slot, chunk] = step
 
-    rows = residual_rows if products else residual_rows[:0]
-    right = [residual] if slot is None or not products else [residual, residual_rows[slot]]
-    dots = _dot_products(rows, right, offsets)  # [S, m + 1, 1 or 2]
-    return SecantProducts(
-        max_step=max_step,
-        squared_norm=dots[:, -1, 0],
-        right_side=dots[:, :-1, 0],
-        gram_row=dots[:, :-1, 1] if dots.shape[-1] == 2 else None,
-    )
+    rows = residual_rows[:0] if systems is None else residual_rows
+    new = [] if slot is None else [residual_rows[slot], step_rows[slot]]
+    dots, squares = _dot_products(rows, [residual, *new], offsets)  # [S, m + 1, 1 or 3]
+    squared_norm, row_norm = squares[0], squares[1:].sum()
+    if systems is not None and squared_norm.isfinite():
+        systems[:, : len(rows), -1] = systems[:, -1, : len(rows)] = dots[:, :-1, 0]
+        systems[:, -1, -1] = dots[:, -1, 0]
+        if slot is not None:
+            systems[:, : len(rows), slot] = systems[:, slot, : len(rows)] = dots[:, :-1, 1]
+    if slot is not None and not (squared_norm.isfinite() and row_norm.isfinite()):
+        step_rows[slot] = residual_rows[slot] = 0
+        if systems is not None:
+            systems[:, slot] = systems[:, :, slot] = 0
+    return torch.stack([max_step.double(), squared_norm, row_norm])
 
 
 def _scale_to_unit_rate(residual: Tensor, rates: Sequence[float], offsets: Sequence[int]) -> Tensor:
@@ -93,17 +109,24 @@ def _scale_to_unit_rate(residual: Tensor, rates: Sequence[float], offsets: Seque
     return residual.new_tensor(max_step)
 
 
-def _dot_products(rows: Tensor, right: Sequence[Tensor], offsets: Sequence[int]) -> Tensor:
-    """Float64 products of [rows; right[0]] with the vectors ``right``, a matrix per segment."""
+def _dot_products(
+    rows: Tensor, right: Sequence[Tensor], offsets: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Float64 products of [rows; right[0]] with each vector of ``right``, and its square.
+
+    Products are made for each segment, ``[S, m + 1, k]``, squares over all, ``[k]``.
+    """
     shape = (len(offsets) - 1, len(rows) + 1, len(right))
     dots = torch.zeros(shape, dtype=torch.float64, device=right[0].device)
+    squares = dots.new_zeros(len(right))
     for index, (start, stop) in enumerate(pairwise(offsets)):
         for chunk in _chunks(start, stop):
             # A product of two float32 is exact in float64.
             vectors = torch.stack([vector[chunk] for vector in right]).double()
             dots[index, :-1].addmm_(rows[:, chunk].double(), vectors.T)
             dots[index, -1].addmv_(vectors, vectors[0])
-    return dots
+            squares += vectors.square().sum(dim=1)
+    return dots, squares
 
 
 def extrapolate_(
@@ -112,15 +135,17 @@ def extrapolate_(
     after: Tensor,  # [N] w + r
     relaxation: float,
     rows: Tensor,  # [m, N]
-    coefficients: Tensor,  # [S, m]
+    coefficients: Tensor,  # [1 or S, m]
     offsets: Sequence[int],
 ) -> Tensor:
     torch.lerp(before, after, relaxation, out=out)
-    weights = coefficients.to(dtype=out.dtype, device=out.device)
+    weights = coefficients.to(dtype=out.dtype, device=out.device).expand(len(offsets) - 1, -1)
+    largest = out.new_zeros(())
     for index, (start, stop) in enumerate(pairwise(offsets)):
         for chunk in _chunks(start, stop):
             out[chunk].addmv_(rows[:, chunk].to(out.dtype).T, weights[index], alpha=-1)
-    return out
+            largest = torch.maximum(largest, out[chunk].abs().amax())  # NaN passes through
+    return largest
 
 
 def _chunks(start: int, stop: int) -> Iterator[slice]:
@@ -131,19 +156,19 @@ def _chunks(start: int, stop: int) -> Iterator[slice]:
 # ---- moving average ---------------------------------------------------------------
 
 
-def window_statistics(window: Tensor, newest: int, out: Tensor) -> WindowStatistics:
-    count, size = window.shape
-    peaks = [window.new_zeros(())]
-    for chunk in _chunks(0, size):
-        anchor = window[newest, chunk]
+def window_statistics(window: Sequence[Tensor], out: Tensor) -> Tensor:
+    count = len(window)
+    peaks = [out.new_zeros(())]
+    for chunk in _chunks(0, out.numel()):
+        anchor = window[-1][chunk]
         # Deviations from the newest iterate are small, so nothing cancels in their squares.
-        deviation = window[:, chunk] - anchor  # [t, chunk]
+        deviation = torch.stack([iterate[chunk] for iterate in window]) - anchor  # [t, chunk]
         total = deviation.sum(dim=0)
         variance = (deviation.square_().sum(dim=0) - total.square() / count) / count
         peaks.append(variance.amax())
         torch.add(anchor, total, alpha=1 / count, out=out[chunk])
     # A NaN passes through both maxima on purpose.
-    return WindowStatistics(max_std=torch.stack(peaks).amax().sqrt(), mean=out)
+    return torch.stack(peaks).amax().sqrt()
 
 
 # ---- tall-skinny QR ---------------------------------------------------------------

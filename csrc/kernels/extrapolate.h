@@ -3,7 +3,7 @@
 // In chunks: the combination of the rows is gathered in L1, four rows at a time, and joined with
 // the point at the end. So each vector is read once, and the combination, small against the point,
 // is rounded at the size of the point only once. Reads 2 + m vectors (1 + m at beta = 1), writes 1,
-// past the caches where it is large and was not read.
+// past the caches where it is large and was not read. The largest entry comes for free.
 #pragma once
 
 #include "blocks.h"
@@ -43,12 +43,14 @@ AADL_INLINE void add_rows(const S* const* rows, const T* weights, T* sum, int64_
   }
 }
 
+// Returns max |out|.
 template <class T, class S>
-AADL_INLINE void extrapolate_block(const cpu::Extrapolate<T, S>& args, const Block& block,
-                                   bool stream) {
+AADL_INLINE Magnitude<T> extrapolate_block(const cpu::Extrapolate<T, S>& args, const Block& block,
+                                           bool stream) {
   alignas(64) T sum[kChunk];
   const double* coefficients = args.coefficients + block.segment * args.count;
   const T beta = static_cast<T>(args.beta);
+  Magnitude<T> peak = 0;
   for (int64_t begin = block.begin; begin < block.end; begin += kChunk) {
     const int64_t n = std::min(kChunk, block.end - begin);
     const S* rows[4];
@@ -74,18 +76,23 @@ AADL_INLINE void extrapolate_block(const cpu::Extrapolate<T, S>& args, const Blo
       if (beta != 1) fetch_ahead<kChunk>(args.before + begin + j);
     }
     if (beta == 1) {
-#pragma omp simd
-      for (int64_t j = 0; j < n; ++j) sum[j] = after[j] - sum[j];
+#pragma omp simd reduction(max : peak)
+      for (int64_t j = 0; j < n; ++j) {
+        sum[j] = after[j] - sum[j];
+        peak = std::max(peak, magnitude(sum[j]));
+      }
     } else {
       const T* before = args.before + begin;
-#pragma omp simd
+#pragma omp simd reduction(max : peak)
       for (int64_t j = 0; j < n; ++j) {
         sum[j] = (before[j] + beta * (after[j] - before[j])) - sum[j];
+        peak = std::max(peak, magnitude(sum[j]));
       }
     }
     store(args.out + begin, sum, n, stream);
   }
   finish_stores(stream);
+  return peak;
 }
 
 }  // namespace aadl

@@ -29,6 +29,7 @@ struct PushSums {
   double* right_side;  // [rows]
   double* gram_row;    // [rows]
   double squared_norm;
+  double row_norm;    // of both new rows
   Magnitude<T> peak;  // of after - before
 };
 
@@ -41,8 +42,8 @@ struct Pair {
 // Forms entries begin .. begin + n - 1 of the pair, n <= kChunk, and stores them; adds the
 // products within the pair.
 template <class T, class S>
-AADL_INLINE void form_pair(const cpu::Push<T, S>& args, double exact_rate, int64_t begin,
-                           int64_t n, bool stream, Pair& pair, PushSums<T>& sums) {
+AADL_INLINE void form_pair(const cpu::Push<T, S>& args, double exact_rate, int64_t begin, int64_t n,
+                           bool stream, Pair& pair, PushSums<T>& sums) {
   const T rate = static_cast<T>(exact_rate);
   // At rate 0 every finite step counts as none, but NaN and infinity shall be seen.
   const T divisor = exact_rate == 0 ? std::numeric_limits<T>::infinity() : rate;
@@ -71,7 +72,8 @@ AADL_INLINE void form_pair(const cpu::Push<T, S>& args, double exact_rate, int64
   const T* last_residual = args.last_residual + begin;
   double with_residual = 0;
   double with_row = 0;
-#pragma omp simd reduction(+ : with_residual, with_row)
+  double with_step = 0;
+#pragma omp simd reduction(+ : with_residual, with_row, with_step)
   for (int64_t j = 0; j < n; ++j) {
     const T difference = residual[j] - last_residual[j];
     residual_row[j] = narrow<S>(difference);
@@ -80,10 +82,13 @@ AADL_INLINE void form_pair(const cpu::Push<T, S>& args, double exact_rate, int64
     pair.row[j] = stored;
     with_residual += stored * pair.residual[j];
     with_row += stored * stored;
+    const double step = widen(step_row[j]);
+    with_step += step * step;
   }
   const int64_t to = args.slot * args.stride + begin;
   store(args.residual_rows + to, residual_row, n, stream);
   store(args.step_rows + to, step_row, n, stream);
+  sums.row_norm += with_row + with_step;
   if (!args.products) return;
   sums.right_side[args.slot] += with_residual;
   sums.gram_row[args.slot] += with_row;

@@ -61,11 +61,12 @@ AADL_INLINE Magnitude<T> window_block(const cpu::Window<T>& args, const Block& b
   Deviations<T> deviations;
   T* sum = deviations.sum;
   T* squares = deviations.squares;
-  const T count = static_cast<T>(args.count);
+  const int64_t older = static_cast<int64_t>(args.iterates.size()) - 1;
+  const T count = static_cast<T>(older + 1);
   Magnitude<T> peak = 0;
   for (int64_t begin = block.begin; begin < block.end; begin += kChunk) {
     const int64_t n = std::min(kChunk, block.end - begin);
-    const T* newest = args.rows + args.newest * args.stride + begin;
+    const T* newest = args.iterates[older] + begin;
     const T* rows[4];
     int64_t size = 0;
     // Its own deviation: zero, unless the entry is infinite or NaN.
@@ -74,9 +75,8 @@ AADL_INLINE Magnitude<T> window_block(const cpu::Window<T>& args, const Block& b
       sum[j] = newest[j] - newest[j];
       squares[j] = sum[j];
     }
-    for (int64_t k = 0; k < args.count; ++k) {
-      if (k == args.newest) continue;
-      rows[size++] = args.rows + k * args.stride + begin;
+    for (int64_t k = 0; k < older; ++k) {
+      rows[size++] = args.iterates[k] + begin;
       if (size < 4) continue;
       add_iterates<4>(rows, newest, deviations, n);
       size = 0;

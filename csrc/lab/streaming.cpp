@@ -32,6 +32,7 @@ py::dict push(const py::array& before, const py::array& after,
   auto right_side = unset({segments, rows});
   auto gram_row = unset({segments, rows});
   auto squared_norm = unset({segments});
+  double row_norm = kUnset;
   const auto run = parallel(threads);
   const double max_step = with_types(before, residual_rows, [&](auto types) {
     using T = typename decltype(types)::Vector;
@@ -56,9 +57,11 @@ py::dict push(const py::array& before, const py::array& after,
                             right_side.mutable_data(),
                             gram_row.mutable_data(),
                             squared_norm.mutable_data(),
+                            kUnset,
                             kUnset};
     py::gil_scoped_release release;
     cpu::push(args, run);
+    row_norm = args.row_norm;
     return args.max_step;
   });
   py::dict out;
@@ -66,19 +69,21 @@ py::dict push(const py::array& before, const py::array& after,
   out["gram_row"] = gram_row;
   out["squared_norm"] = squared_norm;
   out["max_step"] = max_step;
+  out["row_norm"] = row_norm;
   return out;
 }
 
-void extrapolate(const py::array& before, const py::array& after, double beta,
-                 const py::array& rows, const py::array_t<double, py::array::c_style>& coefficients,
-                 const Offsets& offsets, const py::array& out, int64_t threads) {
+double extrapolate(const py::array& before, const py::array& after, double beta,
+                   const py::array& rows,
+                   const py::array_t<double, py::array::c_style>& coefficients,
+                   const Offsets& offsets, const py::array& out, int64_t threads) {
   if (rows.ndim() != 2 || offsets.empty() || coefficients.ndim() != 2 ||
       coefficients.shape(0) + 1 != static_cast<py::ssize_t>(offsets.size()) ||
       coefficients.shape(1) != rows.shape(0)) {
     throw std::invalid_argument("rows are [m, n], coefficients [segments, m]");
   }
   const auto run = parallel(threads);
-  with_types(after, rows, [&](auto types) {
+  return with_types(after, rows, [&](auto types) -> double {
     using T = typename decltype(types)::Vector;
     using S = typename decltype(types)::Storage;
     const int64_t size = offsets.back();
@@ -92,7 +97,7 @@ void extrapolate(const py::array& before, const py::array& after, double beta,
                                          offsets,
                                          entries<T>(out, 1, size, "out")};
     py::gil_scoped_release release;
-    cpu::extrapolate(args, run);
+    return cpu::extrapolate(args, run);
   });
 }
 
@@ -108,9 +113,12 @@ double window_statistics(const py::array& rows, int64_t newest, const py::array&
       throw std::invalid_argument("rows and mean must have one dtype");
     }
     const int64_t size = mean.shape(0);
-    const cpu::Window<T> args = {
-        entries<T>(rows, 2, size, "rows"), stride<T>(rows), rows.shape(0), newest, size,
-        entries<T>(mean, 1, size, "mean")};
+    const T* const first = entries<T>(rows, 2, size, "rows");
+    cpu::Window<T> args = {{}, size, entries<T>(mean, 1, size, "mean")};
+    for (int64_t k = 0; k < rows.shape(0); ++k) {
+      if (k != newest) args.iterates.push_back(first + k * stride<T>(rows));
+    }
+    args.iterates.push_back(first + newest * stride<T>(rows));
     py::gil_scoped_release release;
     return cpu::window_statistics(args, run);
   });

@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <string>
 #include <vector>
@@ -45,8 +46,8 @@ inline void check_vector(const char* name, const Tensor& tensor, int64_t size, S
 }
 
 inline void check_rows(const char* name, const Tensor& rows, int64_t size) {
-  STD_TORCH_CHECK(rows.dim() == 2 && rows.size(1) == size && (size < 2 || rows.stride(1) == 1), name,
-                  " must be [m, ", size, "] with contiguous rows, got ", rows.dim(),
+  STD_TORCH_CHECK(rows.dim() == 2 && rows.size(1) == size && (size < 2 || rows.stride(1) == 1),
+                  name, " must be [m, ", size, "] with contiguous rows, got ", rows.dim(),
                   " dimensions and ", rows.numel(), " entries");
 }
 
@@ -54,8 +55,8 @@ inline void check_offsets(const std::vector<int64_t>& offsets, int64_t size) {
   STD_TORCH_CHECK(!offsets.empty() && offsets.front() == 0 && offsets.back() == size,
                   "offsets must begin with 0 and end with ", size);
   for (size_t s = 1; s < offsets.size(); ++s) {
-    STD_TORCH_CHECK(offsets[s - 1] <= offsets[s], "offsets must not decrease, got ",
-                    offsets[s - 1], " before ", offsets[s]);
+    STD_TORCH_CHECK(offsets[s - 1] <= offsets[s], "offsets must not decrease, got ", offsets[s - 1],
+                    " before ", offsets[s]);
   }
 }
 
@@ -77,8 +78,9 @@ void dispatch(ScalarType vectors, ScalarType rows, F&& f) {
   if (vectors == ScalarType::Float && rows == ScalarType::Half) return f(float{}, Half{});
   if (vectors == ScalarType::Double && rows == ScalarType::Double) return f(double{}, double{});
   if (vectors == ScalarType::Double && rows == ScalarType::Float) return f(double{}, float{});
-  STD_TORCH_CHECK(false, "vectors must be float32 or float64; rows of the same dtype, of float32, "
-                         "or (with float32 vectors) of bfloat16 or float16");
+  STD_TORCH_CHECK(false,
+                  "vectors must be float32 or float64; rows of the same dtype, of float32, "
+                  "or (with float32 vectors) of bfloat16 or float16");
 }
 
 inline Tensor doubles(const Tensor& like, std::vector<int64_t> shape) {

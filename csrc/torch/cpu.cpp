@@ -1,5 +1,7 @@
 // The ops on CPU tensors: check, hand pointers to the kernels, wrap what they return.
 
+#include <cmath>
+#include <numeric>
 #include <optional>
 #include <tuple>
 
@@ -8,10 +10,38 @@
 namespace aadl {
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> push_secant(
-    const Tensor& before, const Tensor& after, const Tensor& last_point,
-    const Tensor& last_residual, std::vector<double> rates, std::vector<int64_t> offsets,
-    Tensor residual, Tensor step_rows, Tensor residual_rows, int64_t slot, bool products) {
+// Enters what a push has measured into the Gram matrices [segments, k, k] of the rows and, last,
+// the residual.
+template <class T, class S>
+void write_systems(const cpu::Push<T, S>& seen, int64_t k, double* systems) {
+  const int64_t segments = static_cast<int64_t>(seen.offsets.size()) - 1, last = k - 1;
+  for (int64_t s = 0; s < segments; ++s, systems += k * k) {
+    const auto write = [&](int64_t i, int64_t j, double value) {
+      systems[i * k + j] = systems[j * k + i] = value;
+    };
+    for (int64_t i = 0; i < seen.rows; ++i) {
+      write(i, last, seen.right_side[s * seen.rows + i]);
+      if (seen.slot >= 0) write(i, seen.slot, seen.gram_row[s * seen.rows + i]);
+    }
+    write(last, last, seen.squared_norm[s]);
+  }
+}
+
+// Zero: the new row cannot be used, and takes the place of the oldest.
+template <class T, class S>
+void drop_row(const cpu::Push<T, S>& seen, int64_t k, double* systems) {
+  const int64_t size = seen.offsets.back(), segments = seen.offsets.size() - 1;
+  std::memset(seen.step_rows + seen.slot * seen.stride, 0, size * sizeof(S));
+  std::memset(seen.residual_rows + seen.slot * seen.stride, 0, size * sizeof(S));
+  for (int64_t s = 0; systems && s < segments; ++s, systems += k * k) {
+    for (int64_t i = 0; i < k; ++i) systems[i * k + seen.slot] = systems[seen.slot * k + i] = 0;
+  }
+}
+
+Tensor push_secant(const Tensor& before, const Tensor& after, const Tensor& last_point,
+                   const Tensor& last_residual, std::vector<double> rates,
+                   std::vector<int64_t> offsets, Tensor residual, Tensor step_rows,
+                   Tensor residual_rows, int64_t slot, std::optional<Tensor> systems) {
   const int64_t size = before.numel();
   const ScalarType type = before.scalar_type();
   check_vector("before", before, size, type);
@@ -31,11 +61,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> push_secant(
                   "step_rows and residual_rows must be alike");
   STD_TORCH_CHECK(-1 <= slot && slot < rows, "slot is ", slot, " of ", rows, " rows");
 
-  const int64_t width = products ? rows : 0;
-  Tensor right_side = doubles(before, {segments, width});
-  Tensor gram_row = doubles(before, {segments, slot < 0 ? 0 : width});
-  Tensor squared_norm = doubles(before, {segments});
-  Tensor max_step = torch::stable::new_empty(before, {}, type);
+  const int64_t k = systems ? systems->size(1) : 0;
+  STD_TORCH_CHECK(!systems || (systems->dim() == 3 && systems->size(0) == segments &&
+                               systems->size(2) == k && k > rows && systems->is_contiguous() &&
+                               systems->scalar_type() == ScalarType::Double),
+                  "systems must be contiguous float64 [", segments, ", k, k] with k > ", rows);
+
+  std::vector<double> right_side(k ? segments * rows : 0), gram_row(right_side);
+  std::vector<double> squared_norm(segments);
+  Tensor figures = doubles(before, {3});
   dispatch(type, residual_rows.scalar_type(), [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);
@@ -51,19 +85,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> push_secant(
                          residual_rows.stride(0),
                          rows,
                          slot,
-                         products,
-                         out<double>(right_side),
-                         out<double>(gram_row),
-                         out<double>(squared_norm),
+                         k > 0,
+                         right_side.data(),
+                         gram_row.data(),
+                         squared_norm.data(),
+                         0.0,
                          0.0};
     cpu::push(args, parallel);
-    *out<T>(max_step) = static_cast<T>(args.max_step);
+    const double norm = std::accumulate(squared_norm.begin(), squared_norm.end(), 0.0);
+    double* const values = k ? out<double>(*systems) : nullptr;
+    if (values && std::isfinite(norm)) write_systems(args, k, values);
+    const bool usable = std::isfinite(norm) && std::isfinite(args.row_norm);
+    if (slot >= 0 && !usable) drop_row(args, k, values);
+    double* const to = out<double>(figures);
+    to[0] = args.max_step, to[1] = norm, to[2] = args.row_norm;
   });
-  return {max_step, squared_norm, right_side, gram_row};
+  return figures;
 }
 
-void extrapolate(const Tensor& before, const Tensor& after, double relaxation, const Tensor& rows,
-                 const Tensor& coefficients, std::vector<int64_t> offsets, Tensor result) {
+Tensor extrapolate(const Tensor& before, const Tensor& after, double relaxation, const Tensor& rows,
+                   const Tensor& coefficients, std::vector<int64_t> offsets, Tensor result) {
   const int64_t size = before.numel();
   const ScalarType type = before.scalar_type();
   check_vector("before", before, size, type);
@@ -72,34 +113,41 @@ void extrapolate(const Tensor& before, const Tensor& after, double relaxation, c
   check_rows("rows", rows, size);
   check_offsets(offsets, size);
   const int64_t segments = static_cast<int64_t>(offsets.size()) - 1;
-  STD_TORCH_CHECK(coefficients.dim() == 2 && coefficients.size(0) == segments &&
-                      coefficients.size(1) == rows.size(0) && coefficients.is_contiguous() &&
+  const int64_t sets = coefficients.dim() == 2 ? coefficients.size(0) : 0, count = rows.size(0);
+  STD_TORCH_CHECK((sets == segments || sets == 1) && coefficients.size(1) == count &&
+                      coefficients.is_contiguous() &&
                       coefficients.scalar_type() == ScalarType::Double,
-                  "coefficients must be contiguous float64 [", segments, ", ", rows.size(0), "]");
+                  "coefficients must be contiguous float64 [1 or ", segments, ", ", count, "]");
+  std::vector<double> weights;
+  for (int64_t s = 0; s < segments; ++s) {
+    const double* const set = in<double>(coefficients) + (sets == 1 ? 0 : s * count);
+    weights.insert(weights.end(), set, set + count);
+  }
+  Tensor largest = torch::stable::new_empty(before, {}, type);
   dispatch(type, rows.scalar_type(), [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);
-    cpu::extrapolate(
-        cpu::Extrapolate<T, S>{in<T>(before), in<T>(after), relaxation, in<S>(rows),
-                               rows.stride(0), rows.size(0), in<double>(coefficients), offsets,
-                               out<T>(result)},
+    *out<T>(largest) = cpu::extrapolate(
+        cpu::Extrapolate<T, S>{in<T>(before), in<T>(after), relaxation, in<S>(rows), rows.stride(0),
+                               count, weights.data(), offsets, out<T>(result)},
         parallel);
   });
+  return largest;
 }
 
-Tensor window_statistics(const Tensor& window, int64_t newest, Tensor mean) {
-  STD_TORCH_CHECK(window.dim() == 2 && window.size(0) >= 1, "window must be [t >= 1, N]");
-  const int64_t size = window.size(1), count = window.size(0);
-  check_rows("window", window, size);
-  check_vector("out", mean, size, window.scalar_type());
-  STD_TORCH_CHECK(0 <= newest && newest < count, "newest is ", newest, " of ", count, " rows");
-  Tensor max_std = torch::stable::new_empty(window, {}, window.scalar_type());
-  dispatch(window.scalar_type(), window.scalar_type(), [&](auto t, auto s) {
+Tensor window_statistics(std::vector<Tensor> window, Tensor mean) {
+  const int64_t size = mean.numel();
+  const ScalarType type = mean.scalar_type();
+  STD_TORCH_CHECK(!window.empty(), "the window is empty");
+  check_vector("out", mean, size, type);
+  for (const Tensor& iterate : window) check_vector("window", iterate, size, type);
+  Tensor max_std = torch::stable::new_empty(mean, {}, type);
+  dispatch(type, type, [&](auto t, auto s) {
     using T = decltype(t);
     if constexpr (std::is_same_v<T, decltype(s)>) {
-      *out<T>(max_std) = cpu::window_statistics(
-          cpu::Window<T>{in<T>(window), window.stride(0), count, newest, size, out<T>(mean)},
-          parallel);
+      cpu::Window<T> args = {{}, size, out<T>(mean)};
+      for (const Tensor& iterate : window) args.iterates.push_back(in<T>(iterate));
+      *out<T>(max_std) = cpu::window_statistics(args, parallel);
     }
   });
   return max_std;
@@ -122,9 +170,9 @@ Tensor tsqr(const Tensor& rows, std::optional<Tensor> append, std::vector<int64_
     using S = decltype(s);
     // An empty tensor has no address, but null would mean that there is no column.
     const T* column = !append ? nullptr : size > 0 ? in<T>(*append) : in<T>(factor);
-    cpu::tsqr(cpu::Tsqr<T, S>{in<S>(rows), rows.stride(0), rows.size(0), column, offsets,
-                              out<T>(factor)},
-              parallel);
+    cpu::tsqr(
+        cpu::Tsqr<T, S>{in<S>(rows), rows.stride(0), rows.size(0), column, offsets, out<T>(factor)},
+        parallel);
   });
   return factor;
 }
@@ -157,11 +205,11 @@ STABLE_TORCH_LIBRARY(aadl_ext, m) {
   m.def(
       "push_secant(Tensor before, Tensor after, Tensor last_point, Tensor last_residual, "
       "float[] rates, int[] offsets, Tensor(a!) residual, Tensor(b!) step_rows, "
-      "Tensor(c!) residual_rows, int slot, bool products) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor(c!) residual_rows, int slot, Tensor(d!)? systems) -> Tensor");
   m.def(
       "extrapolate(Tensor before, Tensor after, float relaxation, Tensor rows, "
-      "Tensor coefficients, int[] offsets, Tensor(a!) out) -> ()");
-  m.def("window_statistics(Tensor window, int newest, Tensor(a!) out) -> Tensor");
+      "Tensor coefficients, int[] offsets, Tensor(a!) out) -> Tensor");
+  m.def("window_statistics(Tensor[] window, Tensor(a!) out) -> Tensor");
   m.def("tsqr(Tensor rows, Tensor? append, int[] offsets) -> Tensor");
   m.def(
       "solve_secants(Tensor system, bool factored, float ridge, float tolerance) -> "

@@ -36,7 +36,7 @@ def check(
         expected[part] -= weights @ lab.wide(rows[:, part])
         scale[part] += np.abs(weights) @ np.abs(lab.wide(rows[:, part]))
     then = {name: values.copy() for name, values in point.items()}
-    aadl_lab.extrapolate(
+    peak = aadl_lab.extrapolate(
         before=point["before"],
         after=point["after"],
         beta=beta,
@@ -46,6 +46,7 @@ def check(
         out=point[into],
         threads=threads,
     )
+    assert peak == np.abs(point[into]).max(initial=0)
     error = np.abs(point[into] - expected)
     assert (error <= (count + 3) * np.finfo(vector).eps * scale).all()
     assert all(lab.same_bits(point[name], then[name]) for name in point if name != into)
@@ -84,9 +85,11 @@ def test_threads_do_not_change_a_bit(offsets: list[int]) -> None:
     assert all(lab.same_bits(first, other) for other in others)
 
 
-def extrapolate(after: np.ndarray, rows: np.ndarray, weights: list[float], **point) -> np.ndarray:
+def extrapolate(
+    after: np.ndarray, rows: np.ndarray, weights: list[float], **point
+) -> tuple[np.ndarray, float]:
     out = np.empty_like(after)
-    aadl_lab.extrapolate(
+    peak = aadl_lab.extrapolate(
         before=point.get("before", np.full_like(after, np.nan)),
         after=after,
         beta=point.get("beta", 1.0),
@@ -94,30 +97,46 @@ def extrapolate(after: np.ndarray, rows: np.ndarray, weights: list[float], **poi
         coefficients=np.array([weights]),
         offsets=[0, len(after)],
         out=out,
+        threads=2,
     )
-    return out
+    return out, peak
 
 
 def test_rows_of_zero_coefficients_are_not_read() -> None:
     after = np.linspace(-1, 1, 1000, dtype=np.float32)
     rows = np.full((6, 1000), np.nan, np.float32)
     rows[4] = 1
-    assert lab.same_bits(extrapolate(after, rows, [0.0] * 6), after)
-    got = extrapolate(after, rows, [0, 0, 0, -0.0, 0.5, 0])
+    got, peak = extrapolate(after, rows, [0.0] * 6)
+    assert lab.same_bits(got, after)
+    assert peak == 1
+    got, peak = extrapolate(after, rows, [0, 0, 0, -0.0, 0.5, 0])
     assert lab.same_bits(got, after - np.float32(0.5))
+    assert peak == 1.5
 
 
 def test_unit_beta_does_not_read_the_point_before() -> None:
     after = np.linspace(-1, 1, 1000, dtype=np.float32)
     rows = np.zeros((1, 1000), np.float32)
-    assert lab.same_bits(extrapolate(after, rows, [1.0]), after)
+    assert lab.same_bits(extrapolate(after, rows, [1.0])[0], after)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_passes_through(bad: float) -> None:
-    after = np.zeros(300, np.float32)
-    rows = np.ones((2, 300), np.float32)
-    rows[1, 17] = bad
-    got = extrapolate(after, rows, [1.0, 1.0])
-    assert list(np.flatnonzero(~np.isfinite(got))) == [17]
-    assert np.isnan(extrapolate(after, rows, [np.nan, 1.0])).all()
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 17, 32_768, 69_999])
+@pytest.mark.parametrize("beta", [1.0, 0.5])
+def test_what_is_not_finite_passes_through(beta: float, place: int, bad: float) -> None:
+    after, rows = np.zeros(70_000, np.float32), np.ones((2, 70_000), np.float32)
+    rows[1, place] = bad
+    settings = {"beta": beta, "before": after}
+    got, peak = extrapolate(after, rows, [1.0, 1.0], **settings)
+    assert list(np.flatnonzero(~np.isfinite(got))) == [place]
+    np.testing.assert_equal(peak, abs(bad))
+    got, peak = extrapolate(after, rows, [np.nan, 1.0], **settings)
+    assert np.isnan(got).all()
+    assert np.isnan(peak)
+
+
+def test_nan_outweighs_infinity() -> None:
+    for order in ([np.nan, np.inf], [-np.inf, np.nan]):
+        after = np.zeros(70_000, np.float32)
+        after[[3, 60_000]] = order
+        assert np.isnan(extrapolate(after, np.ones((1, 70_000), np.float32), [1.0])[1])

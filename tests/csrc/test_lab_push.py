@@ -75,6 +75,9 @@ def check(args: Problem, products: bool = True, threads: int = 1) -> None:
     got = args(products=products, threads=threads)
     step = then.after - then.before
     assert got["max_step"] == np.abs(step).max(initial=0)
+    new = slice(args.slot, args.slot + 1) if args.slot >= 0 else slice(0)
+    norm = sum((lab.wide(ring[new]) ** 2).sum() for ring in (args.step_rows, args.residual_rows))
+    np.testing.assert_allclose(got["row_norm"], norm, rtol=1e-13)
 
     for s, part in enumerate(lab.segments(args.offsets)):
         rate = vector(args.rates[s])
@@ -210,3 +213,36 @@ def test_residual_rows_round_once() -> None:
     got = args()
     row = lab.wide(args.residual_rows[1])
     np.testing.assert_allclose(got["gram_row"][0, 1], row @ row, rtol=1e-13)
+    step = lab.wide(args.step_rows[1])
+    np.testing.assert_allclose(got["row_norm"], row @ row + step @ step, rtol=1e-13)
+
+
+# The step is finite; its difference to the last one is not, in the storage type.
+OVERFLOWS = [
+    pytest.param("float32", "float16", 7e4, id="float16"),
+    pytest.param("float32", "uint16", 3.4e38, id="bfloat16"),
+    pytest.param("float32", "float32", 6e38, id="float32"),
+    pytest.param("float64", "float32", 4e38, id="float64-float32"),
+]
+
+
+@pytest.mark.parametrize(("vector", "storage", "value"), OVERFLOWS)
+@pytest.mark.parametrize("place", [0, 70, 1030, 1499])
+@pytest.mark.parametrize("products", [False, True])
+def test_a_row_that_overflows_its_storage_is_seen_in_its_norm(
+    products: bool, place: int, vector: str, storage: str, value: float
+) -> None:
+    args = problem([0, 1000, 1500], vector, storage, rates=[1.0, 1.0])
+    args.before[place], args.after[place], args.last_residual[place] = 0, value / 2, -value / 2
+    got = args(products=products)
+    assert got["row_norm"] == np.inf
+    assert np.isfinite(got["squared_norm"]).all()
+    assert got["max_step"] == args.after[place]
+
+
+@pytest.mark.parametrize("place", [0, 70, 1499])
+def test_a_way_that_overflows_its_storage_is_seen_too(place: int) -> None:
+    args = problem([0, 1500], "float32", "float16", rates=[1.0])
+    args.before[place], args.last_point[place] = 1e5, 0
+    args.after[place] = 1e5 + 1
+    assert args()["row_norm"] == np.inf

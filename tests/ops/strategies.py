@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 WORKING_DTYPES = (torch.float32, torch.float64)
 STORAGE_DTYPES = (*WORKING_DTYPES, torch.bfloat16, torch.float16)
+LAYOUTS = ("contiguous", "transposed", "strided", "channels_last")
 
 working_dtypes = st.sampled_from(WORKING_DTYPES)
 storage_dtypes = st.sampled_from(STORAGE_DTYPES)
@@ -32,6 +34,28 @@ def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor
     """Standard normal entries, rounded to ``dtype``."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def parameter(shape: tuple[int, ...], layout: str, dtype: torch.dtype, seed: int) -> Tensor:
+    """Random entries in a layout; channels_last falls back to contiguous unless 4-d."""
+    if layout == "transposed":
+        return normal(*shape[::-1], seed=seed, dtype=dtype).permute(tuple(range(len(shape)))[::-1])
+    if layout == "strided":
+        return normal(*shape, 2, seed=seed, dtype=dtype)[..., 1]
+    tensor = normal(*shape, seed=seed, dtype=dtype)
+    if layout == "channels_last" and len(shape) == 4:
+        return tensor.to(memory_format=torch.channels_last)
+    return tensor
+
+
+sizes = st.integers(0, 4)
+shapes = st.one_of(st.lists(sizes, max_size=3).map(tuple), st.tuples(sizes, sizes, sizes, sizes))
+parameters = st.builds(parameter, shapes, st.sampled_from(LAYOUTS), storage_dtypes, seeds)
+
+
+def in_logical_order(tensors: Sequence[Tensor]) -> np.ndarray:
+    """Float64 entries by NumPy, whose ravel is row-major whatever the strides."""
+    return np.concatenate([np.zeros(0), *(t.double().numpy().ravel() for t in tensors)])
 
 
 def per_entry(values: Sequence[float], bounds: Sequence[int]) -> Tensor:

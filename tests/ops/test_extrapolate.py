@@ -34,7 +34,8 @@ def assert_extrapolated(
 ) -> None:
     """Against float64 arithmetic, with one rounding per product and per sum."""
     eps = torch.finfo(found.dtype).eps
-    for weight, (start, stop) in zip(coefficients.double(), pairwise(bounds), strict=True):
+    weights = coefficients.double().expand(len(bounds) - 1, -1)
+    for weight, (start, stop) in zip(weights, pairwise(bounds), strict=True):
         segment = slice(start, stop)
         low, high = before[segment].double(), after[segment].double()
         terms = weight[:, None] * rows[:, segment].double()
@@ -43,9 +44,15 @@ def assert_extrapolated(
         assert ((found[segment].double() - exact).abs() <= (len(rows) + 4) * eps * scale).all()
 
 
+def assert_largest(found: Tensor, out: Tensor) -> None:
+    """Exactly, as one of the entries."""
+    assert same_bits(found, torch.cat([out.abs(), out.new_zeros(1)]).max())
+
+
 @given(
     offsets(),
     st.integers(0, 5),
+    st.booleans(),
     working_dtypes,
     storage_dtypes,
     st.sampled_from(STORAGE_DTYPES),
@@ -55,6 +62,7 @@ def assert_extrapolated(
 def test_points_are_mixed_and_rows_subtracted_in_each_segment(
     bounds: list[int],
     count: int,
+    alike: bool,
     dtype: torch.dtype,
     storage: torch.dtype,
     given_in: torch.dtype,
@@ -63,30 +71,42 @@ def test_points_are_mixed_and_rows_subtracted_in_each_segment(
 ) -> None:
     before, after = normal(2, bounds[-1], seed=seed, dtype=dtype)
     rows = normal(count, bounds[-1], seed=seed + 1, dtype=storage)
-    coefficients = normal(len(bounds) - 1, count, seed=seed + 2, dtype=given_in)
+    sets = 1 if alike else len(bounds) - 1
+    coefficients = normal(sets, count, seed=seed + 2, dtype=given_in)
     arguments = (before, after, relaxation, rows, coefficients, bounds)
     inputs = [before, after, rows, coefficients]
     copies = [tensor.clone() for tensor in inputs]
 
     out = torch.full_like(before, torch.nan)
-    assert ops.extrapolate_(out, *arguments) is out
+    assert_largest(ops.extrapolate_(out, *arguments), out)
     assert_extrapolated(out, *arguments)
     assert all(map(same_bits, inputs, copies))
 
 
+def test_one_set_of_coefficients_serves_all_segments() -> None:
+    before, after = normal(2, 50, seed=0, dtype=torch.float32)
+    rows, gamma = normal(3, 50, seed=1, dtype=torch.float32), normal(1, 3, seed=2)
+    bounds, apart, together = [0, 7, 7, 40, 50], torch.empty(50), torch.empty(50)
+    ops.extrapolate_(apart, before, after, 0.3, rows, gamma.repeat(4, 1), bounds)
+    ops.extrapolate_(together, before, after, 0.3, rows, gamma, bounds)
+    assert same_bits(together, apart)
+
+
 @pytest.mark.parametrize("place", [0, 1])
-def test_out_may_be_one_of_the_points(place: int) -> None:
-    points = list(normal(2, 50, seed=0, dtype=torch.float32))
-    rest = (0.3, normal(2, 50, seed=1), normal(1, 2, seed=2), [0, 50])
-    rest = (rest[0], rest[1].float(), *rest[2:])
-    apart = ops.extrapolate_(torch.empty(50), *points, *rest)
-    assert same_bits(ops.extrapolate_(points[place], *points, *rest), apart)
+@pytest.mark.parametrize("relaxation", [0.3, 1.0])
+def test_out_may_be_one_of_the_points(place: int, relaxation: float) -> None:
+    points, apart = list(normal(2, 50, seed=0, dtype=torch.float32)), torch.empty(50)
+    rest = (relaxation, normal(2, 50, seed=1).float(), normal(1, 2, seed=2), [0, 50])
+    largest = ops.extrapolate_(apart, *points, *rest)
+    assert same_bits(ops.extrapolate_(points[place], *points, *rest), largest)
+    assert same_bits(points[place], apart)
 
 
 def test_full_relaxation_starts_exactly_from_after() -> None:
     before, after = normal(2, 50, seed=0, dtype=torch.float32)
-    none = (torch.zeros(0, 50), torch.zeros(1, 0), [0, 50])
-    assert same_bits(ops.extrapolate_(torch.empty(50), 1e8 * before, after, 1.0, *none), after)
+    none, out = (torch.zeros(0, 50), torch.zeros(1, 0), [0, 50]), torch.empty(50)
+    assert_largest(ops.extrapolate_(out, 1e8 * before, after, 1.0, *none), after)
+    assert same_bits(out, after)
 
 
 def test_long_segments_are_extrapolated_to_their_ends() -> None:
@@ -94,7 +114,38 @@ def test_long_segments_are_extrapolated_to_their_ends() -> None:
     before, after = normal(2, bounds[-1], seed=0, dtype=torch.float32)
     rows = normal(3, bounds[-1], seed=1, dtype=torch.bfloat16)
     arguments = (before, after, 0.1, rows, normal(4, 3, seed=2), bounds)
-    assert_extrapolated(ops.extrapolate_(torch.empty_like(before), *arguments), *arguments)
+    out = torch.empty_like(before)
+    assert_largest(ops.extrapolate_(out, *arguments), out)
+    assert_extrapolated(out, *arguments)
+
+
+PLACES = [0, 2, 3, CHUNK + 2, CHUNK + 3, 3 * CHUNK + 3]  # ends of segments and of chunks
+
+
+def extrapolated(after: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest entry and point after a step back along a row, in three segments."""
+    out, bounds = torch.empty_like(after), [0, 3, CHUNK + 3, len(after)]
+    gamma = torch.ones(3, 1)
+    return ops.extrapolate_(out, after, after, 1.0, row[None], gamma, bounds), out
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("value", [9.0, -9.0, float("inf"), float("-inf")])
+def test_largest_entry_is_found_wherever_it_is(value: float, place: int) -> None:
+    after, row = normal(2, PLACES[-1] + 1, seed=0, dtype=torch.float32).clamp(-4, 4)
+    after[place], row[place] = 1, 1 - value
+    largest, out = extrapolated(after, row)
+    assert out[place] == value
+    assert largest == abs(value)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("beside", [0.0, float("inf"), float("-inf")])
+def test_nan_outweighs_all_other_entries(place: int, beside: float) -> None:
+    after, row = normal(2, PLACES[-1] + 1, seed=0, dtype=torch.float32)
+    after[[1, -2]] = beside
+    row[place] = torch.nan
+    assert extrapolated(after, row)[0].isnan()
 
 
 def test_no_temporary_has_the_size_of_the_history() -> None:
@@ -127,7 +178,9 @@ FIT = {
         ({"rows": torch.ones(3, 4)}, [0, 2, 5], ["rows", "(3, 4)", "5"]),
         ({"rows": torch.ones(5)}, [0, 2, 5], ["rows", "(5,)"]),
         ({"rows": torch.ones(3, 5).int()}, [0, 2, 5], ["rows", "int32"]),
-        ({"coefficients": torch.ones(2, 2)}, [0, 2, 5], ["(2, 2)", "(2, 3)"]),
+        ({"coefficients": torch.ones(2, 2)}, [0, 2, 5], ["(2, 2)", "(2, 3)", "(1, 3)"]),
+        ({"coefficients": torch.ones(1, 2)}, [0, 2, 5], ["(1, 2)", "(2, 3)", "(1, 3)"]),
+        ({"coefficients": torch.ones(2, 3)}, [0, 2, 3, 5], ["(2, 3)", "(3, 3)", "(1, 3)"]),
         ({"coefficients": torch.ones(3)}, [0, 2, 5], ["(3,)", "(2, 3)"]),
         ({}, [0, 5], ["(2, 3)", "(1, 3)"]),
         ({}, [0, 2, 4], ["[0, 2, 4]", "5"]),

@@ -1,55 +1,45 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from strategies import STORAGE_DTYPES, mentions, normal, same_bits, seeds, storage_dtypes
+from strategies import (
+    LAYOUTS,
+    STORAGE_DTYPES,
+    in_logical_order,
+    mentions,
+    normal,
+    parameter,
+    parameters,
+    same_bits,
+)
 from torch import Tensor
 
 from aadl_ext import ops
 
-LAYOUTS = ("contiguous", "transposed", "strided", "channels_last")
-
-
-def parameter(shape: tuple[int, ...], layout: str, dtype: torch.dtype, seed: int) -> Tensor:
-    """Random entries in a layout; channels_last falls back to contiguous unless 4-d."""
-    if layout == "transposed":
-        return normal(*shape[::-1], seed=seed, dtype=dtype).permute(tuple(range(len(shape)))[::-1])
-    if layout == "strided":
-        return normal(*shape, 2, seed=seed, dtype=dtype)[..., 1]
-    tensor = normal(*shape, seed=seed, dtype=dtype)
-    if layout == "channels_last" and len(shape) == 4:
-        return tensor.to(memory_format=torch.channels_last)
-    return tensor
-
-
-sizes = st.integers(0, 4)
-shapes = st.one_of(st.lists(sizes, max_size=3).map(tuple), st.tuples(sizes, sizes, sizes, sizes))
-parameters = st.builds(parameter, shapes, st.sampled_from(LAYOUTS), storage_dtypes, seeds)
 parameter_lists = st.lists(parameters, max_size=5)
-
-
-def in_logical_order(tensors: list[Tensor]) -> np.ndarray:
-    """Float64 entries by NumPy, whose ravel is row-major whatever the strides."""
-    return np.concatenate([np.zeros(0), *(t.double().numpy().ravel() for t in tensors)])
 
 
 @given(parameter_lists, st.sampled_from(STORAGE_DTYPES), st.integers(0, 3))
 @example([], torch.float32, 2)
 @example([], torch.float32, 0)
-def test_gather_reads_in_logical_order_and_leaves_the_tail(
+def test_gather_reads_in_logical_order_and_fills_the_tail_with_zeros(
     tensors: list[Tensor], dtype: torch.dtype, tail: int
 ) -> None:
-    expected = torch.from_numpy(in_logical_order(tensors)).to(dtype)
-    out = torch.full((len(expected) + tail,), 7.0, dtype=dtype)
+    entries = torch.from_numpy(in_logical_order(tensors)).to(dtype)
+    expected = torch.cat([entries, torch.zeros(tail, dtype=dtype)])
+    copies = [tensor.clone() for tensor in tensors]
+    room = torch.full((len(expected) + 2,), 7.0, dtype=dtype)
+    out = room[1:-1].fill_(torch.nan)
 
     assert ops.gather(tensors, out) is out
-    assert same_bits(out[: len(expected)], expected)
-    assert (out[len(expected) :] == 7).all()
+    assert same_bits(out, expected)
+    assert room[[0, -1]].tolist() == [7, 7]
+    assert all(map(same_bits, tensors, copies))
 
 
 @given(parameter_lists, st.integers(0, 3))
@@ -66,6 +56,43 @@ def test_scatter_undoes_gather_in_place_and_in_layout(tensors: list[Tensor], tai
     assert all(map(same_bits, tensors, given))
     assert [(t.data_ptr(), t.stride()) for t in tensors] == layout
     assert same_bits(flat, flat_before)
+
+
+@given(parameter_lists, st.sampled_from(STORAGE_DTYPES), st.integers(0, 3))
+def test_scatter_rounds_to_the_dtype_of_each_tensor(
+    tensors: list[Tensor], dtype: torch.dtype, tail: int
+) -> None:
+    flat = normal(sum(t.numel() for t in tensors) + tail, seed=0, dtype=dtype)
+    ops.scatter_(tensors, flat)
+    places = flat[: len(flat) - tail].split([t.numel() for t in tensors])
+    for tensor, place in zip(tensors, places, strict=True):
+        assert same_bits(tensor, place.reshape(tensor.shape).to(tensor.dtype))
+
+
+# Cut into blocks, shared among threads, and in some dtypes written past the caches.
+LONG = [(3,), (2500, 2500), (), (70_000, 2), (0, 4), (4, 9, 1000)]
+
+
+def counted(shape: Sequence[int], layout: str, dtype: torch.dtype) -> Tensor:
+    """Entries that differ from their neighbours, and that any dtype can hold."""
+    values = torch.arange(math.prod(shape)).remainder(251).to(dtype).reshape(shape)
+    return values.T.contiguous().T if layout == "transposed" and len(shape) == 2 else values
+
+
+@pytest.mark.parametrize("dtype", STORAGE_DTYPES, ids=str)
+@pytest.mark.parametrize("flat_dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_long_tensors_go_both_ways_whole(
+    layout: str, flat_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
+    tensors = [counted(shape, layout, dtype) for shape in LONG]
+    expected = torch.cat([t.reshape(-1) for t in tensors])
+    flat = ops.gather(tensors, torch.full((len(expected) + 5,), torch.nan, dtype=flat_dtype))
+    assert torch.equal(flat[:-5], expected.to(flat_dtype))
+    assert torch.equal(flat[-5:], torch.zeros(5, dtype=flat_dtype))
+    back = [torch.full_like(tensor, -1) for tensor in tensors]
+    ops.scatter_(back, flat)
+    assert all(map(torch.equal, back, tensors))
 
 
 def test_scatter_writes_only_the_entries_of_the_tensors() -> None:
@@ -90,6 +117,19 @@ def test_mixed_dtypes_are_each_rounded_on_their_own() -> None:
     assert [float(t) for t in tensors] == [1, 1 + 2.0**-9, 1 + 2.0**-9]
 
 
+@pytest.mark.parametrize("dtype", STORAGE_DTYPES, ids=str)
+def test_values_that_are_not_finite_go_both_ways(dtype: torch.dtype) -> None:
+    values = [math.nan, math.inf, -math.inf, -0.0]
+    tensor = torch.tensor(values, dtype=dtype)
+    flat = ops.gather([tensor], torch.zeros(4))
+    assert same_bits(flat[1:], torch.tensor(values[1:]))
+    assert flat[0].isnan()
+    back = torch.zeros(4, dtype=dtype)
+    ops.scatter_([back], flat)
+    assert same_bits(back[1:], tensor[1:])
+    assert back[0].isnan()
+
+
 def test_trained_parameters_go_both_ways_and_nothing_is_differentiable() -> None:
     parameter = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     flat = ops.gather([parameter], torch.zeros(2))
@@ -97,6 +137,26 @@ def test_trained_parameters_go_both_ways_and_nothing_is_differentiable() -> None
     ops.scatter_([parameter], flat + 1)
     assert parameter.tolist() == [2, 3]
     assert parameter.is_leaf
+
+
+@pytest.mark.parametrize("dtype", STORAGE_DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_scatter_counts_as_a_change_of_every_tensor(layout: str, dtype: torch.dtype) -> None:
+    tensors = [parameter(shape, layout, dtype, 0) for shape in [(2, 3), (4,), (2, 3, 4, 5), ()]]
+    versions = [tensor._version for tensor in tensors]
+    ops.scatter_(tensors, torch.zeros(sum(t.numel() for t in tensors)))
+    assert all(t._version > v for t, v in zip(tensors, versions, strict=True))
+
+
+@pytest.mark.parametrize("sequence", [list, tuple])
+def test_autograd_notices_that_scatter_has_changed_what_it_needs(
+    sequence: Callable[[list[Tensor]], Sequence[Tensor]],
+) -> None:
+    weight = torch.ones(3, requires_grad=True)
+    loss = weight.square().sum()
+    ops.scatter_(sequence([weight]), torch.zeros(3))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("op", [ops.gather, ops.scatter_])

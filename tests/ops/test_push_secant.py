@@ -39,9 +39,10 @@ class Push:
     step_rows: Tensor
     residual_rows: Tensor
     slot: int | None
+    systems: Tensor | None
 
-    def __call__(self, *, products: bool = True) -> ops.SecantProducts:
-        return ops.push_secant(**vars(self), products=products)
+    def __call__(self) -> Tensor:
+        return ops.push_secant(**vars(self))
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -61,14 +62,19 @@ def random_push(
     *,
     rows: int = 3,
     slot: int | None = 1,
+    spare: int = 1,
     dtype: torch.dtype = torch.float32,
     storage: torch.dtype | None = None,
     seed: int = 0,
 ) -> Push:
-    """A step of about ``rate`` from a point of about 1, in the middle of a run."""
+    """A step of about ``rate`` from a point of about 1, in the middle of a run.
+
+    The systems are rubbish, with room for ``spare`` rows that are not there yet.
+    """
     size, rates = bounds[-1], rates or [0.5] * (len(bounds) - 1)
     before, move, last_point, last_residual = normal(4, size, seed=seed)
     history = normal(2, rows, size, seed=seed + 1, dtype=storage or dtype)
+    width = rows + spare + 1
     return Push(
         before=before.to(dtype),
         after=(before + per_entry(rates, bounds) * move).to(dtype),
@@ -80,6 +86,7 @@ def random_push(
         step_rows=history[0].clone(),
         residual_rows=history[1].clone(),
         slot=slot,
+        systems=normal(len(rates), width, width, seed=seed + 2),
     )
 
 
@@ -95,6 +102,7 @@ def pushes(draw: st.DrawFn, store: bool) -> Push:
         rates,
         rows=rows,
         slot=draw(st.integers(0, rows - 1)) if store else None,
+        spare=draw(st.integers(0, 2)),
         dtype=draw(working_dtypes),
         storage=draw(storage_dtypes),
         seed=draw(seeds),
@@ -107,20 +115,44 @@ def assert_within(actual: Tensor, expected: Tensor, bound: Tensor) -> None:
     assert (error <= bound).all(), f"{(error / bound).max():.3g} times the bound"
 
 
-def assert_products(actual: Tensor, rows: Tensor, vector: Tensor, bounds: list[int]) -> None:
-    """Products per segment with float64 accumulation: float32 sums are off by 1e-8 and more."""
-    rows, vector = rows.double(), vector.double()
-    assert actual.dtype == torch.float64
-    assert actual.shape == (len(bounds) - 1, len(rows))
-    for found, (start, stop) in zip(actual, pairwise(bounds), strict=True):
-        terms = rows[:, start:stop] * vector[start:stop]
-        assert_within(found, terms.sum(dim=1), 1e-13 * terms.abs().sum(dim=1))
+def assert_figures(figures: Tensor, push: Push, old: Push) -> None:
+    """The largest step, and sums of squares with float64 accumulation."""
+    assert figures.dtype == torch.float64
+    assert figures.shape == (3,)
+    step = (old.after - old.before).double().abs()
+    assert figures[0] == (step.max() if len(step) else 0)
+    slot = slice(0) if push.slot is None else slice(push.slot, push.slot + 1)
+    rows = torch.stack([push.residual_rows[slot], push.step_rows[slot]])
+    exact = torch.stack([values.double().square().sum() for values in (push.residual, rows)])
+    assert_within(figures[1:], exact, 1e-13 * exact)
+
+
+def assert_systems(push: Push, old: Push) -> None:
+    """Float64 products of the rows as stored: float32 sums are off by 1e-8 and more.
+
+    Only those with the residual and with the new row are entered, by rows and by columns.
+    """
+    assert push.systems is not None
+    assert old.systems is not None
+    vectors = torch.cat([push.residual_rows.double(), push.residual[None].double()])
+    places = torch.tensor([*range(len(push.residual_rows)), push.systems.shape[-1] - 1])
+    fresh = torch.zeros(push.systems.shape[1:], dtype=torch.bool)
+    for place in {-1} if push.slot is None else {-1, push.slot}:
+        fresh[places, place] = fresh[place, places] = True
+    assert same_bits(push.systems[:, ~fresh], old.systems[:, ~fresh])
+    assert same_bits(push.systems[:, fresh], push.systems.mT[:, fresh])
+    for system, (start, stop) in zip(push.systems, pairwise(push.offsets), strict=True):
+        part = vectors[:, start:stop]
+        exact, bound = torch.zeros_like(system), torch.zeros_like(system)
+        exact[places[:, None], places] = part @ part.T
+        bound[places[:, None], places] = 1e-13 * part.abs() @ part.abs().T
+        assert_within(system[fresh], exact[fresh], bound[fresh])
 
 
 @given(pushes(store=True))
 def test_pair_is_stored_as_in_float64(push: Push) -> None:
     old = push.copy()
-    out = push()
+    figures = push()
     before, after = old.before.double(), old.after.double()
     last_point, last_residual = old.last_point.double(), old.last_residual.double()
     rate = per_entry(old.rates, old.offsets)
@@ -131,8 +163,7 @@ def test_pair_is_stored_as_in_float64(push: Push) -> None:
     stored = torch.finfo(push.step_rows.dtype)
     # Three roundings of at most eps / 2: the difference, the rate, the quotient.
     assert_within(push.residual, rho, 2 * eps * rho.abs())
-    exact_max = (after - before).abs().amax() if len(rho) else torch.zeros(())
-    assert same_bits(out.max_step, exact_max.to(push.before.dtype))
+    assert_figures(figures, push, old)
 
     assert push.slot is not None
     scale = rho.abs() + last_residual.abs()
@@ -146,66 +177,82 @@ def test_pair_is_stored_as_in_float64(push: Push) -> None:
     others = [index for index in range(len(push.step_rows)) if index != push.slot]
     assert same_bits(push.step_rows[others], old.step_rows[others])
     assert same_bits(push.residual_rows[others], old.residual_rows[others])
-    assert push.changed(old) <= {"residual", "step_rows", "residual_rows"}
+    assert push.changed(old) <= {"residual", "step_rows", "residual_rows", "systems"}
 
 
 @given(st.one_of(pushes(store=True), pushes(store=False)))
-def test_products_are_those_of_the_rows_as_stored(push: Push) -> None:
-    out = push()
-    rows, bounds = push.residual_rows, push.offsets
-    assert_products(out.squared_norm[:, None], push.residual[None], push.residual, bounds)
-    assert_products(out.right_side, rows, push.residual, bounds)
-    if push.slot is None:
-        assert out.gram_row is None
-    else:
-        assert out.gram_row is not None
-        assert_products(out.gram_row, rows, rows[push.slot], bounds)
+def test_systems_take_the_products_of_the_rows_as_stored(push: Push) -> None:
+    old = push.copy()
+    push()
+    assert_systems(push, old)
 
 
 @pytest.mark.parametrize("storage", [torch.bfloat16, torch.float16])
 def test_products_use_the_new_row_as_rounded(storage: torch.dtype) -> None:
     push = random_push([0, 50], storage=storage)
     exact = push.copy()
-    exact.residual_rows = push.residual_rows.double()
+    exact.residual_rows, exact.step_rows = push.residual_rows.double(), push.step_rows.double()
+    old = push.copy()
     rounded, unrounded = push(), exact()
-    assert rounded.gram_row is not None
-    assert_products(rounded.gram_row, push.residual_rows, push.residual_rows[1], [0, 50])
+    assert_systems(push, old)
+    assert_figures(rounded, push, old)
     # Without the rounding of the row they would be far off.
-    assert (rounded.gram_row - unrounded.gram_row).abs().min() > 1e-6
-    assert (rounded.right_side - unrounded.right_side)[0, 1].abs() > 1e-6
+    assert (push.systems - exact.systems)[0, [0, 1, 2, -1], 1].abs().min() > 1e-6
+    assert (rounded - unrounded)[2].abs() > 1e-6
 
 
-def test_long_vectors_are_summed_in_float64() -> None:
+@pytest.mark.parametrize("slot", [None, 3])
+def test_long_vectors_are_summed_in_float64(slot: int | None) -> None:
     bounds = [0, 7, CHUNK + 1, CHUNK + 1, 5 * CHUNK + 3, 200_001]
-    push = random_push(bounds, [0.1, 0.2, 0.3, 0.4, 0.5], rows=4, slot=3)
-    out = push()
-    assert_products(out.squared_norm[:, None], push.residual[None], push.residual, bounds)
-    assert_products(out.right_side, push.residual_rows, push.residual, bounds)
-    assert_products(out.gram_row, push.residual_rows, push.residual_rows[3], bounds)
+    push = random_push(bounds, [0.1, 0.2, 0.3, 0.4, 0.5], rows=4, slot=slot)
+    old = push.copy()
+    assert_figures(push(), push, old)
+    assert_systems(push, old)
+
+
+def test_ring_that_fills_and_turns_has_the_gram_matrices_of_its_rows() -> None:
+    bounds, depth = [0, 7, 7, 30], 3
+    run = random_push(bounds, rows=depth, spare=0)
+    for tensor in (run.step_rows, run.residual_rows, run.systems):
+        tensor.zero_()
+    for k in range(3 * depth):
+        used = min(k + 1, depth)
+        push = replace(
+            random_push(bounds, rows=depth, slot=k % depth, seed=k),
+            step_rows=run.step_rows[:used],
+            residual_rows=run.residual_rows[:used],
+            systems=run.systems,
+        )
+        if k == 5:
+            push.after[10] = torch.nan
+        if push()[1].isfinite():  # else the systems stay with the residual before
+            run.residual = push.residual
+        rows = torch.cat([run.residual_rows, run.residual[None]]).double()
+        for system, (start, stop) in zip(run.systems, pairwise(bounds), strict=True):
+            part = rows[:, start:stop]
+            torch.testing.assert_close(system, part @ part.T, rtol=1e-12, atol=1e-12)
 
 
 @given(pushes(store=False))
 def test_without_a_slot_the_step_is_only_measured(push: Push) -> None:
     old, storing = push.copy(), push.copy()
-    out = push()
-    assert out.gram_row is None
-    assert push.changed(old) <= {"residual"}
+    figures = push()
+    assert_figures(figures, push, old)
+    assert push.changed(old) <= {"residual", "systems"}
     if len(push.step_rows):
         storing.slot = 0
         stored = storing()
         assert same_bits(push.residual, storing.residual)
-        assert same_bits(out.max_step, stored.max_step)
+        assert same_bits(figures[:2], stored[:2])
 
 
 @pytest.mark.parametrize("slot", [None, 0])
-def test_without_products_all_else_is_the_same(slot: int | None) -> None:
-    push = random_push([0, 4, 9], slot=slot)
+@pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16])
+def test_without_systems_all_else_is_the_same(storage: torch.dtype, slot: int | None) -> None:
+    push = random_push([0, 4, 9], slot=slot, storage=storage)
     twin = push.copy()
-    out, full = push(products=False), twin()
-    assert out.right_side.shape == (2, 0)
-    assert out.gram_row is None
-    assert same_bits(out.squared_norm, full.squared_norm)
-    assert same_bits(out.max_step, full.max_step)
+    push.systems = None
+    assert same_bits(push(), twin())
     assert not push.changed(twin)
 
 
@@ -213,29 +260,47 @@ def test_residual_counts_as_zero_where_the_rate_is_zero() -> None:
     push = random_push([0, 3, 5], [0.5, 1.0], dtype=torch.float64)
     push.rates[1] = 0.0
     old = push.copy()
-    out = push()
+    figures = push()
     assert push.residual[3:].tolist() == [0, 0]
-    assert out.squared_norm[1] == 0
-    assert out.max_step == (old.after - old.before).abs().max()
+    assert push.residual[:3].abs().min() > 0
+    assert figures[0] == (old.after - old.before).abs().max()
+    assert_within(figures[1], push.residual[:3].square().sum(), 1e-13 * figures[1])
+    assert push.systems[1, [0, 1, 2, -1], -1].tolist() == [0, 0, 0, 0]
     torch.testing.assert_close(push.residual_rows[1, 3:], -old.last_residual[3:])
     torch.testing.assert_close(push.step_rows[1, 3:], (old.before - old.last_point)[3:])
-    assert push.residual[:3].abs().min() > 0
+
+
+systems_or_none = pytest.mark.parametrize("with_systems", [True, False], ids=["systems", "none"])
+
+
+def assert_row_is_discarded(push: Push, old: Push) -> None:
+    """The row is zero in the ring and in the systems; all else but the residual is as before."""
+    expected = old.copy()
+    expected.residual = push.residual
+    if push.slot is not None:
+        expected.step_rows[push.slot] = expected.residual_rows[push.slot] = 0
+        if expected.systems is not None:
+            expected.systems[:, push.slot] = expected.systems[:, :, push.slot] = 0
+    assert not push.changed(expected)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("place", [0, 2, 4])
 @pytest.mark.parametrize("rates", [[0.5, 0.5, 0.5], [0.5, 0.5, 0.0]])
 @pytest.mark.parametrize("of", ["before", "after"])
-def test_step_that_is_not_finite_is_seen_and_spoils_only_its_own_row(
-    bad: float, place: int, rates: list[float], of: str
+@pytest.mark.parametrize("slot", [None, 0, 2])
+@systems_or_none
+def test_step_that_is_not_finite_is_seen_and_discarded(
+    bad: float, place: int, rates: list[float], of: str, slot: int | None, with_systems: bool
 ) -> None:
-    push = random_push([0, 1, 1, 5], rates)
+    push = random_push([0, 1, 1, 5], rates, slot=slot)
     getattr(push, of)[place] = bad
+    if not with_systems:
+        push.systems = None
     old = push.copy()
-    out = push()
-    assert not out.max_step.isfinite()
-    assert not out.squared_norm.isfinite().all()
-    assert_only_its_row_is_spoilt(push, old)
+    figures = push()
+    assert not figures[:2].isfinite().any()
+    assert_row_is_discarded(push, old)
 
 
 OVERFLOWS = [
@@ -247,37 +312,101 @@ OVERFLOWS = [
 
 
 @pytest.mark.parametrize(("step", "rate"), OVERFLOWS)
-def test_residual_that_overflows_is_seen_and_spoils_only_its_own_row(
-    step: list[float], rate: float
-) -> None:
+def test_residual_that_overflows_is_seen_and_discarded(step: list[float], rate: float) -> None:
     push = random_push([0, len(step)], [1.0])
     push.before.zero_()
     push.after.copy_(torch.tensor(step))
     push.rates = [rate]
     old = push.copy()
-    out = push()
+    figures = push()
     assert not push.residual.isfinite().all()
-    assert not out.squared_norm.isfinite()
-    assert_only_its_row_is_spoilt(push, old)
+    assert not figures[1].isfinite()
+    assert_row_is_discarded(push, old)
 
 
-def assert_only_its_row_is_spoilt(push: Push, old: Push) -> None:
-    assert push.changed(old) <= {"residual", "step_rows", "residual_rows"}
-    others = [index for index in range(len(push.step_rows)) if index != push.slot]
-    assert same_bits(push.step_rows[others], old.step_rows[others])
-    assert same_bits(push.residual_rows[others], old.residual_rows[others])
+def test_residual_whose_squares_overflow_float64_is_seen_and_discarded() -> None:
+    push = random_push([0, 2, 5], dtype=torch.float64)
+    push.after[3] = 1e200
+    old = push.copy()
+    assert push()[1] == float("inf")
+    assert_row_is_discarded(push, old)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_finite_step_is_stored_however_large(dtype: torch.dtype) -> None:
+# The step is finite; its difference to the last one is not, in the storage dtype or squared.
+TOO_LARGE = [
+    (torch.float32, torch.float16, 7e4),
+    (torch.float32, torch.bfloat16, 3.4e38),
+    (torch.float32, torch.float32, 6e38),
+    (torch.float64, torch.float32, 4e38),
+    (torch.float64, torch.float64, 2e154),
+    (torch.float64, torch.float16, -7e4),
+]
+
+
+@pytest.mark.parametrize(("dtype", "storage", "value"), TOO_LARGE)
+@pytest.mark.parametrize("place", [0, 2, 4])
+@systems_or_none
+def test_row_that_its_storage_cannot_hold_is_discarded_and_the_residual_kept(
+    dtype: torch.dtype, storage: torch.dtype, value: float, place: int, with_systems: bool
+) -> None:
+    push = random_push([0, 1, 1, 5], [1.0, 1.0, 1.0], dtype=dtype, storage=storage)
+    push.before[place] = push.last_point[place] = 0
+    push.after[place], push.last_residual[place] = value / 2, -value / 2
+    if not with_systems:
+        push.systems = None
+    old = push.copy()
+    figures = push()
+    step = old.after - old.before
+    assert same_bits(push.residual, step)
+    assert figures[0] == step.double().abs().max()
+    squared = step.double().square().sum()
+    assert_within(figures[1], squared, 1e-13 * squared)
+    assert figures[2] == float("inf")
+
+    old.residual, systems = push.residual, push.systems
+    if systems is not None:  # the row, zero by now, is one of those that met the residual
+        zeroed = old.copy()
+        zeroed.systems[:, 1] = zeroed.systems[:, :, 1] = 0
+        assert_systems(replace(push, slot=None), zeroed)
+        old.systems = systems
+    assert_row_is_discarded(push, old)
+
+
+@systems_or_none
+def test_row_is_discarded_where_only_the_way_does_not_fit(with_systems: bool) -> None:
+    push = random_push([0, 1, 5], [1.0, 1.0], storage=torch.float16)
+    push.before[0], push.after[0], push.last_point[0] = 1e5, 1e5 + 1, 0
+    if not with_systems:
+        push.systems = None
+    figures = push()
+    assert figures[:2].isfinite().all()
+    assert figures[2] == float("inf")
+    assert not push.step_rows[1].any()
+    assert not push.residual_rows[1].any()
+
+
+def test_figures_that_are_finite_each_keep_the_row() -> None:
+    push = random_push([0, 1], [1.0], dtype=torch.float64)
+    for tensor in (push.before, push.last_point, push.last_residual):
+        tensor.zero_()
+    push.after.fill_(9e153)  # squares of 0.8e308 and 1.6e308: their sum is infinite
+    assert push().isfinite().all()
+    assert push.residual_rows[1] == 9e153
+
+
+# Squares have to be finite as well.
+@pytest.mark.parametrize(("dtype", "large"), [(torch.float32, 2.4e38), (torch.float64, 5e153)])
+def test_finite_step_is_stored_however_large(dtype: torch.dtype, large: float) -> None:
     push = random_push([0, 2], [1.0], dtype=dtype)
-    large = 0.7 * torch.finfo(dtype).max
     for tensor in (push.before, push.last_point, push.last_residual):
         tensor.zero_()
     push.after.copy_(torch.tensor([large, -large], dtype=dtype))
-    out = push()
-    assert out.max_step == push.after[0]
+    old = push.copy()
+    figures = push()
+    assert figures[0] == push.after[0]
     assert push.residual_rows[1].tolist() == push.after.tolist()
+    assert_figures(figures, push, old)
+    assert_systems(push, old)
 
 
 def test_no_temporary_has_the_size_of_the_history() -> None:
@@ -303,6 +432,12 @@ MISFITS: list[tuple[dict[str, Any], list[str]]] = [
     ({"residual_rows": torch.zeros(3, 5, dtype=torch.int32)}, ["residual_rows", "int32"]),
     ({"slot": 3}, ["slot is 3", "0 to 2"]),
     ({"slot": -1}, ["slot is -1", "0 to 2"]),
+    ({"systems": torch.zeros(2, 3, 3).double()}, ["systems", "(2, 3, 3)", "3 rows", "k > 3"]),
+    ({"systems": torch.zeros(1, 5, 5).double()}, ["systems", "(1, 5, 5)", "2 segments"]),
+    ({"systems": torch.zeros(2, 5, 4).double()}, ["systems", "(2, 5, 4)", "[2, k, k]"]),
+    ({"systems": torch.zeros(5, 5).double()}, ["systems", "(5, 5)", "[2, k, k]"]),
+    ({"systems": torch.zeros(2, 5, 5)}, ["systems", "float32 (2, 5, 5)", "float64"]),
+    ({"systems": torch.zeros(2, 5, 10).double()[..., ::2]}, ["systems", "(2, 5, 5)", "contiguous"]),
 ]
 
 

@@ -19,13 +19,35 @@ namespace aadl::cpu {
 // are done. torch's thread pool in the extension, std::thread in the lab, a loop in small cases.
 using Parallel = std::function<void(int64_t count, const std::function<void(int64_t)>& body)>;
 
+// Copies or converts contiguous pieces, which must not overlap. Between different types there are
+// float <-> double, BFloat16, Half: `copies` tells.
+enum class Type { kFloat, kDouble, kBFloat16, kHalf };
+struct Piece {
+  const void* from;
+  Type from_type;
+  void* to;
+  Type to_type;
+  int64_t count;
+};
+bool copies(Type from, Type to);
+void copy(const std::vector<Piece>& pieces, const Parallel& parallel);
+
+// Sum of squares of contiguous pieces.
+struct Entries {
+  const void* begin;
+  Type type;
+  int64_t count;
+};
+double squared_norm(const std::vector<Entries>& pieces, const Parallel& parallel);
+
 // residual = rho = (after - before) / rate, 0 at rate 0 for a finite step. With slot >= 0 also
 //   residual_rows[slot] = rho - last_residual,
 //   step_rows[slot]     = (before - last_point) + rate * (rho - last_residual),
-// written always, so that after a step that is not finite (seen by squared_norm) the caller has
-// to discard row `slot`. right_side[s][i] = residual_rows[i] . rho and, with slot >= 0,
-// gram_row[s][i] = residual_rows[i] . residual_rows[slot] (as stored, rounded), per segment; both
-// only if `products`. Nothing written may overlap what is read. Reads 4 + m vectors, writes 3.
+// written always, so that after a step that is not finite (seen by squared_norm), or one that does
+// not fit the storage type (seen by row_norm), the caller has to discard row `slot`.
+// right_side[s][i] = residual_rows[i] . rho and, with slot >= 0, gram_row[s][i] = residual_rows[i]
+// . residual_rows[slot] (as stored, rounded), per segment; both only if `products`. Nothing written
+// may overlap what is read. Reads 4 + m vectors, writes 3.
 template <class T, class S>
 struct Push {
   const T* before;
@@ -46,13 +68,14 @@ struct Push {
   double* gram_row;      // [segments, rows]
   double* squared_norm;  // [segments]
   double max_step;       // max |after - before|; NaN if there is one
+  double row_norm;       // |residual_rows[slot]|^2 + |step_rows[slot]|^2 as stored
 };
 template <class T, class S>
 void push(Push<T, S>& args, const Parallel& parallel);
 
-// out = before + beta (after - before) - coefficients[s] . rows, entry by entry. Exact at
-// beta = 1: out starts from `after` then. Rows with a zero coefficient are not read. `out` may be
-// `before` or `after`. Reads 2 + m vectors, writes 1.
+// out = before + beta (after - before) - coefficients[s] . rows, entry by entry; returns max |out|,
+// NaN if there is one. Exact at beta = 1: out starts from `after` then. Rows with a zero
+// coefficient are not read. `out` may be `before` or `after`. Reads 2 + m vectors, writes 1.
 template <class T, class S>
 struct Extrapolate {
   const T* before;
@@ -66,16 +89,13 @@ struct Extrapolate {
   T* out;
 };
 template <class T, class S>
-void extrapolate(const Extrapolate<T, S>& args, const Parallel& parallel);
+T extrapolate(const Extrapolate<T, S>& args, const Parallel& parallel);
 
 // With d_i = x_i - x_newest: mean = x_newest + sum d / t, variance = (sum d^2 - (sum d)^2 / t) / t;
 // returns max sqrt(variance), NaN if any entry is NaN or infinite. Reads t vectors, writes 1.
 template <class T>
 struct Window {
-  const T* rows;  // [count, stride]
-  int64_t stride;
-  int64_t count;
-  int64_t newest;
+  std::vector<const T*> iterates;  // the newest last
   int64_t size;
   T* mean;
 };

@@ -38,7 +38,7 @@ void push(Push<T, S>& args, const Parallel& parallel) {
   std::vector<PushSums<T>> sums(blocks.size());
   run_blocks(blocks, parallel, [&](int64_t i) {
     double* own = products.data() + i * 2 * args.rows;
-    PushSums<T> result = {own, own + args.rows, 0, 0};
+    PushSums<T> result = {own, own + args.rows, 0, 0, 0};
     push_one(args, blocks[i], stream, result);
     sums[i] = result;
   });
@@ -50,10 +50,12 @@ void push(Push<T, S>& args, const Parallel& parallel) {
     if (args.products) std::fill_n(args.right_side + s * args.rows, args.rows, 0.0);
     if (row) std::fill_n(args.gram_row + s * args.rows, args.rows, 0.0);
   }
+  args.row_norm = 0;
   Magnitude<T> peak = 0;
   for (size_t i = 0; i < blocks.size(); ++i) {
     const int64_t first = blocks[i].segment * args.rows;
     args.squared_norm[blocks[i].segment] += sums[i].squared_norm;
+    args.row_norm += sums[i].row_norm;
     for (int64_t k = 0; args.products && k < args.rows; ++k) {
       args.right_side[first + k] += sums[i].right_side[k];
       if (row) args.gram_row[first + k] += sums[i].gram_row[k];

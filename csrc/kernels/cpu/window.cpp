@@ -18,7 +18,7 @@ AADL_TARGETS int64_t window_one(const Window<double>& args, const Block& block, 
 template <class T>
 T window_statistics(const Window<T>& args, const Parallel& parallel) {
   const std::vector<Block> blocks = make_blocks({0, args.size});
-  const bool stream = exceeds_cache(args.size * (args.count + 1) * sizeof(T));
+  const bool stream = exceeds_cache(args.size * (args.iterates.size() + 1) * sizeof(T));
   std::vector<Magnitude<T>> peaks(blocks.size());
   run_blocks(blocks, parallel, [&](int64_t i) { peaks[i] = window_one(args, blocks[i], stream); });
   Magnitude<T> peak = 0;
