@@ -2,49 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import safeguards
 from .averaging import MovingAverage
-from .flat import Layout
+from .gradients import Gradients
 from .history import Observation, SecantHistory
-from .options import Options
+from .machine import Evaluate, Groups, Machine
 from .safeguards import Jump
-from .stats import Stats
-
-logger = logging.getLogger("aadl_ext")
-
-Groups = list[dict[str, Any]]
 
 
-class Accelerator:
-    """Accelerates the optimizer whose steps it is told of.
+class Accelerator(Machine):
+    """Algorithm 1 of the paper; ``after_step`` moves the parameters on to w^{k+1}."""
 
-    ``before_step`` sees w^k, ``after_step`` sees w^k + r^k and moves the parameters on to
-    w^{k+1}. Obtained with :func:`aadl_ext.get_accelerator`: ``stats`` tells what was done,
-    ``state_dict`` and ``load_state_dict`` carry it over a restart.
-    """
-
-    layout: Layout
+    patience = 2
     history: SecantHistory
     window: MovingAverage
-    rates: tuple[float, ...]  # learning rate of each segment
-    jump: Jump | None  # pending until the next step judges it
+    jump: Jump | None
     _before: Tensor | None  # w^k, between the two hooks of a step that needs it
-    _left_at: Tensor | None  # where the parameters were left, if it matters
     _norm_before_jump: float | None
-
-    def __init__(self, param_groups: Groups, options: Options) -> None:
-        self.options = options
-        self.stats = Stats()
-        self.k = 0
-        self._lay_out(param_groups)
 
     # ---- Algorithm 1 --------------------------------------------------------------
 
@@ -61,11 +40,7 @@ class Accelerator:
         self._skip = skip or self._follow(param_groups)
         if self._skip or not self.layout.parameters:
             return
-        if options.safeguard == "loss" and options.accelerates and not has_closure:
-            raise RuntimeError(
-                'safeguard="loss" compares losses, but step() was called without a closure: '
-                'call step(closure), or accelerate with safeguard="residual"'
-            )
+        self._ask_for_closure(has_closure)
         self._store = options.accelerates and k % options.store_each_nth == 0
         self._extrapolate = (
             options.accelerates and k % options.frequency == 0 and k > options.wait_iterations
@@ -74,7 +49,18 @@ class Accelerator:
             self._before = self.layout.gather(self._spare())
             self._notice_moves(self._before)
 
-    def after_step(self, evaluate: Callable[[], float] | None = None) -> None:
+    @property
+    def wants_gradient(self) -> bool:
+        """Whether the parameters are at a jump that the next gradient may show to be useless."""
+        return self.jump_pending and not self.skips
+
+    def see_gradient(self, gradients: Gradients) -> bool:
+        """Hold back (false) a base step from a pending jump whose gradient is not finite."""
+        usable = gradients.usable()
+        self._vetoed = self._vetoed or not usable
+        return usable
+
+    def after_step(self, evaluate: Evaluate | None = None) -> None:
         """Store the pair (w^k, r^k), jump, guard and average; the parameters become w^{k+1}.
 
         ``evaluate`` returns the loss at the present parameters (``safeguard="loss"``).
@@ -103,7 +89,7 @@ class Accelerator:
             self.window.replace_newest(point)
         else:  # the base optimizer's own step is not finite: leave it, store nothing
             self.stats.skipped[fault] += 1
-            self._forget_iterates()
+            self._forget_place()
             return
 
         if self.window.full:  # lines 5 to 7 of the next pass
@@ -140,7 +126,7 @@ class Accelerator:
         before: Tensor,
         plain: Tensor,
         seen: Observation,
-        evaluate: Callable[[], float] | None,
+        evaluate: Evaluate | None,
     ) -> Tensor:
         """Lines 16 to 18: the extrapolated point, or ``plain``."""
         options, stats = self.options, self.stats
@@ -148,6 +134,10 @@ class Accelerator:
         stats.jumps += 1
         stats.gamma, stats.rank, stats.condition, stats.predicted_reduction = solution
 
+        size = float(solution.gamma.abs().sum())
+        if "limits" in options.safeguards and size > options.coefficient_limit:
+            self._count_verdict("limits")
+            return plain
         beta, candidate = options.relaxation, self._spare(before, plain)
         if options.mixing == "paper":  # Eq. 6: (1 - beta) w + beta (w + r - (W + R) gamma)
             gamma, rates = beta * solution.gamma, self.rates
@@ -158,177 +148,57 @@ class Accelerator:
         if not float(largest) <= self.layout.limit:  # NaN is not either
             self._count_verdict("nonfinite")
             return plain
-        if options.safeguard == "loss" and not self._lowers_loss(plain, candidate, evaluate):
+        if "loss" in options.safeguards and not self._lowers_loss(plain, candidate, evaluate):
             self._count_verdict("loss")
             return plain
-        if options.safeguard == "residual":
+        self._rescale_momentum(float(solution.reduction.max()))
+        if "residual" in options.safeguards:
             self.jump = Jump(plain, seen.residual_norm, seen.max_step)
         else:
             self._count_verdict(None)
         self._norm_before_jump = seen.residual_norm
         return candidate
 
-    def _lowers_loss(
-        self, plain: Tensor, candidate: Tensor, evaluate: Callable[[], float] | None
-    ) -> bool:
-        assert evaluate is not None  # before_step has asked for it
-        before = evaluate()
-        lower = False
-        self.layout.scatter_(candidate)
-        try:
-            lower = safeguards.loss_decreased(before, evaluate())
-        finally:
-            if not lower:
-                self.layout.scatter_(plain)
-        return lower
-
-    def _count_verdict(self, fault: str | None) -> None:
-        if fault is None:
-            self.stats.accepted += 1
-            self._rejections_in_a_row = 0
-            return
-        self.stats.rejected[fault] += 1
-        self._rejections_in_a_row += 1
-        if self._rejections_in_a_row == 2:
-            self._restart("rejections")
-
-    # ---- what happens between steps -------------------------------------------------
-
-    @property
-    def skips(self) -> bool:
-        """Whether the step under way does not count."""
-        return self._skip is not None
-
-    @property
-    def jump_pending(self) -> bool:
-        """Whether the parameters are at a jump that the next step may take back."""
-        return self.jump is not None
-
-    def veto(self) -> None:
-        """The gradient at a pending jump is not finite: the base step is held back."""
-        self._vetoed = True
-
-    def reset(self) -> None:
-        """Forget pairs, iterates and a pending jump; the parameters stay where they are."""
-        self._restart("request")
-        self._drop_jump()
-        self._forget_iterates()
-
-    def _restart(self, cause: str) -> None:
-        self.stats.restarts[cause] += 1
-        self._rejections_in_a_row = 0
-        self.history.clear()
-
-    def _follow(self, param_groups: Groups) -> str | None:
-        """Notice changed parameters and learning rates; returns why this step cannot count."""
-        if not self.layout.fits(param_groups):
-            logger.info("parameters were added, (un)frozen or moved: the history starts anew")
-            self.stats.restarts["parameters"] += 1
-            self._drop_jump()
-            self._lay_out(param_groups)
-        rates = tuple(float(param_groups[index].get("lr", 1.0)) for index in self.layout.groups)
-        if rates and not any(rates):
-            return "zero_lr"
-        if self.rates and [not rate for rate in rates] != [not rate for rate in self.rates]:
-            self._restart("learning_rate")
-        self.rates = rates
-        return None
+    # ---- its history and state ----------------------------------------------------------
 
     def _notice_moves(self, before: Tensor) -> None:
-        """Whoever moved the parameters since the last step wants them there: do not undo it."""
-        left_at, self._left_at = self._left_at, None
-        if left_at is not None and not torch.equal(left_at, before):
-            self.stats.restarts["moved_outside"] += 1
-            self._drop_jump()
-            self._forget_iterates()
+        super()._notice_moves(before)
         if not self.window.iterates:
             self.window.push(before)
 
-    def _drop_jump(self) -> None:
-        self.stats.dropped += self.jump is not None
-        self.jump = None
-
-    def _forget_iterates(self) -> None:
-        self._left_at = self._norm_before_jump = None
+    def _forget_place(self) -> None:
+        super()._forget_place()
+        self._norm_before_jump = None
         self.window.clear()
 
-    # ---- buffers and checkpoints ----------------------------------------------------
+    def _clear_history(self) -> None:
+        self.history.clear()
 
-    def _lay_out(self, param_groups: Groups) -> None:
+    def _start(self) -> None:
         options = self.options
-        self.layout = Layout.build(param_groups, options.scope, options.history_device)
         self.history = SecantHistory(self.layout, options)
         iterates = options.average_window if options.average else 0
         self.window = MovingAverage(iterates, options.average_threshold)
-        self.rates = ()
-        self.jump = self._before = self._left_at = self._norm_before_jump = None
-        self._rejections_in_a_row = 0
-        self._vectors: list[Tensor] = []
-        self._count_bytes()
+        self._before = self._norm_before_jump = None
 
-    def _spare(self, *busy: Tensor) -> Tensor:
-        """A working vector that nobody needs; four are enough besides those of the window."""
-        held = [
-            *busy,
-            self._left_at,
-            self.jump and self.jump.plain,
-            self.history.last_point,
-            *self.window.iterates,
-        ]
-        for vector in self._vectors:
-            if all(vector is not other for other in held):
-                return vector
-        self._vectors.append(self.layout.vector())
-        self._count_bytes()
-        return self._vectors[-1]
+    def _held(self) -> list[Tensor | None]:
+        return [*super()._held(), self.history.last_point, *self.window.iterates]
 
-    def _count_bytes(self) -> None:
-        self.stats.bytes_held = sum(x.nbytes for x in (*self.history.tensors, *self._vectors))
+    def _tensors(self) -> list[Tensor]:
+        return self.history.tensors
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to go on bit for bit; tensors are copies."""
+    def _state(self) -> dict[str, Any]:
         return {
-            "version": 1,
-            "options": self.options.as_dict(),
-            "offsets": self.layout.offsets,
-            "dtype": self.layout.dtype,
-            "k": self.k,
-            "rates": self.rates,
             "history": self.history.state_dict(),
             "iterates": [iterate.clone() for iterate in self.window.iterates],
             "jump": self.jump and (self.jump.plain.clone(), *self.jump.norms),
-            "left_at": None if self._left_at is None else self._left_at.clone(),
             "norm_before_jump": self._norm_before_jump,
-            "rejections_in_a_row": self._rejections_in_a_row,
-            "stats": self.stats.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave; load model and optimizer as well.
-
-        Raises:
-            ValueError: the state belongs to other parameters or other options.
-        """
-        mine = {"options": self.options.as_dict(), "offsets": self.layout.offsets}
-        for name, own in {"version": 1, "dtype": self.layout.dtype, **mine}.items():
-            if state.get(name) != own:
-                raise ValueError(
-                    f"the accelerator state was saved with {name} = {state.get(name)!r}, but "
-                    f"here it is {own!r}; accelerate with the same options and parameters, or "
-                    "go on without the state: the history then starts anew"
-                )
-        self.k, self.rates = state["k"], tuple(state["rates"])
+    def _take_state(self, state: dict[str, Any]) -> None:
         self.history.load_state_dict(state["history"])
-        self._vectors = [v for v in [self.history.last_point] if v is not None]
+        self._vectors += [v for v in [self.history.last_point] if v is not None]
         self.window.iterates = [self._copy(iterate) for iterate in state["iterates"]]
-        self.jump = state["jump"] and Jump(self._copy(state["jump"][0]), *state["jump"][1:])
-        left_at = state["left_at"]
-        self._left_at = None if left_at is None else self._copy(left_at)
+        jump = state["jump"]
+        self.jump = jump and Jump(self._copy(jump[0]), *jump[1:])
         self._norm_before_jump = state["norm_before_jump"]
-        self._rejections_in_a_row = state["rejections_in_a_row"]
-        self.stats.load_state_dict(state["stats"])
-        self._count_bytes()
-
-    def _copy(self, vector: Tensor) -> Tensor:
-        self._vectors.append(self.layout.vector().copy_(vector))
-        return self._vectors[-1]

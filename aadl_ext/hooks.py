@@ -7,7 +7,6 @@ gradients away for its duration, for then torch's optimizers touch neither param
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import ops
-from .accelerator import Accelerator
+from .gradients import Gradients
+from .machine import Machine
 
 Closure = Callable[[], Any]
 
@@ -25,7 +24,7 @@ Closure = Callable[[], Any]
 class StepHooks:
     """The pre- and post-hook of one accelerated optimizer."""
 
-    def __init__(self, optimizer: Optimizer, accelerator: Accelerator) -> None:
+    def __init__(self, optimizer: Optimizer, accelerator: Machine) -> None:
         self.accelerator = accelerator
         self._closure: Closure | None = None
         self._parked: Gradients | None = None
@@ -51,10 +50,10 @@ class StepHooks:
         skip = "found_inf" if getattr(optimizer, "found_inf", None) else None
         accelerator = self.accelerator
         accelerator.before_step(optimizer.param_groups, self._closure is not None, skip)
-        if accelerator.skips or not accelerator.jump_pending:
+        if not accelerator.wants_gradient:
             return None
         if self._closure is None:
-            self._hold_back_bad_step(optimizer)
+            self._show_gradients(optimizer)
             return None
         if len(args) > 1:
             return (args[0], self._checked_closure(optimizer), *args[2:]), kwargs
@@ -72,6 +71,9 @@ class StepHooks:
         closure, self._closure = self._closure, None
         evaluate = None if closure is None else lambda: _loss(optimizer, closure)
         self.accelerator.after_step(evaluate)
+        factor = self.accelerator.take_momentum_factor()
+        if factor is not None:
+            _scale_momentum(optimizer, factor)
 
     def _checked_closure(self, optimizer: Optimizer) -> Closure:
         closure = self._closure
@@ -79,45 +81,26 @@ class StepHooks:
 
         def checked() -> Any:
             loss = closure()
-            self._hold_back_bad_step(optimizer)
+            self._show_gradients(optimizer)
             return loss
 
         return checked
 
-    def _hold_back_bad_step(self, optimizer: Optimizer) -> None:
-        """A useless gradient at a pending jump must not enter the optimizer's state."""
+    @torch.no_grad()
+    def _show_gradients(self, optimizer: Optimizer) -> None:
+        """Let the accelerator see them; from a step that it holds back they are taken away."""
         gradients = Gradients(optimizer)
-        if not gradients.usable():
-            self.accelerator.veto()
+        if not self.accelerator.see_gradient(gradients):
             gradients.take_away()
             self._parked = self._parked or gradients
 
 
-class Gradients:
-    """The gradients of an optimizer's parameters, to be taken away and given back."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._owners = [p for group in optimizer.param_groups for p in group["params"]]
-        self._gradients = [p.grad for p in self._owners]
-
-    def usable(self) -> bool:
-        """Whether every entry and the sum of squares is finite; waits once for a device."""
-        dense = [_values(g) for g in self._gradients if g is not None]
-        return not dense or math.isfinite(float(ops.squared_norm(dense)))
-
-    def take_away(self) -> None:
-        """Leave the parameters without gradients."""
-        for parameter in self._owners:
-            parameter.grad = None
-
-    def give_back(self) -> None:
-        """Undo :meth:`take_away`."""
-        for parameter, gradient in zip(self._owners, self._gradients, strict=True):
-            parameter.grad = gradient
-
-
-def _values(gradient: Tensor) -> Tensor:
-    return gradient.detach().coalesce().values() if gradient.is_sparse else gradient
+def _scale_momentum(optimizer: Optimizer, factor: float) -> None:
+    """Multiply the first moments of torch's optimizers."""
+    for state in optimizer.state.values():
+        for name in ("momentum_buffer", "exp_avg"):
+            if isinstance(state.get(name), Tensor):
+                state[name].mul_(factor)
 
 
 def _loss(optimizer: Optimizer, closure: Closure) -> float:

@@ -21,6 +21,7 @@ class Stats:
     jumps: int = 0  #: jumps tried
     accepted: int = 0  #: jumps that passed the safeguard; the last may still be pending
     dropped: int = 0  #: jumps without a verdict, because something else moved the parameters
+    shortened: int = 0  #: accepted jumps that were cut back to the minimum along them
     averaged: int = 0  #: steps after which the mean replaced the iterate
     #: jumps taken back: "residual", "loss", "nonfinite" (bad gradient, step or point)
     rejected: Counter[str] = field(default_factory=Counter)
@@ -32,8 +33,9 @@ class Stats:
     gamma: Tensor | None = None  #: [systems, columns] float64 coefficients of the last jump
     rank: Tensor | None = None  #: [systems] columns that were independent
     condition: Tensor | None = None  #: [systems] condition estimate of the scaled columns
-    predicted_reduction: Tensor | None = None  #: [systems] |r - R gamma| / |r|
+    predicted_reduction: Tensor | float | None = None  #: [systems] |r - R gamma| / |r|
     actual_reduction: float | None = None  #: |r| at the last judged jump over |r| before it
+    trust: float | None = None  #: largest jump, in units of the last way between block means
     bytes_held: int = 0  #: memory of all buffers
 
     def as_dict(self) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from torch.optim import SGD
 from training import JUMPY, Training, sgd
 
 from aadl_ext import accelerate, distributed_accelerate, get_accelerator
+from aadl_ext.options import Options
+from aadl_ext.subspace import SubspaceAccelerator
 
 AADL_ORDER = {
     "acceleration_type": "Anderson",
@@ -29,10 +31,11 @@ AADL_ORDER = {
     "sync_frequency": 5,
 }
 CHOICES = {
-    "acceleration_type": "'anderson', 'anderson_normal_equation', 'identity'",
+    "acceleration_type": "'anderson', 'anderson_normal_equation', 'identity', 'subspace_newton'",
     "mixing": "'paper', 'anderson'",
-    "safeguard": "'residual', 'loss', None",
-    "residual": "'step'",
+    "safeguard": "'residual', 'loss', 'descent', 'limits', several, or None",
+    "residual": "'step', 'gradient', 'auto'",
+    "momentum": "'keep', 'reset', 'scale'",
     "scope": "'all', 'group', 'tensor'",
     "solver": "'auto', 'gram', 'tsqr'",
     "history_dtype": "None, torch.float32, torch.float64, torch.bfloat16, torch.float16",
@@ -43,11 +46,19 @@ INTEGERS = {
     "store_each_nth": 1,
     "frequency": 1,
     "average_window": 2,
+    "noise_rows": 0,
 }
 REALS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "relaxation": ("0 < relaxation <= 1", (0, 0.0, -0.1, 1.0001, 2)),
     "reg_acc": ("0 <= reg_acc < inf", (-1e-9, -1, float("inf"))),
-    "average_threshold": ("average_threshold > 0", (0, 0.0, -0.1)),
+    **{
+        name: (f"{name} > 0", (0, 0.0, -0.1))
+        for name in ("average_threshold", "coefficient_limit", "gradient_guard", "trust")
+    },
+    **{
+        name: (f"0 <= {name} < inf", (-1e-9, -1, float("inf")))
+        for name in ("curvature_floor", "noise_shrinkage")
+    },
 }
 INVALID: list[tuple[str, Any, str]] = [
     *[
@@ -90,7 +101,13 @@ VALID: list[tuple[str, Any]] = [
     *[("history_dtype", dtype) for dtype in (None, torch.float64, torch.bfloat16, torch.float16)],
     *[("scope", scope) for scope in ("all", "group", "tensor")],
     *[("solver", solver) for solver in ("auto", "gram", "tsqr")],
-    *[("safeguard", safeguard) for safeguard in ("residual", "loss", None)],
+    *[("safeguard", safeguard) for safeguard in ("residual", "loss", "limits", None)],
+    ("safeguard", ("residual", "descent", "loss", "limits")),
+    ("safeguard", ()),
+    *[("residual", residual) for residual in ("step", "gradient", "auto")],
+    *[("momentum", policy) for policy in ("keep", "reset", "scale")],
+    ("noise_rows", 0),
+    ("trust", float("inf")),
 ]
 
 
@@ -114,7 +131,10 @@ def test_an_invalid_option_is_named_with_its_value_and_what_is_allowed(
 def test_options_at_the_edge_of_what_is_allowed_are_taken(name: str, value: Any) -> None:
     base = optimizer()
     # A deep history is not allocated just to see that its depth is a valid number.
-    options = {"acceleration_type": "identity"} if name == "history_depth" else {}
+    kind = {"history_depth": "identity", "safeguard": "subspace_newton"}.get(name, "anderson")
+    if value == "gradient":
+        kind = "subspace_newton"
+    options = {} if name == "acceleration_type" else {"acceleration_type": kind}
     accelerate(base, **options, **{name: value})
     assert getattr(get_accelerator(base).options, name) == value
 
@@ -154,11 +174,63 @@ def test_the_positional_names_and_their_order_are_those_of_aadl() -> None:
     assert positional == ["optimizer", *AADL_ORDER]
 
 
-def test_the_defaults_of_the_call_are_those_of_the_options() -> None:
-    base = accelerate(optimizer())
-    options = get_accelerator(base).options.as_dict()
-    parameters = inspect.signature(accelerate).parameters
-    assert options == {name: parameters[name].default for name in options}
+def test_every_option_is_an_argument_of_the_call() -> None:
+    names = set(Options().as_dict()) | {"optimizer", "distributed", "sync_frequency"}
+    assert set(inspect.signature(accelerate).parameters) == names
+
+
+def test_without_arguments_it_is_the_subspace_newton_method() -> None:
+    options = get_accelerator(accelerate(optimizer())).options
+    assert options == Options.of("subspace_newton")
+    assert options.residual == "gradient"
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"acceleration_type": "anderson"},
+        {"relaxation": 0.1},
+        {"wait_iterations": 1},
+        {"history_depth": 15},
+        {"store_each_nth": 1},
+        {"frequency": 1},
+        {"reg_acc": 0.0},
+        {"average": False},
+        {"residual": "step"},
+        {"mixing": "paper"},
+        {"solver": "auto"},
+    ],
+)
+def test_any_argument_of_aadl_or_the_paper_asks_for_their_method(argument: dict[str, Any]) -> None:
+    assert get_accelerator(accelerate(optimizer(), **argument)).options == Options()
+
+
+@pytest.mark.parametrize(
+    ("make", "gradients"),
+    [
+        (lambda p: SGD(p, lr=0.1), False),
+        (lambda p: SGD(p, lr=0.1, momentum=0.9), True),
+        (torch.optim.Adam, True),
+    ],
+)
+def test_auto_takes_steps_of_plain_sgd_and_else_gradients(make: Any, gradients: bool) -> None:
+    base = make([nn.Parameter(torch.ones(3))])
+    accelerate(base, "anderson", residual="auto")
+    assert isinstance(get_accelerator(base), SubspaceAccelerator) == gradients
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"acceleration_type": "subspace_newton", "residual": "step"}, "needs gradients"),
+        ({"acceleration_type": "subspace_newton", "average": True}, "moving average"),
+        ({"acceleration_type": "identity", "residual": "gradient"}, "moving average"),
+        ({"acceleration_type": "anderson", "safeguard": ["descent"]}, "needs gradients"),
+    ],
+)
+def test_contradictions_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        accelerate(optimizer(), **options)
 
 
 @pytest.mark.parametrize("name", ["Anderson", "ANDERSON", "Anderson_Normal_Equation", "Identity"])

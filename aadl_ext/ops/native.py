@@ -59,6 +59,11 @@ def serves(vector: Tensor, rows: Tensor | None = None) -> bool:
     return rows is None or (rows.dtype in _ROWS[vector.dtype] and rows.stride(1) == 1)
 
 
+def serves_rows(rows: Tensor) -> bool:
+    """Whether there is a kernel for these rows beside vectors of any dtype."""
+    return missing is None and rows.is_cpu and (rows.stride(1) == 1 or rows.shape[1] < 2)
+
+
 def serves_list(tensors: Sequence[Tensor], flat: Tensor | None = None) -> bool:
     """Whether there is a kernel for such a list, or for copies between it and a flat vector."""
     if missing is not None or not all(t.is_cpu for t in tensors):
@@ -159,15 +164,72 @@ def solve_secants(system: Tensor, factored: bool, ridge: float, tolerance: float
     return SecantSolution(*solution)
 
 
+def add_sample_(
+    point_sum: Tensor,
+    gradient_sum: Tensor,
+    noise_sum: Tensor | None,
+    point: Tensor,
+    anchor: Tensor,
+    gradient: Tensor,
+    sign: float,
+    direction: Tensor | None,
+) -> Tensor:
+    figures: Tensor = torch.ops.aadl_ext.add_sample(
+        point_sum, gradient_sum, noise_sum, point, anchor, gradient, sign, direction
+    )
+    return figures
+
+
+def push_block(
+    point_sum: Tensor,
+    gradient_sum: Tensor,
+    noise_sum: Tensor | None,
+    count: int,
+    last_point: Tensor,
+    last_gradient: Tensor,
+    step_rows: Tensor,
+    gradient_rows: Tensor,
+    noise_rows: Tensor,
+    slot: int | None,
+    noise_slot: int | None,
+) -> None:
+    torch.ops.aadl_ext.push_block(
+        point_sum,
+        gradient_sum,
+        noise_sum,
+        count,
+        last_point,
+        last_gradient,
+        step_rows,
+        gradient_rows,
+        noise_rows,
+        -1 if slot is None else slot,
+        -1 if noise_slot is None else noise_slot,
+    )
+
+
+def cross_products(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[int]) -> Tensor:
+    products: Tensor = torch.ops.aadl_ext.cross_products(rows, vectors, offsets)
+    return products
+
+
 def _register_fakes() -> None:
     """Shapes and dtypes of the results, for tracing without data."""
     double = torch.float64
-    for name in ("gather", "scatter"):
+    for name in ("gather", "scatter", "push_block"):
         torch.library.register_fake(f"aadl_ext::{name}", lambda *_: None)
 
     @torch.library.register_fake("aadl_ext::squared_norm")
     def _(tensors):  # type: ignore[no-untyped-def]
         return tensors[0].new_empty((), dtype=double)
+
+    @torch.library.register_fake("aadl_ext::add_sample")
+    def _(point_sum, *_):  # type: ignore[no-untyped-def]
+        return point_sum.new_empty(2, dtype=double)
+
+    @torch.library.register_fake("aadl_ext::cross_products")
+    def _(rows, vectors, offsets):  # type: ignore[no-untyped-def]
+        return rows.new_empty(len(offsets) - 1, rows.shape[0], len(vectors), dtype=double)
 
     @torch.library.register_fake("aadl_ext::push_secant")
     def _(before, *_):  # type: ignore[no-untyped-def]
@@ -183,7 +245,7 @@ def _register_fakes() -> None:
 
     @torch.library.register_fake("aadl_ext::tsqr")
     def _(rows, append, offsets):  # type: ignore[no-untyped-def]
-        columns = rows.shape[0] + (append is not None)
+        columns = rows.shape[0] + int(append is not None)
         wide = double in (rows.dtype, None if append is None else append.dtype)
         return rows.new_empty(
             len(offsets) - 1, columns, columns, dtype=double if wide else torch.float32

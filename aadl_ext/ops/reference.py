@@ -15,12 +15,8 @@ import torch
 from torch import Tensor
 from torch._utils import _unflatten_dense_tensors
 
-from .types import SecantSolution
-
 CHUNK = 1 << 15  # entries of a row handled at a time; bounds every temporary
 TILE = 256  # rows of a TSQR leaf
-SHORTEST = 1e-150  # length of a column; its square is still a normal number
-ROUNDING = 256 * torch.finfo(torch.float64).eps  # of a scaled Gram matrix and its eigenvalues
 
 
 # ---- parameters <-> flat vector ---------------------------------------------------
@@ -153,6 +149,69 @@ def _chunks(start: int, stop: int) -> Iterator[slice]:
         yield slice(begin, min(begin + CHUNK, stop))
 
 
+# ---- blocks of samples ------------------------------------------------------------
+
+
+def add_sample_(
+    point_sum: Tensor,  # [N] of w - anchor
+    gradient_sum: Tensor,  # [N]
+    noise_sum: Tensor | None,  # [N] of gradients with alternating signs
+    point: Tensor,  # [N] w
+    anchor: Tensor,  # [N]
+    gradient: Tensor,  # [N]
+    sign: float,
+    direction: Tensor | None,  # [N]
+) -> Tensor:
+    figures = torch.zeros(2, dtype=torch.float64, device=point.device)
+    for chunk in _chunks(0, point.numel()):
+        point_sum[chunk] += point[chunk] - anchor[chunk]
+        gradient_sum[chunk] += gradient[chunk]
+        if noise_sum is not None:
+            noise_sum[chunk].add_(gradient[chunk], alpha=sign)
+        wide = gradient[chunk].double()
+        figures[0] += wide @ wide
+        if direction is not None:
+            figures[1] += wide @ direction[chunk].double()
+    return figures
+
+
+def push_block(
+    point_sum: Tensor,  # [N]
+    gradient_sum: Tensor,  # [N]
+    noise_sum: Tensor | None,  # [N]
+    count: int,
+    last_point: Tensor,  # [N]
+    last_gradient: Tensor,  # [N]
+    step_rows: Tensor,  # [m, N]
+    gradient_rows: Tensor,  # [m, N]
+    noise_rows: Tensor,  # [J, N]
+    slot: int | None,
+    noise_slot: int | None,
+) -> None:
+    for chunk in _chunks(0, last_point.numel()):
+        step, gradient = point_sum[chunk] / count, gradient_sum[chunk] / count
+        if slot is not None:
+            step_rows[slot, chunk] = step
+            gradient_rows[slot, chunk] = gradient - last_gradient[chunk]
+        if noise_sum is not None:
+            noise_rows[noise_slot, chunk] = noise_sum[chunk] / count
+        last_point[chunk] += step
+        last_gradient[chunk] = gradient
+    for total in (point_sum, gradient_sum, noise_sum):
+        if total is not None:
+            total.zero_()
+
+
+def cross_products(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[int]) -> Tensor:
+    shape = (len(offsets) - 1, len(rows), len(vectors))
+    products = torch.zeros(shape, dtype=torch.float64, device=rows.device)
+    for index, (start, stop) in enumerate(pairwise(offsets)):
+        for chunk in _chunks(start, stop):
+            right = torch.stack([vector[chunk].double() for vector in vectors])
+            products[index].addmm_(rows[:, chunk].double(), right.T)
+    return products
+
+
 # ---- moving average ---------------------------------------------------------------
 
 
@@ -222,53 +281,3 @@ def _reduce_tree(factors: Tensor) -> Tensor:
 def _r_factor(tall: Tensor) -> Tensor:
     factor: Tensor = torch.linalg.qr(tall, mode="r").R
     return factor
-
-
-# ---- small solve ------------------------------------------------------------------
-
-
-def solve_secants(
-    system: Tensor,  # [S, m + 1, m + 1]: Gram matrix or R factor of [R | r]
-    factored: bool,
-    ridge: float,
-    tolerance: float,
-) -> SecantSolution:
-    system = system.double()
-    total = system.sum(dim=(-2, -1))
-    finite = (total - total == 0).unsqueeze(-1)  # [S, 1]
-    system = torch.where(finite.unsqueeze(-1), system, 0.0)
-    if factored:
-        lengths = torch.linalg.vector_norm(system, dim=-2)  # [S, m + 1]
-    else:
-        lengths = system.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-    inverse = lengths.clamp_min(SHORTEST).reciprocal()
-    scaled = system * inverse.unsqueeze(-2)  # columns of unit length, or zero
-    if factored:
-        left, sigma, right = torch.linalg.svd(scaled[..., :-1], full_matrices=False)
-        floor = tolerance
-        projected = (left.mT @ scaled[..., -1:]).squeeze(-1)  # U^T r
-    else:
-        scaled = scaled * inverse.unsqueeze(-1)
-        squared, vectors = torch.linalg.eigh(scaled[..., :-1, :-1])
-        sigma, right = squared.clamp_min(0).sqrt(), vectors.mT
-        floor = max(tolerance, ROUNDING**0.5)  # eigenvalues are squares
-        projected = (right @ scaled[..., :-1, -1:]).squeeze(-1) / sigma.clamp_min(floor)
-
-    largest = sigma.amax(dim=-1, keepdim=True)
-    kept = sigma > floor * largest
-    sigma = torch.where(kept, sigma, torch.inf)  # a dropped direction has no weight
-    gain = kept / (1 + ridge / sigma.square())
-    weights = (right.mT @ (projected * gain / sigma).unsqueeze(-1)).squeeze(-1)
-    if factored:
-        left_over = scaled[..., -1] - (left @ (projected * gain).unsqueeze(-1)).squeeze(-1)
-        reduction = torch.linalg.vector_norm(left_over, dim=-1)
-    else:
-        explained = (projected.square() * gain * (2 - gain)).sum(dim=-1)  # share of |r|^2
-        reduction = (scaled[..., -1, -1] - explained).clamp_min(0).sqrt()
-    gamma = weights * inverse[..., :-1] * lengths[..., -1:]
-    return SecantSolution(
-        gamma=torch.where(finite, gamma, torch.nan),
-        rank=kept.sum(dim=-1),
-        condition=(largest.squeeze(-1) / sigma.amin(dim=-1)).clamp_min(1),
-        reduction=torch.where(finite.squeeze(-1), reduction, torch.nan),
-    )

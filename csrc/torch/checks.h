@@ -60,6 +60,21 @@ inline void check_offsets(const std::vector<int64_t>& offsets, int64_t size) {
   }
 }
 
+inline cpu::Type kernel_type(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return cpu::Type::kFloat;
+    case ScalarType::Double:
+      return cpu::Type::kDouble;
+    case ScalarType::BFloat16:
+      return cpu::Type::kBFloat16;
+    case ScalarType::Half:
+      return cpu::Type::kHalf;
+    default:
+      STD_TORCH_CHECK(false, "tensors must be float32, float64, bfloat16 or float16");
+  }
+}
+
 template <class T>
 const T* in(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());

@@ -6,21 +6,6 @@
 namespace aadl {
 namespace {
 
-cpu::Type kernel_type(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return cpu::Type::kFloat;
-    case ScalarType::Double:
-      return cpu::Type::kDouble;
-    case ScalarType::BFloat16:
-      return cpu::Type::kBFloat16;
-    case ScalarType::Half:
-      return cpu::Type::kHalf;
-    default:
-      STD_TORCH_CHECK(false, "tensors must be float32, float64, bfloat16 or float16");
-  }
-}
-
 // Entries begin .. begin + numel - 1 of `flat` in the shape of a tensor.
 Tensor part_of(Tensor flat, int64_t begin, const Tensor& tensor) {
   return torch::stable::view(torch::stable::narrow(flat, 0, begin, tensor.numel()), tensor.sizes());

@@ -118,6 +118,51 @@ struct Tsqr {
 template <class T, class S>
 void tsqr(const Tsqr<T, S>& args, const Parallel& parallel);
 
+// out[s][i][j] = rows[i] . vectors[j] over segment s. Reads every row and vector once.
+struct Products {
+  std::vector<Entries> rows;
+  std::vector<Entries> vectors;
+  std::vector<int64_t> offsets;
+  double* out;  // [segments, rows, vectors]
+};
+void products(const Products& args, const Parallel& parallel);
+
+// point_sum += point - anchor, gradient_sum += gradient, noise_sum += sign * gradient.
+template <class T>
+struct Sample {
+  T* point_sum;
+  T* gradient_sum;
+  T* noise_sum;  // may be null
+  const T* point;
+  const T* anchor;
+  const T* gradient;
+  const T* direction;  // null for zero
+  double sign;
+  int64_t size;
+  // out:
+  double squared_norm;  // |gradient|^2
+  double slope;         // gradient . direction
+};
+template <class T>
+void add_sample(Sample<T>& args, const Parallel& parallel);
+
+// Means of `count` samples: see ops.push_block. The sums become zero.
+template <class T, class S>
+struct BlockMeans {
+  T* point_sum;
+  T* gradient_sum;
+  T* noise_sum;  // null without noise_row
+  int64_t count;
+  T* last_point;
+  T* last_gradient;
+  S* step_row;  // null after the first block, with gradient_row
+  S* gradient_row;
+  S* noise_row;
+  int64_t size;
+};
+template <class T, class S>
+void push_block(const BlockMeans<T, S>& args, const Parallel& parallel);
+
 // Least squares by the singular directions of the scaled columns; see ops.solve_secants and
 // reference.py. One problem: `system` is [k, k] row-major, Gram matrix or R factor of [R | r]. One
 // that is not finite gives rank 0 and NaN for all else.

@@ -1,0 +1,232 @@
+"""Block means of points and gradients, their changes as rows, and the small problems on them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .flat import Layout
+from .options import Options
+
+
+class Displacement(NamedTuple):
+    """A way out of the small problem: ``-W^T coefficients``; sums over all segments."""
+
+    coefficients: Tensor  #: [systems, rows in use]
+    slope: float  #: its product with the mean gradient
+    rank: Tensor  #: [systems] independent directions
+    reduction: float  #: predicted norm of the gradient, relative to the one before
+
+
+class BlockHistory:
+    """The last m changes of block means (w, gradient), and noise samples of the gradient.
+
+    A block is a number of samples (point, gradient at it). Its mean is a pair as good as a
+    sample, with less noise; a pair stays true whatever moved the parameters in between. The
+    mean of the gradients with alternating signs holds noise only. Rows: ``step_rows`` W,
+    ``gradient_rows`` G, ``noise_rows`` A; g is the mean gradient of the last block.
+    """
+
+    def __init__(self, layout: Layout, options: Options) -> None:
+        depth, noises = options.history_depth, options.noise_rows if options.newton else 0
+        storage = options.history_dtype or layout.dtype
+        self.options = options
+        self.offsets = layout.offsets
+        self.compute_device = options.compute_device or layout.device
+        self.sums = [layout.vector() for _ in range(3 if noises else 2)]
+        self.last_point, self.last_gradient = layout.vector(), layout.vector()
+        self.step_rows = layout.vector(depth, storage)
+        self.gradient_rows = layout.vector(depth, storage)
+        self.noise_rows = layout.vector(noises, storage)
+        segments = len(layout.groups)
+
+        def matrices(*shape: int) -> Tensor:
+            return torch.zeros(segments, *shape, dtype=torch.float64, device=layout.device)
+
+        self.metric = matrices(depth, depth)  # W W^T
+        self.curvature = matrices(depth, depth)  # W G^T
+        self.slopes = matrices(depth)  # W g
+        self.gram = matrices(depth + 1, depth + 1)  # of [G | g]
+        self.noise = matrices(depth, noises)  # W A^T
+        self.noise_norms = torch.zeros(noises, dtype=torch.float64)  # |a|^2
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all blocks."""
+        self.blocks = 0  # closed since the beginning
+        self.slot = self.count = 0  # next row to write; rows in use
+        self.noise_ratio = math.nan  # |noise|^2 of a mean gradient over |its change|^2
+        for matrix in (self.metric, self.curvature, self.slopes, self.gram, self.noise):
+            matrix.zero_()
+        self.drop_block()
+
+    def drop_block(self) -> None:
+        """Forget the samples of the block under way."""
+        self.samples = 0
+        for total in self.sums:
+            total.zero_()
+
+    def add(self, point: Tensor, gradient: Tensor, direction: Tensor | None) -> tuple[float, float]:
+        """Add a sample; returns ``|gradient|^2`` and its product with ``direction``."""
+        if self.blocks == 0 and self.samples == 0:
+            self.last_point.copy_(point)
+        sign = -1.0 if self.samples % 2 else 1.0
+        figures = ops.add_sample_(
+            self.sums, point, self.last_point, gradient, sign=sign, direction=direction
+        )
+        self.samples += 1
+        squared_norm, slope = figures.tolist()
+        return squared_norm, slope
+
+    def close_block(self) -> None:
+        """Make the samples a block: a row each of steps, gradients and noise, and its products."""
+        first, slot = self.blocks == 0, self.slot
+        noise_slot = self.blocks % self.options.noise_rows if len(self.noise_rows) else None
+        ops.push_block(
+            self.sums,
+            self.samples,
+            last_point=self.last_point,
+            last_gradient=self.last_gradient,
+            step_rows=self.step_rows,
+            gradient_rows=self.gradient_rows,
+            noise_rows=self.noise_rows,
+            slot=None if first else slot,
+            noise_slot=noise_slot,
+        )
+        self.blocks += 1
+        self.samples = 0
+        if not first:
+            self.slot = (slot + 1) % len(self.step_rows)
+            self.count = max(self.count, slot + 1)
+            self._multiply_steps(slot)
+        if noise_slot is not None:
+            self._multiply_noise(slot, noise_slot)
+
+    def _multiply_steps(self, slot: int) -> None:
+        """Products of the new rows, and of the new mean gradient, with all rows."""
+        n = self.count
+        steps, gradients = self.step_rows[:n], self.gradient_rows[:n]
+        new = (steps[slot], gradients[slot], self.last_gradient)
+        of_steps = ops.cross_products(steps, new, self.offsets)
+        of_gradients = ops.cross_products(gradients, new, self.offsets)
+        self.metric[:, slot, :n] = self.metric[:, :n, slot] = of_steps[..., 0]
+        self.curvature[:, :n, slot] = of_steps[..., 1]
+        self.curvature[:, slot, :n] = of_gradients[..., 0]
+        self.slopes[:, :n] = of_steps[..., 2]
+        self.gram[:, slot, :n] = self.gram[:, :n, slot] = of_gradients[..., 1]
+        self.gram[:, -1, :n] = self.gram[:, :n, -1] = of_gradients[..., 2]
+        own = ops.cross_products(self.last_gradient.unsqueeze(0), new[2:], self.offsets)
+        self.gram[:, -1, -1] = own[:, 0, 0]
+
+    def _multiply_noise(self, slot: int, noise_slot: int) -> None:
+        """Products of the new step with all noise rows, and of the new noise with all steps."""
+        n, noises = self.count, min(self.blocks, len(self.noise_rows))
+        noise = self.noise_rows[noise_slot]
+        products = ops.cross_products(
+            self.noise_rows[:noises], (self.step_rows[slot], noise), self.offsets
+        )
+        self.noise_norms[noise_slot] = products[:, noise_slot, 1].sum()
+        if not n:
+            return
+        self.noise[:, slot, :noises] = products[..., 0]
+        of_steps = ops.cross_products(self.step_rows[:n], (noise,), self.offsets)
+        self.noise[:, :n, noise_slot] = of_steps[..., 0]
+        change = float(self.gram[:, slot, slot].sum())
+        last_two = self.noise_norms[[noise_slot, noise_slot - 1]]  # -1 is the last row
+        self.noise_ratio = float(last_two.mean()) / change if change > 0 else math.inf
+
+    def solve(self, trust: float) -> Displacement:
+        """The displacement of the method, no longer than ``trust`` times the last way."""
+        return self._newton_step(trust) if self.options.newton else self._least_squares(trust)
+
+    def _newton_step(self, trust: float) -> Displacement:
+        n, noises = self.count, min(self.blocks, len(self.noise_rows))
+        metric = self._joined(self.metric[:, :n, :n])
+        solution = ops.solve_subspace(
+            metric,
+            self._joined(self.curvature[:, :n, :n]),
+            self._joined(self.slopes[:, :n]),
+            self._joined(self.noise[:, :n, :noises]),
+            radius=self._radius(metric, trust),
+            ridge=self.options.reg_acc,
+            floor=self.options.curvature_floor,
+            shrinkage=self.options.noise_shrinkage,
+        )
+        return self._displacement(
+            solution.coefficients, solution.slope, solution.rank, solution.reduction
+        )
+
+    def _least_squares(self, trust: float) -> Displacement:
+        """Type II: the combination of gradient changes next to the gradient (Eq. 5)."""
+        used = [*range(self.count), -1]
+        system = self._joined(self.gram[:, used][:, :, used])
+        solution = ops.solve_secants(system, factored=False, ridge=self.options.reg_acc)
+        metric = self._joined(self.metric[:, : self.count, : self.count])
+        gamma = solution.gamma.to(metric.device)
+        length = (gamma.unsqueeze(1) @ metric @ gamma.unsqueeze(2)).flatten().clamp_min(0).sqrt()
+        radius = self._radius(metric, trust)
+        gamma = gamma * torch.where(length > radius, radius / length, 1.0).unsqueeze(1)
+        slope = -(gamma * self._joined(self.slopes[:, : self.count])).sum(dim=1)
+        return self._displacement(gamma, slope, solution.rank, solution.reduction)
+
+    def _joined(self, matrices: Tensor) -> Tensor:
+        """One system for all segments with scope "all", on the device that solves it."""
+        if self.options.scope == "all":
+            matrices = matrices.sum(dim=0, keepdim=True)
+        return matrices.to(self.compute_device)
+
+    def _radius(self, metric: Tensor, trust: float) -> Tensor:
+        last = (self.slot - 1) % len(self.step_rows)
+        return trust * metric[:, last, last].clamp_min(0).sqrt()
+
+    def _displacement(
+        self, coefficients: Tensor, slope: Tensor, rank: Tensor, reduction: Tensor
+    ) -> Displacement:
+        beta = self.options.relaxation
+        return Displacement(
+            beta * coefficients, beta * float(slope.sum()), rank, float(reduction.max())
+        )
+
+    def move_(self, out: Tensor, point: Tensor, coefficients: Tensor) -> Tensor:
+        """``out = point - W^T coefficients``; returns the largest ``|out|``."""
+        rows, weights = self.step_rows[: self.count], coefficients.to(out.device)
+        return ops.extrapolate_(out, point, point, 1.0, rows, weights, self.offsets)
+
+    _SCALARS = ("blocks", "slot", "count", "samples", "noise_ratio")
+    _TENSORS = (
+        "last_point",
+        "last_gradient",
+        "step_rows",
+        "gradient_rows",
+        "noise_rows",
+        "metric",
+        "curvature",
+        "slopes",
+        "gram",
+        "noise",
+        "noise_norms",
+    )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything; tensors are copies."""
+        tensors = {name: getattr(self, name).clone() for name in self._TENSORS}
+        scalars = {name: getattr(self, name) for name in self._SCALARS}
+        return {**scalars, **tensors, "sums": [total.clone() for total in self.sums]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        for name in self._SCALARS:
+            setattr(self, name, state[name])
+        for name in self._TENSORS:
+            getattr(self, name).copy_(state[name])
+        for total, saved in zip(self.sums, state["sums"], strict=True):
+            total.copy_(saved)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All buffers."""
+        return [*self.sums, *(getattr(self, name) for name in self._TENSORS)]

@@ -1,0 +1,78 @@
+"""The gradients that an optimizer is about to use."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from . import ops
+from .flat import Layout
+
+
+class Gradients:
+    """The gradients of an optimizer's parameters: to be looked at, taken away and given back."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._groups = optimizer.param_groups
+        self._owners = [p for group in self._groups for p in group["params"]]
+        self._gradients = [p.grad for p in self._owners]
+        # A fused optimizer divides by the scale of GradScaler itself.
+        self._scale = getattr(optimizer, "grad_scale", None)
+        self._decays = type(optimizer).__module__.startswith("torch.optim.")
+
+    def usable(self) -> bool:
+        """Whether every entry and the sum of squares is finite; waits once for a device."""
+        dense = [_values(g) for g in self._gradients if g is not None]
+        return not dense or math.isfinite(float(ops.squared_norm(dense)))
+
+    def gather(self, layout: Layout, point: Tensor, out: Tensor) -> bool:
+        """Fill ``out`` with the gradient at ``point`` of what the optimizer minimizes.
+
+        That is with its sign under ``maximize``, and with the weight decay of torch's optimizers
+        where it is a part of the loss (not in AdamW). A parameter without a gradient counts
+        with zero; false if there is none at all.
+        """
+        gradients = [p.grad for p in layout.parameters]
+        if all(g is None for g in gradients):
+            return False
+        dense = [
+            p.detach().new_zeros(()).expand(p.shape) if g is None else _dense(g)
+            for p, g in zip(layout.parameters, gradients, strict=True)
+        ]
+        ops.gather(dense, out)
+        if self._scale is not None:
+            out.div_(self._scale.to(out.device))
+        for (start, stop), index in zip(pairwise(layout.offsets), layout.groups, strict=True):
+            group = self._groups[index]
+            if group.get("maximize"):
+                out[start:stop].neg_()
+            decay = self._decay(group)
+            if decay:
+                out[start:stop].add_(point[start:stop], alpha=decay)
+        return True
+
+    def _decay(self, group: dict[str, Any]) -> float:
+        in_loss = self._decays and not group.get("decoupled_weight_decay", False)
+        return float(group.get("weight_decay", 0.0)) if in_loss else 0.0
+
+    def take_away(self) -> None:
+        """Leave the parameters without gradients."""
+        for parameter in self._owners:
+            parameter.grad = None
+
+    def give_back(self) -> None:
+        """Undo :meth:`take_away`."""
+        for parameter, gradient in zip(self._owners, self._gradients, strict=True):
+            parameter.grad = gradient
+
+
+def _values(gradient: Tensor) -> Tensor:
+    return gradient.detach().coalesce().values() if gradient.is_sparse else gradient
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.detach().to_dense() if gradient.is_sparse else gradient

@@ -1,0 +1,258 @@
+"""What the state machines share: following the parameters, verdicts, buffers, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import safeguards
+from .flat import Layout
+from .gradients import Gradients
+from .options import Options
+from .stats import Stats
+
+logger = logging.getLogger("aadl_ext")
+
+Groups = list[dict[str, Any]]
+Evaluate = Callable[[], float]
+
+
+class Machine:
+    """A state machine around ``step()``: ``before_step`` sees w^k, ``after_step`` w^k + r^k.
+
+    Obtained with :func:`aadl_ext.get_accelerator`: ``stats`` tells what was done,
+    ``state_dict`` and ``load_state_dict`` carry it over a restart.
+    """
+
+    patience: int | None = None  # rejections in a row that clear the history
+    layout: Layout
+    rates: tuple[float, ...]  # learning rate of each segment
+    jump: Any  # pending until the next step judges it; has a vector `plain` to go back to
+    _left_at: Tensor | None  # where the parameters were left, if it matters
+    _momentum_factor: float | None
+
+    def __init__(self, param_groups: Groups, options: Options) -> None:
+        self.options = options
+        self.stats = Stats()
+        self.k = 0
+        self._lay_out(param_groups)
+
+    # ---- what a machine adds ----------------------------------------------------------
+
+    def before_step(
+        self, param_groups: Groups, has_closure: bool = False, skip: str | None = None
+    ) -> None:
+        """Look at w^k; ``skip`` names why this step does not count.
+
+        Raises:
+            RuntimeError: ``safeguard="loss"`` and there is no closure.
+        """
+        raise NotImplementedError
+
+    @property
+    def wants_gradient(self) -> bool:
+        """Whether the gradient at w^k has to be seen before the base optimizer uses it."""
+        raise NotImplementedError
+
+    def see_gradient(self, gradients: Gradients) -> bool:
+        """Look at the gradient at w^k; false if the base step is to be held back."""
+        raise NotImplementedError
+
+    def after_step(self, evaluate: Evaluate | None = None) -> None:
+        """Look at w^k + r^k and move the parameters on to w^{k+1}.
+
+        ``evaluate`` returns the loss at the present parameters.
+        """
+        raise NotImplementedError
+
+    def _start(self) -> None:
+        """Allocate what the layout asks for, and begin without history."""
+        raise NotImplementedError
+
+    def _forget_place(self) -> None:
+        """Forget what refers to the present place of the parameters."""
+        self._left_at = None
+
+    def _clear_history(self) -> None:
+        raise NotImplementedError
+
+    def _held(self) -> list[Tensor | None]:
+        """Working vectors in use."""
+        return [self._left_at, self.jump and self.jump.plain]
+
+    def _tensors(self) -> list[Tensor]:
+        """Buffers besides the working vectors."""
+        raise NotImplementedError
+
+    def _state(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _take_state(self, state: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    # ---- what hooks ask and tell ------------------------------------------------------
+
+    @property
+    def skips(self) -> bool:
+        """Whether the step under way does not count."""
+        return self._skip is not None
+
+    @property
+    def jump_pending(self) -> bool:
+        """Whether the parameters are at a jump that the next step may take back."""
+        return self.jump is not None
+
+    def take_momentum_factor(self) -> float | None:
+        """What the base optimizer's first moments are to be multiplied by, told once."""
+        factor, self._momentum_factor = self._momentum_factor, None
+        return factor
+
+    def reset(self) -> None:
+        """Forget pairs, iterates and a pending jump; the parameters stay where they are."""
+        self._restart("request")
+        self._drop_jump()
+        self._forget_place()
+
+    # ---- jumps and verdicts -------------------------------------------------------------
+
+    def _ask_for_closure(self, has_closure: bool) -> None:
+        if "loss" in self.options.safeguards and self.options.accelerates and not has_closure:
+            raise RuntimeError(
+                'safeguard="loss" compares losses, but step() was called without a closure: '
+                'call step(closure), or accelerate with safeguard="residual"'
+            )
+
+    def _rescale_momentum(self, reduction: float) -> None:
+        """``reduction`` of the residual that a jump just made predicts."""
+        factors = {"keep": None, "reset": 0.0, "scale": min(reduction, 1.0)}
+        self._momentum_factor = factors[self.options.momentum]
+
+    def _count_verdict(self, fault: str | None) -> None:
+        if fault is None:
+            self.stats.accepted += 1
+            self._rejections_in_a_row = 0
+            return
+        self.stats.rejected[fault] += 1
+        self._rejections_in_a_row += 1
+        if self._rejections_in_a_row == self.patience:
+            self._restart("rejections")
+
+    def _lowers_loss(self, plain: Tensor, candidate: Tensor, evaluate: Evaluate | None) -> bool:
+        """Evaluate at both; the parameters end at the candidate if it is better, else at plain."""
+        assert evaluate is not None  # before_step has asked for it
+        before = evaluate()
+        lower = False
+        self.layout.scatter_(candidate)
+        try:
+            lower = safeguards.loss_decreased(before, evaluate())
+        finally:
+            if not lower:
+                self.layout.scatter_(plain)
+        return lower
+
+    def _restart(self, cause: str) -> None:
+        self.stats.restarts[cause] += 1
+        self._rejections_in_a_row = 0
+        self._clear_history()
+
+    def _drop_jump(self) -> None:
+        self.stats.dropped += self.jump is not None
+        self.jump = None
+
+    # ---- what happens between steps -----------------------------------------------------
+
+    def _follow(self, param_groups: Groups) -> str | None:
+        """Notice changed parameters and learning rates; returns why this step cannot count."""
+        if not self.layout.fits(param_groups):
+            logger.info("parameters were added, (un)frozen or moved: the history starts anew")
+            self.stats.restarts["parameters"] += 1
+            self._drop_jump()
+            self._lay_out(param_groups)
+        rates = tuple(float(param_groups[index].get("lr", 1.0)) for index in self.layout.groups)
+        if rates and not any(rates):
+            return "zero_lr"
+        if self.rates and [not rate for rate in rates] != [not rate for rate in self.rates]:
+            self._restart("learning_rate")
+        self.rates = rates
+        return None
+
+    def _notice_moves(self, before: Tensor) -> None:
+        """Whoever moved the parameters since the last step wants them there: do not undo it."""
+        left_at, self._left_at = self._left_at, None
+        if left_at is not None and not torch.equal(left_at, before):
+            self.stats.restarts["moved_outside"] += 1
+            self._drop_jump()
+            self._forget_place()
+
+    # ---- buffers and checkpoints --------------------------------------------------------
+
+    def _lay_out(self, param_groups: Groups) -> None:
+        self.layout = Layout.build(param_groups, self.options.scope, self.options.history_device)
+        self.rates = ()
+        self.jump = self._left_at = None
+        self._skip: str | None = None
+        self._momentum_factor = None
+        self._rejections_in_a_row = 0
+        self._vectors: list[Tensor] = []
+        self._start()
+        self._count_bytes()
+
+    def _spare(self, *busy: Tensor) -> Tensor:
+        """A working vector that nobody needs."""
+        held = [*busy, *self._held()]
+        for vector in self._vectors:
+            if all(vector is not other for other in held):
+                return vector
+        self._vectors.append(self.layout.vector())
+        self._count_bytes()
+        return self._vectors[-1]
+
+    def _copy(self, vector: Tensor) -> Tensor:
+        """A working vector with these entries."""
+        self._vectors.append(self.layout.vector().copy_(vector))
+        return self._vectors[-1]
+
+    def _count_bytes(self) -> None:
+        self.stats.bytes_held = sum(tensor.nbytes for tensor in (*self._tensors(), *self._vectors))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on bit for bit; tensors are copies."""
+        return {
+            "version": 1,
+            "options": self.options.as_dict(),
+            "offsets": self.layout.offsets,
+            "dtype": self.layout.dtype,
+            "k": self.k,
+            "rates": self.rates,
+            "left_at": None if self._left_at is None else self._left_at.clone(),
+            "rejections_in_a_row": self._rejections_in_a_row,
+            "stats": self.stats.state_dict(),
+            **self._state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave; load model and optimizer as well.
+
+        Raises:
+            ValueError: the state belongs to other parameters or other options.
+        """
+        mine = {"options": self.options.as_dict(), "offsets": self.layout.offsets}
+        for name, own in {"version": 1, "dtype": self.layout.dtype, **mine}.items():
+            if state.get(name) != own:
+                raise ValueError(
+                    f"the accelerator state was saved with {name} = {state.get(name)!r}, but "
+                    f"here it is {own!r}; accelerate with the same options and parameters, or "
+                    "go on without the state: the history then starts anew"
+                )
+        self.k, self.rates = state["k"], tuple(state["rates"])
+        self._vectors = []
+        self._take_state(state)
+        left_at = state["left_at"]
+        self._left_at = None if left_at is None else self._copy(left_at)
+        self._rejections_in_a_row = state["rejections_in_a_row"]
+        self.stats.load_state_dict(state["stats"])
+        self._count_bytes()

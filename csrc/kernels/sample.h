@@ -1,0 +1,77 @@
+// Samples (point, gradient) of a block: added up, and turned into rows when the block is full.
+//
+// Both are one pass. A sample reads six vectors (seven with a direction) and writes three of them
+// back; closing a block reads five and writes eight, of which three are rows, past the caches.
+#pragma once
+
+#include "blocks.h"
+#include "cpu/kernels.h"
+#include "cpu/target.h"
+#include "scalar.h"
+#include "stream.h"
+
+namespace aadl {
+
+struct SampleFigures {
+  double squared_norm;
+  double slope;
+};
+
+template <class T>
+AADL_INLINE SampleFigures sample_block(const cpu::Sample<T>& args, const Block& block) {
+  const T sign = static_cast<T>(args.sign);
+  T *const points = args.point_sum, *const gradients = args.gradient_sum;
+  const T *const point = args.point, *const anchor = args.anchor, *const gradient = args.gradient;
+  const T* const direction = args.direction ? args.direction : args.gradient;
+  double norm = 0, slope = 0;
+#pragma omp simd reduction(+ : norm, slope)
+  for (int64_t j = block.begin; j < block.end; ++j) {
+    const T g = gradient[j];
+    points[j] += point[j] - anchor[j];
+    gradients[j] += g;
+    const double wide = g;
+    norm += wide * wide;
+    slope += wide * static_cast<double>(direction[j]);
+  }
+  if (T* const noises = args.noise_sum) {
+#pragma omp simd
+    for (int64_t j = block.begin; j < block.end; ++j) noises[j] += sign * gradient[j];
+  }
+  return {norm, args.direction ? slope : 0};
+}
+
+template <class T, class S>
+AADL_INLINE void close_block(const cpu::BlockMeans<T, S>& args, const Block& block, bool stream) {
+  const T count = static_cast<T>(args.count);
+  alignas(64) S step_row[kChunk], gradient_row[kChunk], noise_row[kChunk];
+  for (int64_t begin = block.begin; begin < block.end; begin += kChunk) {
+    const int64_t n = std::min(kChunk, block.end - begin);
+    T *const points = args.point_sum + begin, *const gradients = args.gradient_sum + begin;
+    T *const last_point = args.last_point + begin, *const last_gradient =
+                                                       args.last_gradient + begin;
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) {
+      const T step = points[j] / count, gradient = gradients[j] / count;
+      step_row[j] = narrow<S>(step);
+      gradient_row[j] = narrow<S>(gradient - last_gradient[j]);
+      last_point[j] += step;
+      last_gradient[j] = gradient;
+      points[j] = gradients[j] = 0;
+    }
+    if (args.noise_sum) {
+      T* const noises = args.noise_sum + begin;
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) {
+        noise_row[j] = narrow<S>(noises[j] / count);
+        noises[j] = 0;
+      }
+      store(args.noise_row + begin, noise_row, n, stream);
+    }
+    if (!args.step_row) continue;
+    store(args.step_row + begin, step_row, n, stream);
+    store(args.gradient_row + begin, gradient_row, n, stream);
+  }
+  finish_stores(stream);
+}
+
+}  // namespace aadl
