@@ -110,13 +110,17 @@ def push_block(
             f"slot is {slot}, step_rows is {tuple(step_rows.shape)} and gradient_rows "
             f"{tuple(gradient_rows.shape)}; they must be alike and have that row"
         )
+    if len({rows.dtype for rows in rings.values()}) > 1:
+        raise ValueError(f"rows are {names([r.dtype for r in rings.values()])}; use one dtype")
     point_sum, gradient_sum, noise_sum = _three(sums)
-    if (noise_slot is None) != (noise_sum is None) or not 0 <= (noise_slot or 0) < max(noises, 1):
+    there = noise_slot is None or 0 <= noise_slot < noises
+    if (noise_slot is None) != (noise_sum is None) or not there:
         raise ValueError(
             f"noise_slot is {noise_slot} beside {len(sums)} sums and {noises} noise rows; three "
             "sums need a row, two have none"
         )
-    backend = native if native.serves(last_point, step_rows) else reference
+    served = all(native.serves(last_point, rows) for rows in rings.values())
+    backend = native if served else reference
     backend.push_block(
         point_sum,
         gradient_sum,
@@ -148,6 +152,8 @@ def cross_products(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[in
     """
     check_rows("rows", rows, rows.shape[-1])
     check_offsets(offsets, rows.shape[1])
+    if not vectors:
+        raise ValueError("there are no vectors; pass at least one")
     for vector in vectors:
         if vector.shape != rows.shape[1:] or vector.dtype not in STORAGE_DTYPES:
             raise ValueError(
@@ -155,6 +161,7 @@ def cross_products(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[in
                 f"{tuple(rows.shape[1:])} in one of {names(STORAGE_DTYPES)}"
             )
     served = native.serves_list(vectors) and native.serves_rows(rows)
+    served = served and all(vector.is_contiguous() for vector in vectors)
     backend = native if served else reference
     products: Tensor = backend.cross_products(rows, vectors, offsets)
     return products
@@ -184,15 +191,15 @@ def solve_subspace(
         curvature: ``[S, m, m]`` W G^T; need not be symmetric.
         right_side: ``[S, m]`` W g.
         noise: ``[S, m, J]`` W A^T, samples of the noise in ``right_side``; J may be 0.
-        radius: ``[S]`` largest length of a step.
+        radius: ``[S]`` largest length of a step, >= 0; may be infinite.
         ridge: directions whose eigenvalue of the metric of unit displacements is at or below
             this times the largest are left out.
         floor: least curvature, relative to the largest.
         shrinkage: weight of the noise.
 
     Returns:
-        :class:`SubspaceSolution`; coefficients, slope and length are NaN for a system that is
-        not finite. Computed in float64.
+        :class:`SubspaceSolution`; coefficients, slope, length and reduction are NaN for a system
+        that is not finite, or whose radius is NaN or negative. Computed in float64.
 
     Raises:
         ValueError: shapes do not fit together, or a setting is negative.
@@ -200,11 +207,15 @@ def solve_subspace(
     systems, size = right_side.shape if right_side.ndim == 2 else (-1, -1)
     square = (systems, size, size)
     fits = metric.shape == square and curvature.shape == square and radius.shape == (systems,)
-    if not fits or noise.ndim != 3 or noise.shape[:2] != (systems, size):
+    if not fits or size < 1 or noise.ndim != 3 or noise.shape[:2] != (systems, size):
         shapes = [tuple(x.shape) for x in (metric, curvature, right_side, noise, radius)]
-        raise ValueError(f"shapes are {shapes}; expected [S, m, m] twice, [S, m], [S, m, J], [S]")
+        raise ValueError(
+            f"shapes are {shapes}; expected [S, m, m] twice, [S, m], [S, m, J], [S] with m >= 1"
+        )
     if not (ridge >= 0 and floor >= 0 and shrinkage >= 0):
         raise ValueError(f"ridge, floor, shrinkage are {ridge}, {floor}, {shrinkage}; allowed >= 0")
-    return small.solve_subspace(
+    backend = native if native.serves(metric) else small
+    solution: SubspaceSolution = backend.solve_subspace(
         metric, curvature, right_side, noise, radius, ridge, floor, shrinkage
     )
+    return solution

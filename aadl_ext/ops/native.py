@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .checks import STORAGE_DTYPES
-from .types import SecantSolution
+from .types import SecantSolution, SubspaceSolution
 
 
 def _load() -> str | None:
@@ -213,6 +213,23 @@ def cross_products(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[in
     return products
 
 
+def solve_subspace(
+    metric: Tensor,
+    curvature: Tensor,
+    right_side: Tensor,
+    noise: Tensor,
+    radius: Tensor,
+    ridge: float,
+    floor: float,
+    shrinkage: float,
+) -> SubspaceSolution:
+    inputs = (metric, curvature, right_side, noise, radius)
+    solution = torch.ops.aadl_ext.solve_subspace(
+        *(x.double().contiguous() for x in inputs), ridge, floor, shrinkage
+    )
+    return SubspaceSolution(*solution)
+
+
 def _register_fakes() -> None:
     """Shapes and dtypes of the results, for tracing without data."""
     double = torch.float64
@@ -250,6 +267,13 @@ def _register_fakes() -> None:
         return rows.new_empty(
             len(offsets) - 1, columns, columns, dtype=double if wide else torch.float32
         )
+
+    @torch.library.register_fake("aadl_ext::solve_subspace")
+    def _(metric, curvature, right_side, *_):  # type: ignore[no-untyped-def]
+        systems, m = right_side.shape
+        vector, scalar = right_side.new_empty(systems, m), right_side.new_empty(systems)
+        rank = scalar.new_empty(systems, dtype=torch.int64)
+        return vector, scalar, scalar.clone(), rank, vector.clone(), scalar.clone()
 
     @torch.library.register_fake("aadl_ext::solve_secants")
     def _(system, factored, ridge, tolerance):  # type: ignore[no-untyped-def]

@@ -73,7 +73,7 @@ def solve_subspace(
 ) -> SubspaceSolution:
     inputs = (metric, curvature, right_side.unsqueeze(-1), noise)
     total = torch.stack([x.double().sum(dim=(-2, -1)) for x in inputs]).sum(dim=0)
-    finite = (total - total == 0)[:, None, None]
+    finite = ((total - total == 0) & (radius >= 0))[:, None, None]
     metric, curvature, right, noise = (torch.where(finite, x.double(), 0.0) for x in inputs)
     lengths = metric.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
     inverse = torch.where(lengths > SHORTEST, 1 / lengths, 0.0).unsqueeze(-1)  # [S, m, 1]
@@ -95,6 +95,8 @@ def solve_subspace(
     length = torch.linalg.vector_norm(steps, dim=-1)
     fit = torch.where(length > radius, radius / length, 1.0).unsqueeze(-1)
     steps = steps * fit
+    before = torch.linalg.vector_norm(slopes, dim=-1)
+    left = torch.linalg.vector_norm(slopes - eigenvalues * steps, dim=-1)
     bad = ~finite[:, :, 0]
     return SubspaceSolution(
         coefficients=(basis.mT @ steps.unsqueeze(-1)).squeeze(-1).masked_fill(bad, torch.nan),
@@ -102,6 +104,5 @@ def solve_subspace(
         length=(length * fit.squeeze(-1)).masked_fill(bad[:, 0], torch.nan),
         rank=kept.sum(dim=-1),
         curvature=eigenvalues,
-        reduction=torch.linalg.vector_norm(slopes - eigenvalues * steps, dim=-1)
-        / torch.linalg.vector_norm(slopes, dim=-1).clamp_min(SHORTEST),
+        reduction=(left / before.clamp_min(SHORTEST)).masked_fill(bad[:, 0], torch.nan),
     )

@@ -72,7 +72,8 @@ AADL_INLINE void orthogonalize_rows(double* a, int64_t size) {
 }
 
 // Symmetric `a` [size, size] becomes diagonal; the rows of `v` [size, size] its eigenvectors.
-AADL_INLINE void diagonalize(double* a, double* v, int64_t size) {
+// Products of directions up to `least` count as zero.
+AADL_INLINE void diagonalize(double* a, double* v, int64_t size, double least) {
   for (int64_t i = 0; i < size * size; ++i) v[i] = i % (size + 1) == 0;
   bool done = false;
   for (int sweep = 0; sweep < kSweeps && !done; ++sweep) {
@@ -81,10 +82,9 @@ AADL_INLINE void diagonalize(double* a, double* v, int64_t size) {
       for (int64_t q = p + 1; q < size; ++q) {
         double *const x = a + p * size, *const y = a + q * size;
         const double first = x[p], product = x[q], second = y[q];
-        // Relative to both directions, so that the small one is found as well as the large one;
-        // below the second bound nothing in a matrix of unit diagonal can be told from zero.
+        // Relative to both directions, so that the small one is found as well as the large one.
         const double bound = kUnit * std::sqrt(std::fabs(first)) * std::sqrt(std::fabs(second));
-        if (std::fabs(product) <= bound || std::fabs(product) <= kUnit * kUnit) continue;
+        if (std::fabs(product) <= bound || std::fabs(product) <= least) continue;
         done = false;
         const Rotation by = rotation(first, product, second);
         rotate(by, x, y, size);
@@ -184,7 +184,7 @@ AADL_INLINE Directions solve_system(const double* system, int64_t k, bool factor
         a[i * m + c] = a[c * m + i] = entry;
       }
     }
-    diagonalize(a, v, m);
+    diagonalize(a, v, m, kUnit * kUnit);  // of unit diagonal and positive
     for (int64_t i = 0; i < m; ++i) {
       sigma[i] = std::sqrt(std::fmax(0, a[i * m + i]));
       double dot = 0;

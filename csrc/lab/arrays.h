@@ -98,6 +98,7 @@ auto with_types(const py::array& vector, const py::array& rows, const F& f) {
   throw std::invalid_argument("no kernel for vectors and rows of these dtypes");
 }
 
+void add_blocks(py::module_& m);
 void add_flat(py::module_& m);
 void add_memory(py::module_& m);
 void add_scalars(py::module_& m);

@@ -25,6 +25,7 @@ cpu::Parallel parallel(int64_t threads) {
 
 PYBIND11_MODULE(aadl_lab, m) {
   m.doc() = "The CPU kernels over NumPy arrays, for tests and measurements.";
+  aadl::lab::add_blocks(m);
   aadl::lab::add_flat(m);
   aadl::lab::add_memory(m);
   aadl::lab::add_scalars(m);

@@ -1,6 +1,7 @@
 // Ops on blocks of samples, on CPU tensors.
 
 #include <optional>
+#include <tuple>
 
 #include "checks.h"
 
@@ -98,6 +99,48 @@ Tensor cross_products(const Tensor& rows, std::vector<Tensor> vectors,
   return result;
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> solve_subspace(
+    const Tensor& metric, const Tensor& curvature, const Tensor& right_side, const Tensor& noise,
+    const Tensor& radius, double ridge, double floor, double shrinkage) {
+  for (const Tensor* x : {&metric, &curvature, &right_side, &noise, &radius}) {
+    STD_TORCH_CHECK(x->is_contiguous() && x->scalar_type() == ScalarType::Double,
+                    "all matrices must be contiguous float64");
+  }
+  STD_TORCH_CHECK(right_side.dim() == 2 && noise.dim() == 3, "expected [S, m] and [S, m, J]");
+  const int64_t systems = right_side.size(0), m = right_side.size(1), samples = noise.size(2);
+  STD_TORCH_CHECK(metric.numel() == systems * m * m && curvature.numel() == systems * m * m &&
+                      noise.numel() == systems * m * samples && radius.numel() == systems,
+                  "matrices do not fit to ", systems, " systems of ", m);
+  Tensor coefficients = doubles(metric, {systems, m}), eigenvalues = doubles(metric, {systems, m});
+  Tensor slope = doubles(metric, {systems}), length = doubles(metric, {systems});
+  Tensor reduction = doubles(metric, {systems});
+  Tensor rank = torch::stable::new_empty(metric, {systems}, ScalarType::Long);
+  parallel(systems, [&](int64_t s) {
+    cpu::Subspace args{in<double>(metric) + s * m * m,
+                       in<double>(curvature) + s * m * m,
+                       in<double>(right_side) + s * m,
+                       in<double>(noise) + s * m * samples,
+                       m,
+                       samples,
+                       in<double>(radius)[s],
+                       ridge,
+                       floor,
+                       shrinkage,
+                       out<double>(coefficients) + s * m,
+                       out<double>(eigenvalues) + s * m,
+                       0.0,
+                       0.0,
+                       0.0,
+                       0};
+    cpu::solve_subspace(args);
+    out<double>(slope)[s] = args.slope;
+    out<double>(length)[s] = args.length;
+    out<double>(reduction)[s] = args.reduction;
+    out<int64_t>(rank)[s] = args.rank;
+  });
+  return {coefficients, slope, length, rank, eigenvalues, reduction};
+}
+
 }  // namespace
 }  // namespace aadl
 
@@ -109,11 +152,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(aadl_ext, m) {
       "push_block(Tensor(a!) point_sum, Tensor(b!) gradient_sum, Tensor(c!)? noise_sum, int count, "
       "Tensor(d!) last_point, Tensor(e!) last_gradient, Tensor(f!) step_rows, "
       "Tensor(g!) gradient_rows, Tensor(h!) noise_rows, int slot, int noise_slot) -> ()");
+  m.def(
+      "solve_subspace(Tensor metric, Tensor curvature, Tensor right_side, Tensor noise, "
+      "Tensor radius, float ridge, float floor, float shrinkage) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("cross_products(Tensor rows, Tensor[] vectors, int[] offsets) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(aadl_ext, CPU, m) {
   m.impl("add_sample", TORCH_BOX(&aadl::add_sample));
   m.impl("push_block", TORCH_BOX(&aadl::push_block));
+  m.impl("solve_subspace", TORCH_BOX(&aadl::solve_subspace));
   m.impl("cross_products", TORCH_BOX(&aadl::cross_products));
 }

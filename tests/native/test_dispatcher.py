@@ -28,6 +28,21 @@ def push_arguments(slot: int, systems: bool = True) -> tuple[Any, ...]:
     return (*vectors[:4], [0.1, 0.2], BOUNDS, vectors[4], *rows, slot, grams)
 
 
+def sample_arguments(noise: bool, direction: bool) -> tuple[Any, ...]:
+    sums, vectors = list(normal(3, 100)), normal(4, 100, seed=1)
+    third, last = sums[2] if noise else None, vectors[3] if direction else None
+    return (*sums[:2], third, *vectors[:3], -1.0, last)
+
+
+def block_arguments(
+    slot: int, noise_slot: int, storage: torch.dtype = torch.float32
+) -> tuple[Any, ...]:
+    vectors, rows = normal(5, 100), normal(2, 3, 100, seed=1, dtype=storage)
+    noise = vectors[4] if noise_slot >= 0 else None
+    noise_rows = normal(2, 100, seed=2, dtype=storage)
+    return (*vectors[:2], noise, 3, *vectors[2:4], *rows, noise_rows, slot, noise_slot)
+
+
 def mixed_tensors() -> list[Tensor]:
     """With kernels for a flat float32 vector, and without."""
     return [
@@ -65,6 +80,29 @@ SAMPLES = {
         (normal(3, 100, dtype=torch.bfloat16), normal(100), BOUNDS),
     ],
     "solve_secants": [(normal(2, 4, 4).double(), True, 0.0, 1e-6)],
+    "add_sample": [sample_arguments(True, True), sample_arguments(False, False)],
+    "push_block": [
+        block_arguments(1, 0),
+        block_arguments(-1, 1),
+        block_arguments(2, -1, torch.bfloat16),
+    ],
+    "cross_products": [
+        (normal(3, 100), list(normal(2, 100, seed=1)), BOUNDS),
+        (normal(3, 100, dtype=torch.bfloat16), [normal(100), normal(100).double()], BOUNDS),
+        (normal(0, 100), [normal(100)], [0, 100]),
+    ],
+    "solve_subspace": [
+        (
+            *normal(2, 2, 3, 3).double(),
+            normal(2, 3).double(),
+            normal(2, 3, count).double(),
+            torch.ones(2, dtype=torch.float64),
+            1e-4,
+            0.01,
+            4.0,
+        )
+        for count in (0, 4)
+    ],
 }
 
 
@@ -125,6 +163,50 @@ def test_results_have_the_same_bits_with_one_thread_and_two(storage: torch.dtype
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
+def run_of_blocks(backend: Any, size: int, storage: torch.dtype) -> list[Tensor]:
+    """Two samples into a block, the block into the rings, the rings into products."""
+    point_sum, gradient_sum, noise_sum, last_point, last_gradient = normal(5, size).clone()
+    rings = normal(3, 4, size, seed=1, dtype=storage).clone()
+    direction, *samples = normal(5, size, seed=2)
+    sums = (point_sum, gradient_sum, noise_sum)
+    figures = [
+        backend.add_sample_(*sums, point, last_point, gradient, sign, direction)
+        for point, gradient, sign in zip(samples[::2], samples[1::2], (1.0, -1.0), strict=True)
+    ]
+    before = [total.clone() for total in sums]
+    backend.push_block(*sums, 2, last_point, last_gradient, *rings, 2, 1)
+    bounds = [0, size // 200, size // 2, size]
+    own = backend.cross_products(rings[0], list(rings[0]), bounds)
+    other = backend.cross_products(rings[1], [*rings[2], gradient_sum, direction.double()], bounds)
+    return [*figures, *before, *sums, last_point, last_gradient, rings, own, other]
+
+
+@pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16, torch.float16])
+def test_blocks_have_the_same_bits_with_one_thread_and_two(storage: torch.dtype) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = run_of_blocks(native, 200_000, storage)
+        torch.set_num_threads(2)
+        together = run_of_blocks(native, 200_000, storage)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16, torch.float16])
+def test_both_backends_store_the_same_bits_of_blocks_and_agree_on_products(
+    storage: torch.dtype,
+) -> None:
+    *kernels, own, other = run_of_blocks(native, 5000, storage)
+    *definitions, own_too, other_too = run_of_blocks(reference, 5000, storage)
+    for kernel, definition in zip(kernels[2:], definitions[2:], strict=True):
+        assert torch.equal(kernel, definition)
+    for kernel, definition in (*zip(kernels[:2], definitions, strict=False), (own, own_too)):
+        torch.testing.assert_close(kernel, definition, rtol=1e-12, atol=1e-10)
+    torch.testing.assert_close(other, other_too, rtol=1e-12, atol=1e-10)
+
+
 def test_kernels_are_used_for_what_they_serve_and_the_definition_for_the_rest() -> None:
     vector, rows = torch.zeros(8), torch.zeros(3, 8)
     assert native.serves(vector, rows)
@@ -134,6 +216,15 @@ def test_kernels_are_used_for_what_they_serve_and_the_definition_for_the_rest() 
     assert not native.serves(vector.double(), rows.bfloat16())
     assert not native.serves(vector.to("meta"), rows.to("meta"))
     assert not native.serves(vector, rows.T.contiguous().T)
+
+
+def test_rows_are_served_beside_vectors_of_any_dtype() -> None:
+    rows = torch.zeros(3, 8)
+    assert all(native.serves_rows(rows.to(dtype)) for dtype in ops.STORAGE_DTYPES)
+    assert native.serves_rows(torch.zeros(3, 16)[:, :8])
+    assert native.serves_rows(torch.zeros(1, 3).T)
+    assert not native.serves_rows(torch.zeros(8, 3).T)
+    assert not native.serves_rows(rows.to("meta"))
 
 
 def test_lists_are_served_in_any_layout_but_on_this_device_and_in_floating_dtypes_only() -> None:

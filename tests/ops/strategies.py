@@ -72,6 +72,19 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
     return torch.equal(*(t.view(torch.uint8) for t in plain))
 
 
+def assert_within(actual: Tensor, expected: Tensor, bound: Tensor) -> None:
+    """Entry by entry; ``bound`` is the rounding that the dtypes allow."""
+    error = (actual.double() - expected).abs()
+    assert (error <= bound).all(), f"{(error / bound).max():.3g} times the bound"
+
+
+def spaced(rows: Tensor, gap: int) -> Tensor:
+    """A copy with ``gap`` entries between one row and the next."""
+    room = rows.new_full((rows.shape[0], rows.shape[1] + gap), 7)
+    room[:, : rows.shape[1]] = rows
+    return room[:, : rows.shape[1]]
+
+
 def mentions(*fragments: str) -> str:
     """Pattern of a message that contains every fragment, in any order."""
     return "(?s)" + "".join(f"(?=.*{re.escape(fragment)})" for fragment in fragments)

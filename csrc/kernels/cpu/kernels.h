@@ -163,6 +163,23 @@ struct BlockMeans {
 template <class T, class S>
 void push_block(const BlockMeans<T, S>& args, const Parallel& parallel);
 
+// The Newton step in the span of displacements: see ops.solve_subspace and small.py. One system.
+struct Subspace {
+  const double* metric;      // [size, size]
+  const double* curvature;   // [size, size]
+  const double* right_side;  // [size]
+  const double* noise;       // [size, samples]
+  int64_t size;
+  int64_t samples;
+  double radius, ridge, floor, shrinkage;
+  // out:
+  double* coefficients;  // [size]
+  double* eigenvalues;   // [size], ascending
+  double slope, length, reduction;
+  int64_t rank;
+};
+void solve_subspace(Subspace& args);
+
 // Least squares by the singular directions of the scaled columns; see ops.solve_secants and
 // reference.py. One problem: `system` is [k, k] row-major, Gram matrix or R factor of [R | r]. One
 // that is not finite gives rank 0 and NaN for all else.

@@ -22,7 +22,8 @@ AADL_PRODUCTS(, 2, 4)
 bool same_vectors(const Products& args) {
   bool same = args.rows.size() == args.vectors.size();
   for (size_t i = 0; same && i < args.rows.size(); ++i) {
-    same = args.rows[i].begin == args.vectors[i].begin;
+    const Entries &row = args.rows[i], &vector = args.vectors[i];
+    same = row.begin == vector.begin && row.type == vector.type;
   }
   return same;
 }

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import (
+    WORKING_DTYPES,
+    assert_within,
+    largest_temporary,
+    mentions,
+    normal,
+    same_bits,
+    seeds,
+    working_dtypes,
+)
+from torch import Tensor
+
+from aadl_ext import ops
+from aadl_ext.ops.reference import CHUNK
+
+SUMS = ("point_sum", "gradient_sum", "noise_sum")
+VECTORS = ("point", "anchor", "gradient", "direction")
+Tensors = dict[str, Tensor]
+
+
+def random_sample(size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensors:
+    names = (*SUMS, *VECTORS)
+    return dict(zip(names, normal(len(names), size, seed=seed, dtype=dtype).clone(), strict=True))
+
+
+def add(tensors: Tensors, sign: float = 1.0) -> Tensor:
+    sums = [tensors[name] for name in SUMS if name in tensors]
+    vectors = {name: tensors[name] for name in VECTORS if name in tensors}
+    return ops.add_sample_(sums, **vectors, sign=sign)
+
+
+def copies(tensors: Tensors) -> Tensors:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def changed(tensors: Tensors, old: Tensors) -> set[str]:
+    return {name for name, tensor in tensors.items() if not same_bits(tensor, old[name])}
+
+
+def assert_figures(figures: Tensor, tensors: Tensors) -> None:
+    """Float64 accumulation: float32 sums are off by 1e-8 and more."""
+    assert figures.dtype == torch.float64
+    assert figures.shape == (2,)
+    gradient = tensors["gradient"].double()
+    direction = tensors.get("direction", torch.zeros_like(gradient)).double()
+    exact = torch.stack([gradient @ gradient, gradient @ direction])
+    size = torch.stack([exact[0], gradient.abs() @ direction.abs()])
+    assert_within(figures, exact, 1e-13 * size)
+
+
+signs = st.sampled_from([1.0, -1.0])
+
+
+@given(st.integers(0, 40), working_dtypes, signs, st.booleans(), st.booleans(), seeds)
+def test_sample_is_added_to_the_sums_and_measured(
+    size: int, dtype: torch.dtype, sign: float, noise: bool, direction: bool, seed: int
+) -> None:
+    tensors = random_sample(size, dtype, seed)
+    if not noise:
+        del tensors["noise_sum"]
+    if not direction:
+        del tensors["direction"]
+    old = copies(tensors)
+    assert_figures(add(tensors, sign), old)
+    assert changed(tensors, old) <= {*SUMS}
+    wide = {name: tensor.double() for name, tensor in old.items()}
+    added = {
+        "point_sum": wide["point"] - wide["anchor"],
+        "gradient_sum": wide["gradient"],
+        "noise_sum": sign * wide["gradient"],
+    }
+    eps = torch.finfo(dtype).eps  # two roundings of at most eps / 2
+    for name in tensors.keys() & added.keys():
+        scale = wide[name].abs() + added[name].abs()
+        assert_within(tensors[name], wide[name] + added[name], eps * scale)
+
+
+@pytest.mark.parametrize("dtype", WORKING_DTYPES, ids=str)
+def test_long_samples_are_added_and_measured_in_full(dtype: torch.dtype) -> None:
+    tensors = random_sample(5 * CHUNK + 3, dtype)
+    old = copies(tensors)
+    assert_figures(add(tensors, -1), old)
+    assert same_bits(tensors["point_sum"], old["point_sum"] + (old["point"] - old["anchor"]))
+    assert same_bits(tensors["gradient_sum"], old["gradient_sum"] + old["gradient"])
+    assert same_bits(tensors["noise_sum"], old["noise_sum"] - old["gradient"])
+
+
+def test_points_near_the_anchor_keep_their_digits() -> None:
+    tensors = random_sample(100)
+    steps = normal(100, seed=1, dtype=torch.float32) * 2.0**-10
+    tensors["anchor"].fill_(1000)
+    tensors["point_sum"].zero_()
+    tensors["point"] = tensors["anchor"] + steps
+    kept = tensors["point"] - 1000  # exact: neighbours
+    for _ in range(4):
+        add(tensors)
+    assert same_bits(tensors["point_sum"], 4 * kept)
+
+
+def test_alternating_signs_leave_nothing_of_equal_gradients() -> None:
+    tensors = random_sample(100)
+    tensors["noise_sum"].zero_()
+    for sign in (1, -1, 1, -1):
+        add(tensors, sign)
+    assert not tensors["noise_sum"].any()
+
+
+@pytest.mark.parametrize("name", ["direction", "anchor", "point"])
+def test_vectors_may_be_the_gradient_itself(name: str) -> None:
+    tensors = random_sample(300)
+    tensors[name] = tensors["gradient"]
+    twin = copies(tensors)
+    assert same_bits(add(tensors), add(twin))
+    assert not changed(tensors, twin)
+
+
+@pytest.mark.parametrize("dtype", WORKING_DTYPES, ids=str)
+@pytest.mark.parametrize("place", [0, CHUNK, -1])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_gradient_that_is_not_finite_is_seen(bad: float, place: int, dtype: torch.dtype) -> None:
+    tensors = random_sample(CHUNK + 100, dtype)
+    tensors["gradient"][place] = bad
+    figures = add(tensors)
+    assert figures[0].isnan() if math.isnan(bad) else figures[0] == math.inf
+    assert not figures[1].isfinite()
+
+
+def test_slope_without_a_direction_is_zero_beside_any_gradient() -> None:
+    tensors = random_sample(100)
+    del tensors["direction"]
+    tensors["gradient"][3] = math.nan
+    assert add(tensors)[1] == 0
+
+
+@pytest.mark.parametrize("value", [1e-30, 1e30])
+def test_squares_that_float32_cannot_hold_are_summed(value: float) -> None:
+    tensors = random_sample(1000)
+    tensors["gradient"].fill_(value)
+    old = copies(tensors)
+    assert_figures(add(tensors), old)
+
+
+def test_no_temporary_has_the_size_of_the_vectors() -> None:
+    tensors = random_sample(8 * CHUNK)
+    assert largest_temporary(lambda: add(tensors)) <= CHUNK
+
+
+MISFITS: list[tuple[dict[str, Any], list[str]]] = [
+    *(({name: torch.zeros(4)}, [name, "(4,)", "(5,)"]) for name in SUMS),
+    *(({name: torch.zeros(4)}, [name, "(4,)", "(5,)"]) for name in VECTORS if name != "point"),
+    *(({n: torch.zeros(5).double()}, [n, "float64", "float32"]) for n in (*SUMS, "anchor")),
+    ({"gradient": torch.zeros(5).bfloat16()}, ["gradient", "bfloat16", "float32"]),
+    ({"point": torch.zeros(5).half()}, ["point", "float16", "float32, float64"]),
+    ({"point": torch.zeros(5, 1)}, ["point", "(5, 1)", "(5,)"]),
+    ({"direction": torch.zeros(1, 5)}, ["direction", "(1, 5)", "(5,)"]),
+]
+
+
+@pytest.mark.parametrize(("wrong", "fragments"), MISFITS)
+def test_misfit_is_refused_and_named(wrong: dict[str, Any], fragments: list[str]) -> None:
+    tensors = {**random_sample(5), **wrong}
+    old = copies(tensors)
+    with pytest.raises(ValueError, match=mentions(*fragments)):
+        add(tensors)
+    assert not changed(tensors, old)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_numbers_of_sums_but_two_and_three_are_refused(count: int) -> None:
+    vector = torch.zeros(5)
+    with pytest.raises(ValueError, match=mentions(f"{count} sums", "two or three")):
+        ops.add_sample_([vector] * count, vector, vector, vector, sign=1)
