@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aadl_ext import ops
+from aadl_ext.flat import zeros
 from aadl_ext.ops import reference
 
 SIZES = [10_000, 1_000_000, 5_000_000, 25_600_000]
@@ -37,20 +38,18 @@ Case = tuple[str, int, int, int, Callable[[], object], Callable[[], object] | No
 def cases(size: int) -> Iterator[Case]:
     """Name, columns, vectors read and written, the call, its definition or LAPACK's call."""
     size = -(-size // 64) * 64
-    vectors, bounds = torch.randn(5, size), [0, size]
+    vectors, bounds = normal(5, size), [0, size]
     for depth in DEPTHS:
-        rows, steps = torch.randn(depth, size), torch.randn(depth, size)
-        push = (*vectors[:2], [0.1], bounds, vectors[4], *vectors[2:4], steps, rows, 0, True)
-        named = dict(
-            zip(
-                ("rates", "offsets", "residual", "last_point", "last_residual", "step_rows",
-                 "residual_rows", "slot", "products"), push[2:], strict=True,
-            )
-        )  # fmt: skip
+        rows, steps = normal(depth, size), normal(depth, size)
+        named = {
+            "rates": [0.1], "offsets": bounds, "residual": vectors[4], "last_point": vectors[2],
+            "last_residual": vectors[3], "step_rows": steps, "residual_rows": rows, "slot": 0,
+            "systems": torch.zeros(1, depth + 1, depth + 1, dtype=torch.float64),
+        }  # fmt: skip
         yield (
             "push_secant", depth, 4 + depth - 1, 3,
-            lambda push=push, named=named: ops.push_secant(*push[:2], **named),
-            lambda push=push: reference.push_secant(*push),
+            lambda named=named: ops.push_secant(*vectors[:2], **named),
+            lambda named=named: reference.push_secant(*vectors[:2], **named),
         )  # fmt: skip
         weights = torch.full((1, depth), 1e-3, dtype=torch.float64)
         jump = (vectors[4], *vectors[:2], 0.5, rows, weights, bounds)
@@ -61,20 +60,38 @@ def cases(size: int) -> Iterator[Case]:
         )  # fmt: skip
         yield from factorisations(rows, vectors[0])
     for count in WINDOWS:
-        window = torch.randn(count, size)
+        window = list(normal(count, size))
         yield (
             "window_statistics", count, count, 1,
-            lambda window=window: ops.window_statistics(window, 0, vectors[4]),
-            lambda window=window: reference.window_statistics(window, 0, vectors[4]),
+            lambda window=window: ops.window_statistics(window, vectors[4]),
+            lambda window=window: reference.window_statistics(window, vectors[4]),
         )  # fmt: skip
+    sums = list(normal(3, size))
+    sample = {"sign": -1.0, "direction": vectors[3]}
+    yield (
+        "add_sample_", 3, 7, 3,
+        lambda: ops.add_sample_(sums, *vectors[:3], **sample),
+        lambda: reference.add_sample_(*sums, *vectors[:3], **sample),
+    )  # fmt: skip
+
+
+def normal(count: int, size: int) -> Tensor:
+    """Random rows, in the memory that an accelerator would use."""
+    return zeros((count, size), torch.float32, torch.device("cpu")).normal_()
 
 
 def factorisations(rows: Tensor, column: Tensor) -> Iterator[Case]:
-    """TSQR of [R | r] beside what LAPACK needs for the same."""
+    """TSQR and float64 Gram matrix of [R | r] beside what LAPACK needs for the same."""
     depth, tall = len(rows), rows.T
     factor = lambda: ops.tsqr(tall, append=column)  # noqa: E731
     yield "tsqr", depth + 1, depth + 1, 0, factor, lambda: reference.tsqr(tall, column, None)
     joined = torch.cat([rows, column[None]]).T
+    vectors, bounds = list(joined.T), [0, len(column)]
+    yield (
+        "gram", depth + 1, depth + 1, 0,
+        lambda: ops.cross_products(joined.T, vectors, bounds),
+        lambda: reference.cross_products(joined.T, vectors, bounds),
+    )  # fmt: skip
     yield "linalg.qr", depth + 1, depth + 1, 0, lambda: torch.linalg.qr(joined, mode="r"), None
     least = lambda: torch.linalg.lstsq(tall, column[:, None])  # noqa: E731
     yield "linalg.lstsq", depth, depth + 1, 0, least, None
