@@ -103,7 +103,8 @@ def accelerate(
             "limits" refuses coefficients whose magnitudes sum to more than
             ``coefficient_limit`` and, with gradients, cuts jumps to the trust radius.
             "descent" (with gradients only) refuses jumps along which the loss grows.
-            "subspace_newton" has "residual", "descent" and "limits" by default.
+            "subspace_newton" has "residual", "descent" and "limits" by default, "anderson" with
+            gradients "residual" and "descent".
         residual: "step", r = G(w) - w as in the paper; "gradient", r = -grad, where pairs are
             means over blocks of ``store_each_nth`` steps, under any base optimizer; "auto",
             "step" for SGD without momentum and else "gradient". "subspace_newton" takes

@@ -70,7 +70,7 @@ class Accelerator(Machine):
             return
         self.k += 1
         self.stats.steps += 1
-        before, self._before = self._before, None
+        before, self._before, self._left_at = self._before, None, None
         if before is None:
             self._norm_before_jump = None
             return

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
-from typing import Any
+from collections.abc import Iterator
 
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import (
+    ASGD,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+)
 
 from . import ops
 from .flat import Layout
+
+# They add weight_decay * w to the gradient, unless the group says that it is decoupled.
+DECAY_IN_LOSS = (SGD, ASGD, Adam, Adamax, NAdam, RAdam, RMSprop, Adagrad, Adadelta)
 
 
 class Gradients:
@@ -22,7 +35,7 @@ class Gradients:
         self._gradients = [p.grad for p in self._owners]
         # A fused optimizer divides by the scale of GradScaler itself.
         self._scale = getattr(optimizer, "grad_scale", None)
-        self._decays = type(optimizer).__module__.startswith("torch.optim.")
+        self._decays = isinstance(optimizer, DECAY_IN_LOSS)
 
     def usable(self) -> bool:
         """Whether every entry and the sum of squares is finite; waits once for a device."""
@@ -46,18 +59,31 @@ class Gradients:
         ops.gather(dense, out)
         if self._scale is not None:
             out.div_(self._scale.to(out.device))
-        for (start, stop), index in zip(pairwise(layout.offsets), layout.groups, strict=True):
-            group = self._groups[index]
-            if group.get("maximize"):
-                out[start:stop].neg_()
-            decay = self._decay(group)
+        for part, negative, decay in self._runs(layout, gradients):
+            if negative:
+                out[part].neg_()
             if decay:
-                out[start:stop].add_(point[start:stop], alpha=decay)
+                out[part].add_(point[part], alpha=decay)
         return True
 
-    def _decay(self, group: dict[str, Any]) -> float:
-        in_loss = self._decays and not group.get("decoupled_weight_decay", False)
-        return float(group.get("weight_decay", 0.0)) if in_loss else 0.0
+    def _runs(
+        self, layout: Layout, gradients: list[Tensor | None]
+    ) -> Iterator[tuple[slice, bool, float]]:
+        """Neighbours that are treated alike: where they lie, whether maximized, their decay."""
+        segment = start = stop = 0
+        last: tuple[bool, float] = (False, 0.0)
+        for parameter, gradient in zip(layout.parameters, gradients, strict=True):
+            while stop >= layout.offsets[segment + 1]:
+                segment += 1
+            group = self._groups[layout.groups[segment]]
+            in_loss = self._decays and not group.get("decoupled_weight_decay", False)
+            decay = float(group.get("weight_decay", 0.0)) if in_loss and gradient is not None else 0
+            now = (bool(group.get("maximize", False)), decay)
+            if now != last:
+                yield slice(start, stop), *last
+                start, last = stop, now
+            stop += parameter.numel()
+        yield slice(start, stop), *last
 
     def take_away(self) -> None:
         """Leave the parameters without gradients."""

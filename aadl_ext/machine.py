@@ -144,11 +144,14 @@ class Machine:
     def _lowers_loss(self, plain: Tensor, candidate: Tensor, evaluate: Evaluate | None) -> bool:
         """Evaluate at both; the parameters end at the candidate if it is better, else at plain."""
         assert evaluate is not None  # before_step has asked for it
-        before = evaluate()
         lower = False
-        self.layout.scatter_(candidate)
         try:
+            before = evaluate()
+            self.layout.scatter_(candidate)
             lower = safeguards.loss_decreased(before, evaluate())
+        except BaseException:
+            self.stats.dropped += 1
+            raise
         finally:
             if not lower:
                 self.layout.scatter_(plain)
@@ -182,8 +185,7 @@ class Machine:
 
     def _notice_moves(self, before: Tensor) -> None:
         """Whoever moved the parameters since the last step wants them there: do not undo it."""
-        left_at, self._left_at = self._left_at, None
-        if left_at is not None and not torch.equal(left_at, before):
+        if self._left_at is not None and not torch.equal(self._left_at, before):
             self.stats.restarts["moved_outside"] += 1
             self._drop_jump()
             self._forget_place()

@@ -78,8 +78,12 @@ class Options:
     @classmethod
     def of(cls, acceleration_type: str, **given: Any) -> Options:
         """The options that are given, over the defaults of the type."""
-        newton = str(acceleration_type).lower() == "subspace_newton"
-        return cls(acceleration_type, **{**(SUBSPACE_NEWTON if newton else {}), **given})
+        defaults: dict[str, Any] = {}
+        if str(acceleration_type).lower() == "subspace_newton":
+            defaults = SUBSPACE_NEWTON
+        elif given.get("residual") == "gradient":
+            defaults = {"safeguard": ("residual", "descent")}
+        return cls(acceleration_type, **{**defaults, **given})
 
     def __post_init__(self) -> None:
         if isinstance(self.acceleration_type, str):  # AADL accepts any case
@@ -158,6 +162,11 @@ class Options:
             raise ValueError(
                 "acceleration_type='subspace_newton' needs gradients, but residual is 'step'; "
                 "leave residual out"
+            )
+        if self.adapt_blocks and not (self.newton and self.noise_rows):
+            raise ValueError(
+                "adapt_blocks measures noise, which acceleration_type='subspace_newton' with "
+                "noise_rows >= 1 does; leave it out otherwise"
             )
         if self.residual == "gradient" and (self.average or not self.accelerates):
             raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import ops
 from .blocks import BlockHistory
 from .gradients import Gradients
 from .machine import Evaluate, Groups, Machine
@@ -38,7 +39,8 @@ class SubspaceAccelerator(Machine):
     trust: float  # largest jump, in units of the last way between block means
     block: int  # samples of a block
     _reference: float  # recent norm of the gradient
-    _fault: str | None  # of the gradient of the step under way
+    _gradient: Tensor | None  # of the step under way, and what is wrong with it at a jump
+    _fault: str | None
 
     # ---- the method -----------------------------------------------------------------------
 
@@ -46,7 +48,7 @@ class SubspaceAccelerator(Machine):
         self, param_groups: Groups, has_closure: bool = False, skip: str | None = None
     ) -> None:
         """Keep w^k; ``skip`` names why this step does not count."""
-        self._seen, self._fault = False, None
+        self._gradient = self._fault = None
         self._skip = skip or self._follow(param_groups)
         if not self.wants_gradient:
             return
@@ -60,45 +62,49 @@ class SubspaceAccelerator(Machine):
         return not self.skips and bool(self.layout.parameters)
 
     def see_gradient(self, gradients: Gradients) -> bool:
-        """Add the sample (w^k, gradient) to the block; false if the base step is to be skipped."""
-        if self._seen:  # a closure that is called again, at another point
-            return self.jump is None or self._fault is None
+        """Keep the gradient at w^k; false if it shows that the base step is to be skipped."""
+        if self._gradient is not None:  # a closure that is called again, at another point
+            return self._fault is None
         gradient = self._spare(self._before)
         if not gradients.gather(self.layout, self._before, gradient):
             return True
-        self._seen = True
-        direction = None if self.jump is None else self.jump.direction
-        squared_norm, self._slope = self.history.add(self._before, gradient, direction)
-        norm = math.sqrt(squared_norm)
-        guarded = self.jump is not None and "residual" in self.options.safeguards
+        self._gradient = gradient
+        if self.jump is None:
+            return True
+        norm = math.sqrt(float(ops.squared_norm([gradient])))
+        guard = self.options.gradient_guard if "residual" in self.options.safeguards else math.inf
         if not math.isfinite(norm):
             self._fault = "nonfinite"
-        elif guarded and norm > self.options.gradient_guard * self._reference:
+        elif norm > guard * self._reference:
             self._fault = "residual"
-        else:
-            self._reference = max(norm, 0.9 * self._reference)
-            return True
-        self.history.drop_block()
-        return self.jump is None
+        return self._fault is None
 
     def after_step(self, evaluate: Evaluate | None = None) -> None:
-        """Judge a pending jump; at the end of a block, jump."""
+        """Add the sample (w^k, gradient), judge a pending jump; at the end of a block, jump."""
         if self._skip:
             self.stats.skipped[self._skip] += 1
             return
         self.k += 1
         self.stats.steps += 1
-        if not self._seen or (self._fault and self.jump is None):
-            self.stats.skipped[self._fault or "no_gradient"] += 1
+        if self._gradient is None:
+            self.stats.skipped["no_gradient"] += 1
             return
-        jump, self.jump = self.jump, None
+        jump, self.jump, self._left_at = self.jump, None, None
         if jump is not None and self._fault:  # the base step has been held back
             self.layout.scatter_(jump.plain)
             self.trust = max(self.trust / 4, LEAST_TRUST)
+            self.history.drop_block()
             self._count_verdict(self._fault)
             return
+        direction = None if jump is None else jump.direction
+        squared_norm, slope = self.history.add(self._before, self._gradient, direction)
+        if not math.isfinite(squared_norm):
+            self.stats.skipped["nonfinite"] += 1
+            self.history.drop_block()
+            return
+        self._reference = max(math.sqrt(squared_norm), 0.9 * self._reference)
         if jump is not None:
-            self._judge(jump)
+            self._judge(jump, slope)
         if self.history.samples >= self.block:
             self.history.close_block()
             self.stats.pairs += 1
@@ -106,9 +112,9 @@ class SubspaceAccelerator(Machine):
             if self._due():
                 self._try_jump(evaluate)
 
-    def _judge(self, jump: SubspaceJump) -> None:
+    def _judge(self, jump: SubspaceJump, after: float) -> None:
         """Compare the slopes along the jump at its ends; come back from beyond the minimum."""
-        before, after = jump.slope, self._slope
+        before = jump.slope
         if after > -before > 0:
             point = self.layout.gather(self._spare(jump.direction))
             point.add_(jump.direction, alpha=before / (before - after) - 1)
@@ -122,7 +128,8 @@ class SubspaceAccelerator(Machine):
     def _due(self) -> bool:
         options = self.options
         rested = self.k - self._last_jump >= options.frequency
-        return rested and self.history.count >= 2 and self.k > options.wait_iterations
+        known = self.history.count >= min(2, options.history_depth)
+        return rested and known and self.k - 1 > options.wait_iterations
 
     def _try_jump(self, evaluate: Evaluate | None) -> None:
         safeguards, stats = self.options.safeguards, self.stats

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from training import JUMPY, MakeOptimizer, Training, adam, same, sgd
+from training import AVERAGED, JUMPY, NEWTON, VARIANTS, MakeOptimizer, Training, adam, same, sgd
 
 from aadl_ext import Accelerator, accelerate, get_accelerator
 
@@ -17,6 +17,9 @@ BAD = [math.nan, -math.inf]
 averages = pytest.mark.parametrize("average", [False, True])
 guards = pytest.mark.parametrize("safeguard", ["residual", "loss", None])
 STEPS = 16
+LOST = pytest.mark.xfail(
+    strict=True, reason="a base optimizer that raises in a step held back keeps the gradients away"
+)
 
 
 def remembered(accelerator: Accelerator) -> list[Tensor]:
@@ -129,12 +132,12 @@ class Interrupted(Exception):  # noqa: N818
 
 
 @guards
-@averages
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("make", [sgd, adam], ids=["sgd", "adam"])
 def test_a_base_step_that_raises_can_be_repeated(
-    make: MakeOptimizer, average: bool, safeguard: str | None
+    make: MakeOptimizer, variant: str, safeguard: str | None
 ) -> None:
-    options = {**JUMPY, "average": average, "safeguard": safeguard}
+    options = {**VARIANTS[variant], "safeguard": safeguard}
     training, reference = Training(make, options), Training(make, options)
 
     def closure() -> Tensor:
@@ -152,15 +155,16 @@ def test_a_base_step_that_raises_can_be_repeated(
         step(reference)
         assert torch.equal(training.point(), reference.point())
     assert same(training.accelerator.state_dict(), reference.accelerator.state_dict())
-    assert len(pending) == (2 if safeguard == "residual" else 1)
+    assert len(pending) == (2 if safeguard == "residual" or variant == "newton" else 1)
 
 
 @pytest.mark.parametrize("make", [sgd, adam], ids=["sgd", "adam"])
-@averages
+@pytest.mark.parametrize(
+    "options", [JUMPY, AVERAGED, pytest.param(NEWTON, marks=LOST)], ids=["", "average", "newton"]
+)
 def test_a_base_optimizer_that_raises_can_go_on(
-    make: MakeOptimizer, average: bool, monkeypatch: pytest.MonkeyPatch
+    make: MakeOptimizer, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {**JUMPY, "average": average}
     training, reference = Training(make, options), Training(make, options)
     for _ in range(STEPS):
         training.closure()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
-from training import JUMPY, MakeOptimizer, Training, adam, momentum, sgd
+from training import JUMPY, NEWTON, MakeOptimizer, Training, adam, methods, momentum, sgd, variants
 
 from aadl_ext import (
     Accelerator,
@@ -115,9 +115,10 @@ def test_bytes_held_follows_the_parameters() -> None:
 
 
 @guards
+@methods
 @pytest.mark.parametrize("scope", ["all", "group", "tensor"])
-def test_as_dict_survives_json(safeguard: str | None, scope: str) -> None:
-    training = Training(adam, {**JUMPY, "safeguard": safeguard, "scope": scope})
+def test_as_dict_survives_json(safeguard: str | None, scope: str, options: dict[str, Any]) -> None:
+    training = Training(adam, {**options, "safeguard": safeguard, "scope": scope})
     for _ in range(STEPS):
         step(training)
         stats = training.accelerator.stats
@@ -127,8 +128,12 @@ def test_as_dict_survives_json(safeguard: str | None, scope: str) -> None:
     assert plain["rejected"] == dict(stats.rejected)
     assert torch.equal(torch.tensor(plain["gamma"], dtype=torch.float64), stats.gamma)
     systems = {"all": 1, "group": 1, "tensor": 4}[scope]
-    assert len(plain["gamma"]) == len(plain["rank"]) == len(plain["condition"]) == systems
-    assert len(plain["predicted_reduction"]) == systems
+    assert len(plain["gamma"]) == len(plain["rank"]) == systems
+    if options is NEWTON:
+        assert (plain["condition"], type(plain["predicted_reduction"])) == (None, float)
+        assert plain["trust"] > 0
+    else:
+        assert len(plain["condition"]) == len(plain["predicted_reduction"]) == systems
 
 
 class Bowl:
@@ -224,6 +229,25 @@ def test_dependent_columns_lower_the_rank() -> None:
     assert bowl.stats.predicted_reduction.item() < 1e-6  # two directions explain all of R^2
 
 
+def test_reset_makes_the_default_method_start_anew() -> None:
+    training = Training(sgd, NEWTON)
+    while not training.accelerator.jump_pending:
+        training.step()
+    point = training.point()
+    reset_acceleration_history(training.optimizer)
+    assert torch.equal(training.point(), point)
+    accelerator = training.accelerator
+    assert not accelerator.jump_pending
+    assert (accelerator.history.count, accelerator.history.samples) == (0, 0)
+    assert accelerator.stats.restarts == {"request": 1}
+    assert accelerator.stats.dropped == 1
+    jumps = accelerator.stats.jumps
+    training.run(5)
+    assert accelerator.stats.jumps == jumps  # it takes three blocks of two steps
+    training.run(1)
+    assert accelerator.stats.jumps == jumps + 1
+
+
 @averages
 def test_reset_forgets_everything_but_moves_nothing(average: bool) -> None:
     training = Training(sgd, {**JUMPY, "frequency": 1, "wait_iterations": 0, "average": average})
@@ -253,10 +277,11 @@ def test_an_optimizer_that_is_not_accelerated_is_told_what_to_do(function: Any) 
 
 @pytest.mark.parametrize("scheduled", [False, True])
 @guards
+@variants
 def test_a_forgotten_optimizer_is_collected_with_its_accelerator(
-    safeguard: str | None, scheduled: bool
+    safeguard: str | None, scheduled: bool, options: dict[str, Any]
 ) -> None:
-    training = Training(adam, {**JUMPY, "safeguard": safeguard, "average": True})
+    training = Training(adam, {**options, "safeguard": safeguard})
     scheduler = StepLR(training.optimizer, 3) if scheduled else None
     for _ in range(7):
         step(training)
@@ -268,8 +293,9 @@ def test_a_forgotten_optimizer_is_collected_with_its_accelerator(
     assert [reference() for reference in references] == [None, None, None]
 
 
-def test_the_accelerator_of_a_removed_optimizer_is_freed_at_once() -> None:
-    training = Training()
+@methods
+def test_the_accelerator_of_a_removed_optimizer_is_freed_at_once(options: dict[str, Any]) -> None:
+    training = Training(sgd, options)
     training.run(7)
     reference = weakref.ref(training.accelerator)
     remove_acceleration(training.optimizer)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from aadl_ext import Accelerator, accelerate, get_accelerator
+from aadl_ext import accelerate, get_accelerator
 
 MakeOptimizer = Callable[..., Optimizer]
 
@@ -26,6 +28,20 @@ JUMPY: dict[str, Any] = {
     "frequency": 2,
     "mixing": "anderson",
 }
+AVERAGED: dict[str, Any] = {**JUMPY, "average": True}
+# Its jumps start at the sixth step: likewise for all three optimizers above.
+NEWTON: dict[str, Any] = {
+    "acceleration_type": "subspace_newton",
+    "history_depth": 3,
+    "store_each_nth": 2,
+    "gradient_guard": 0.4,
+    "noise_shrinkage": 0.01,
+    "trust": 100.0,
+}
+METHODS = {"anderson": JUMPY, "newton": NEWTON}
+VARIANTS = {**METHODS, "average": AVERAGED}
+methods = pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
+variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 
 
 class Training:
@@ -50,7 +66,7 @@ class Training:
             accelerate(self.optimizer, **options)
 
     @property
-    def accelerator(self) -> Accelerator:
+    def accelerator(self) -> Any:
         return get_accelerator(self.optimizer)
 
     @property
@@ -82,6 +98,12 @@ class Training:
         return torch.stack(points)
 
 
+def watch_base_steps(optimizer: Optimizer, look: Callable[..., object]) -> None:
+    """Call ``look`` after each base step, before the accelerator goes on from there."""
+    hooks: Any = optimizer._optimizer_step_post_hooks
+    hooks.move_to_end(optimizer.register_step_post_hook(look).id, last=False)
+
+
 def plain_twin(training: Training, make: MakeOptimizer) -> Training:
     """A plain training at the same point, its optimizer in the same state."""
     twin = Training(make, None, training.dtype)
@@ -92,11 +114,13 @@ def plain_twin(training: Training, make: MakeOptimizer) -> Training:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether nested containers hold bit-identical tensors and equal values."""
+    """Whether nested containers hold bit-identical tensors and the same values."""
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[x], b[x]) for x in a)
     if isinstance(a, (list, tuple)):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, float) and math.isnan(a):
+        return math.isnan(b)
     return bool(a == b)

@@ -13,14 +13,27 @@ import torch
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
-from training import JUMPY, MakeOptimizer, Training, adam, momentum, same, sgd
+from training import (
+    AVERAGED,
+    JUMPY,
+    NEWTON,
+    MakeOptimizer,
+    Training,
+    adam,
+    methods,
+    momentum,
+    same,
+    sgd,
+    variants,
+)
 
 from aadl_ext import accelerate, get_accelerator
+from aadl_ext.subspace import SubspaceAccelerator
 
 TOTAL = 18
 optimizers = pytest.mark.parametrize("make", [sgd, momentum, adam], ids=["sgd", "momentum", "adam"])
 # Under "average" the window of 5 is partly full at moments 1 to 3.
-OPTIONS: dict[str, dict[str, Any]] = {
+OF_ANDERSON: dict[str, dict[str, Any]] = {
     "residual": {},
     "late first pair": {"wait_iterations": 4, "store_each_nth": 3},
     "average": {"average": True},
@@ -33,6 +46,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tensors, bfloat16 rows": {"scope": "tensor", "history_dtype": torch.bfloat16},
     "loss": {"safeguard": "loss"},
     "unguarded": {"safeguard": None, "average": True, "average_window": 2},
+}
+OF_NEWTON: dict[str, dict[str, Any]] = {
+    "newton": {},
+    "newton, long blocks": {"store_each_nth": 3, "noise_rows": 2},
+    "newton, short blocks": {"store_each_nth": 1, "frequency": 3, "noise_rows": 0},
+    "newton, adapted blocks": {"adapt_blocks": True},
+    "newton, tensors, bfloat16 rows": {"scope": "tensor", "history_dtype": torch.bfloat16},
+    "newton, loss": {"safeguard": ("loss", "limits"), "momentum": "scale"},
+    "newton, unguarded": {"safeguard": None, "momentum": "reset"},
+    "least squares": {"acceleration_type": "anderson", "residual": "gradient", "frequency": 4},
+}
+OPTIONS = {name: {**JUMPY, **extra} for name, extra in OF_ANDERSON.items()} | {
+    name: {**NEWTON, **extra} for name, extra in OF_NEWTON.items()
 }
 
 
@@ -67,9 +93,10 @@ def load(training: Training, state: dict[str, Any], *, accelerator: bool = True)
 
 
 @pytest.mark.parametrize("make", [two_groups, adam], ids=["two groups", "adam"])
-@pytest.mark.parametrize("extra", OPTIONS.values(), ids=OPTIONS)
-def test_a_resumed_run_is_the_uninterrupted_one(make: MakeOptimizer, extra: dict[str, Any]) -> None:
-    options = {**JUMPY, **extra}
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_resumed_run_is_the_uninterrupted_one(
+    make: MakeOptimizer, options: dict[str, Any]
+) -> None:
     training = Training(make, options)
     states, pending = [], set()
 
@@ -81,7 +108,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(make: MakeOptimizer, extra: dict
     points = training.run(TOTAL, note_and_step)
     if training.accelerator.options.accelerates:
         assert training.accelerator.stats.jumps > 2
-        assert len(pending) == (2 if options.get("safeguard", "residual") == "residual" else 1)
+        judged = "residual" in training.accelerator.options.safeguards
+        with_gradients = isinstance(training.accelerator, SubspaceAccelerator)
+        assert len(pending) == (2 if judged or with_gradients else 1)
     for moment in (0, 1, 2, 3, 4, 6, 7, 13, 14):
         other = Training(make, options)
         load(other, states[moment])
@@ -94,10 +123,12 @@ def test_a_resumed_run_is_the_uninterrupted_one(make: MakeOptimizer, extra: dict
         assert same(end, expected)
 
 
-def test_a_saved_state_does_not_change_while_training_goes_on() -> None:
-    training = Training(sgd, {**JUMPY, "average": True})
-    training.run(7)
-    assert training.accelerator.jump_pending
+@pytest.mark.parametrize("options", [AVERAGED, NEWTON], ids=["average", "newton"])
+def test_a_saved_state_does_not_change_while_training_goes_on(options: dict[str, Any]) -> None:
+    training = Training(sgd, options)
+    training.run(6)
+    while not training.accelerator.jump_pending:
+        training.step()
     state = training.accelerator.state_dict()
     kept = through_a_file(state)
     training.run(5)
@@ -105,8 +136,11 @@ def test_a_saved_state_does_not_change_while_training_goes_on() -> None:
 
 
 @optimizers
-def test_loading_back_in_place_repeats_the_steps(make: MakeOptimizer) -> None:
-    training = Training(make, {**JUMPY, "average": True})
+@variants
+def test_loading_back_in_place_repeats_the_steps(
+    make: MakeOptimizer, options: dict[str, Any]
+) -> None:
+    training = Training(make, options)
     training.run(7)
     state = saved(training)
     first = training.run(10)
@@ -115,24 +149,28 @@ def test_loading_back_in_place_repeats_the_steps(make: MakeOptimizer) -> None:
 
 
 @optimizers
+@methods
 @pytest.mark.parametrize("moment", [1, 5, 8])
 def test_without_the_accelerator_state_a_resumed_run_starts_a_new_history(
-    make: MakeOptimizer, moment: int
+    make: MakeOptimizer, moment: int, options: dict[str, Any]
 ) -> None:
-    training = Training(make)
+    training = Training(make, options)
     training.run(moment)
     state = saved(training)
-    other, fresh = Training(make), Training(make, None)
+    other, fresh = Training(make, options), Training(make, None)
     for run in (other, fresh):
         load(run, state, accelerator=False)
-    accelerate(fresh.optimizer, **JUMPY)
+    accelerate(fresh.optimizer, **options)
     assert torch.equal(other.run(12), fresh.run(12))
     assert other.accelerator.stats.steps == 12
 
 
 @optimizers
-def test_optimizer_state_keeps_its_keys_and_sizes(make: MakeOptimizer) -> None:
-    accelerated, plain = Training(make, {**JUMPY, "average": True}), Training(make, None)
+@variants
+def test_optimizer_state_keeps_its_keys_and_sizes(
+    make: MakeOptimizer, options: dict[str, Any]
+) -> None:
+    accelerated, plain = Training(make, options), Training(make, None)
     accelerated.run(9)
     plain.run(9)
     mine, others = accelerated.optimizer.state_dict(), plain.optimizer.state_dict()
@@ -145,20 +183,25 @@ def test_optimizer_state_keeps_its_keys_and_sizes(make: MakeOptimizer) -> None:
 
 
 @optimizers
-def test_optimizer_states_are_exchanged_with_plain_optimizers(make: MakeOptimizer) -> None:
-    accelerated = Training(make)
+@methods
+def test_optimizer_states_are_exchanged_with_plain_optimizers(
+    make: MakeOptimizer, options: dict[str, Any]
+) -> None:
+    accelerated = Training(make, options)
     accelerated.run(9)
     state = saved(accelerated)
     plain, never = Training(make, None), Training(make, None)
     for run in (plain, never):
         load(run, state, accelerator=False)
-    accelerate(plain.optimizer, wait_iterations=100)  # accelerated, but it never jumps
+    # accelerated, but it never jumps
+    accelerate(plain.optimizer, **{**options, "wait_iterations": 100})
     assert torch.equal(plain.run(9), never.run(9))
 
 
-def test_a_rate_schedule_is_resumed_with_its_pairs() -> None:
+@methods
+def test_a_rate_schedule_is_resumed_with_its_pairs(options: dict[str, Any]) -> None:
     def scheduled() -> tuple[Training, StepLR]:
-        training = Training()
+        training = Training(sgd, options)
         return training, StepLR(training.optimizer, step_size=4, gamma=0.7)
 
     def go(training: Training, scheduler: StepLR, steps: int) -> torch.Tensor:
@@ -180,6 +223,7 @@ def test_a_rate_schedule_is_resumed_with_its_pairs() -> None:
         ({**JUMPY, "history_depth": 4}, "options"),
         ({**JUMPY, "average": True}, "options"),
         ({**JUMPY, "scope": "tensor"}, "options"),
+        (NEWTON, "options"),
     ],
 )
 def test_a_state_of_other_options_is_refused(options: dict[str, Any], named: str) -> None:
@@ -195,9 +239,12 @@ def test_a_state_of_other_options_is_refused(options: dict[str, Any], named: str
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(200, torch.float32), (18, torch.float64)])
-def test_a_state_of_other_parameters_is_refused(size: int, dtype: torch.dtype) -> None:
-    training = Training()
+@methods
+def test_a_state_of_other_parameters_is_refused(
+    size: int, dtype: torch.dtype, options: dict[str, Any]
+) -> None:
+    training = Training(sgd, options)
     training.run(6)
-    optimizer = accelerate(SGD([nn.Parameter(torch.zeros(size, dtype=dtype))], lr=0.1), **JUMPY)
+    optimizer = accelerate(SGD([nn.Parameter(torch.zeros(size, dtype=dtype))], lr=0.1), **options)
     with pytest.raises(ValueError, match="saved with"):
         get_accelerator(optimizer).load_state_dict(saved(training)["accelerator"])

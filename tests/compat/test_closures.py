@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from training import JUMPY, Training, same, sgd
+from training import JUMPY, Training, methods, same, sgd
 
 STEPS = 16
 guards = pytest.mark.parametrize("safeguard", ["residual", "loss", None])
 
 
-def guarded(safeguard: str | None, **options: Any) -> Training:
-    return Training(sgd, {**JUMPY, "safeguard": safeguard, **options})
+def guarded(safeguard: str | None, options: dict[str, Any] = JUMPY, **others: Any) -> Training:
+    return Training(sgd, {**options, "safeguard": safeguard, **others})
 
 
 class Recorder:
@@ -36,8 +36,11 @@ class Recorder:
 
 
 @guards
-def test_both_calling_styles_of_a_closure_walk_the_same_way(safeguard: str | None) -> None:
-    by_position, by_name = guarded(safeguard), guarded(safeguard)
+@methods
+def test_both_calling_styles_of_a_closure_walk_the_same_way(
+    safeguard: str | None, options: dict[str, Any]
+) -> None:
+    by_position, by_name = guarded(safeguard, options), guarded(safeguard, options)
     a = by_position.run(STEPS, lambda: by_position.optimizer.step(by_position.closure))
     b = by_name.run(STEPS, lambda: by_name.optimizer.step(closure=by_name.closure))
     assert torch.equal(a, b)
@@ -46,26 +49,33 @@ def test_both_calling_styles_of_a_closure_walk_the_same_way(safeguard: str | Non
 
 
 @pytest.mark.parametrize("safeguard", ["residual", None])
-def test_step_without_a_closure_walks_the_same_way(safeguard: str | None) -> None:
-    without, within = guarded(safeguard), guarded(safeguard)
+@methods
+def test_step_without_a_closure_walks_the_same_way(
+    safeguard: str | None, options: dict[str, Any]
+) -> None:
+    without, within = guarded(safeguard, options), guarded(safeguard, options)
     points = within.run(STEPS, lambda: within.optimizer.step(within.closure))
     assert torch.equal(points, without.run(STEPS))
     assert without.accelerator.stats.jumps > 3
 
 
-def test_the_default_safeguard_takes_jumps_back_without_any_closure() -> None:
-    training = Training()
+@methods
+def test_the_default_safeguard_takes_jumps_back_without_any_closure(
+    options: dict[str, Any],
+) -> None:
+    training = Training(sgd, options)
     training.run(STEPS)
     assert training.accelerator.stats.accepted > 0
     assert training.accelerator.stats.rejected["residual"] > 0
 
 
 @guards
+@methods
 @pytest.mark.parametrize("outside", [torch.no_grad, torch.enable_grad])
 def test_closure_runs_once_and_twice_more_for_a_judged_loss(
-    safeguard: str | None, outside: type
+    safeguard: str | None, options: dict[str, Any], outside: type
 ) -> None:
-    training = guarded(safeguard)
+    training = guarded(safeguard, options)
     closure = Recorder(training)
     extra = 2 if safeguard == "loss" else 0
     for _ in range(STEPS):
@@ -79,8 +89,11 @@ def test_closure_runs_once_and_twice_more_for_a_judged_loss(
 
 
 @guards
-def test_step_returns_the_loss_of_the_point_it_started_from(safeguard: str | None) -> None:
-    training = guarded(safeguard)
+@methods
+def test_step_returns_the_loss_of_the_point_it_started_from(
+    safeguard: str | None, options: dict[str, Any]
+) -> None:
+    training = guarded(safeguard, options)
     for _ in range(STEPS):
         expected = training.loss().detach()
         assert torch.equal(training.optimizer.step(training.closure).detach(), expected)
@@ -109,8 +122,12 @@ def test_the_loss_safeguard_compares_the_plain_point_with_the_jump() -> None:
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
-def test_the_loss_safeguard_leaves_the_gradients_of_the_base_step(set_to_none: bool) -> None:
-    training = guarded("loss")
+@guards
+@methods
+def test_every_safeguard_leaves_the_gradients_of_the_base_step(
+    safeguard: str | None, options: dict[str, Any], set_to_none: bool
+) -> None:
+    training = guarded(safeguard, options)
 
     def closure() -> Tensor:
         training.optimizer.zero_grad(set_to_none=set_to_none)
@@ -126,8 +143,12 @@ def test_the_loss_safeguard_leaves_the_gradients_of_the_base_step(set_to_none: b
     assert training.accelerator.stats.jumps > 3
 
 
-def test_a_closure_that_accumulates_adds_its_gradient_once() -> None:
-    training, reference = guarded("loss"), guarded("loss")
+@guards
+@methods
+def test_a_closure_that_accumulates_adds_its_gradient_once(
+    safeguard: str | None, options: dict[str, Any]
+) -> None:
+    training, reference = guarded(safeguard, options), guarded(safeguard, options)
 
     def accumulate() -> Tensor:
         loss = training.loss()
@@ -144,8 +165,9 @@ def test_a_closure_that_accumulates_adds_its_gradient_once() -> None:
 
 
 @pytest.mark.parametrize("number", [float, torch.Tensor.detach])
-def test_a_closure_may_return_any_number(number: Any) -> None:
-    numbers, tensors = guarded("loss"), guarded("loss")
+@methods
+def test_a_closure_may_return_any_number(number: Any, options: dict[str, Any]) -> None:
+    numbers, tensors = guarded("loss", options), guarded("loss", options)
     points = numbers.run(
         STEPS, lambda: numbers.optimizer.step(lambda: number(numbers.closure().detach()))
     )
@@ -153,8 +175,11 @@ def test_a_closure_may_return_any_number(number: Any) -> None:
     assert torch.equal(points, expected)
 
 
-def test_the_loss_safeguard_asks_for_the_closure_before_anything_moves() -> None:
-    training = guarded("loss")
+@methods
+def test_the_loss_safeguard_asks_for_the_closure_before_anything_moves(
+    options: dict[str, Any],
+) -> None:
+    training = guarded("loss", options)
     training.closure()
     before = training.point()
     with pytest.raises(RuntimeError, match=r"step\(closure\)"):
@@ -167,16 +192,20 @@ def silenced(training: Training) -> Callable[[], None]:
     return lambda: training.closure() and None
 
 
-def test_a_closure_without_a_loss_is_named_by_the_loss_safeguard() -> None:
-    training = guarded("loss", wait_iterations=4)
+@methods
+def test_a_closure_without_a_loss_is_named_by_the_loss_safeguard(options: dict[str, Any]) -> None:
+    training = guarded("loss", options, wait_iterations=4)
     plain = training.run(4, lambda: training.optimizer.step(silenced(training)))
     assert torch.equal(plain, Training(sgd, None).run(4))
     with pytest.raises(RuntimeError, match="returned None"):
         training.run(3, lambda: training.optimizer.step(silenced(training)))
 
 
-def test_a_closure_without_a_loss_is_fine_for_the_other_safeguards() -> None:
-    silent, loud = Training(), Training()
+@methods
+def test_a_closure_without_a_loss_is_fine_for_the_other_safeguards(
+    options: dict[str, Any],
+) -> None:
+    silent, loud = Training(sgd, options), Training(sgd, options)
     points = silent.run(STEPS, lambda: silent.optimizer.step(silenced(silent)))
     assert torch.equal(points, loud.run(STEPS))
 
@@ -189,11 +218,12 @@ def test_identity_needs_no_closure_for_the_loss_safeguard() -> None:
 
 
 @guards
+@methods
 @pytest.mark.parametrize("enabled", [False, True])
 def test_a_closure_handed_through_a_gradient_scaler_reaches_the_safeguard(
-    safeguard: str | None, enabled: bool
+    safeguard: str | None, options: dict[str, Any], enabled: bool
 ) -> None:
-    scaled, direct = guarded(safeguard), guarded(safeguard)
+    scaled, direct = guarded(safeguard, options), guarded(safeguard, options)
     scaler = torch.amp.GradScaler("cpu", enabled=enabled)
 
     def step() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch.optim.lr_scheduler import StepLR
-from training import JUMPY, MakeOptimizer, Training, adam, plain_twin, sgd
+from training import MakeOptimizer, Training, adam, methods, plain_twin, sgd
 
 from aadl_ext import accelerate, get_accelerator, remove_acceleration, reset_acceleration_history
 
@@ -41,8 +41,11 @@ def copied(training: Training, make_copy: Copy) -> Training:
 
 @optimizers
 @copies
-def test_a_copy_trains_like_a_plain_optimizer(make: MakeOptimizer, make_copy: Copy) -> None:
-    training = Training(make)
+@methods
+def test_a_copy_trains_like_a_plain_optimizer(
+    make: MakeOptimizer, make_copy: Copy, options: dict[str, Any]
+) -> None:
+    training = Training(make, options)
     training.run(7)
     other, plain = copied(training, make_copy), plain_twin(training, make)
     assert torch.equal(other.run(8), plain.run(8))
@@ -50,8 +53,11 @@ def test_a_copy_trains_like_a_plain_optimizer(make: MakeOptimizer, make_copy: Co
 
 @optimizers
 @copies
-def test_the_original_goes_on_as_if_never_copied(make: MakeOptimizer, make_copy: Copy) -> None:
-    training, reference = Training(make), Training(make)
+@methods
+def test_the_original_goes_on_as_if_never_copied(
+    make: MakeOptimizer, make_copy: Copy, options: dict[str, Any]
+) -> None:
+    training, reference = Training(make, options), Training(make, options)
     training.run(7)
     reference.run(7)
     other = copied(training, make_copy)
@@ -61,8 +67,9 @@ def test_the_original_goes_on_as_if_never_copied(make: MakeOptimizer, make_copy:
 
 
 @copies
-def test_a_copy_says_that_it_is_not_accelerated(make_copy: Copy) -> None:
-    training = Training()
+@methods
+def test_a_copy_says_that_it_is_not_accelerated(make_copy: Copy, options: dict[str, Any]) -> None:
+    training = Training(sgd, options)
     training.run(3)
     other = copied(training, make_copy)
     for function in (get_accelerator, reset_acceleration_history):
@@ -74,30 +81,35 @@ def test_a_copy_says_that_it_is_not_accelerated(make_copy: Copy) -> None:
 
 @optimizers
 @copies
+@methods
 def test_a_copy_can_be_accelerated_with_a_history_of_its_own(
-    make: MakeOptimizer, make_copy: Copy
+    make: MakeOptimizer, make_copy: Copy, options: dict[str, Any]
 ) -> None:
-    training = Training(make)
+    training = Training(make, options)
     training.run(7)
     other, fresh = copied(training, make_copy), plain_twin(training, make)
     for run in (other, fresh):
-        accelerate(run.optimizer, **JUMPY)
+        accelerate(run.optimizer, **options)
     assert other.accelerator is not training.accelerator
     points = other.run(9)
     assert torch.equal(points, fresh.run(9))
     assert training.accelerator.stats.steps == 7
 
 
-def test_a_copy_made_under_a_scheduler_trains_like_a_plain_optimizer() -> None:
-    training = Training()
+@methods
+def test_a_copy_made_under_a_scheduler_trains_like_a_plain_optimizer(
+    options: dict[str, Any],
+) -> None:
+    training = Training(sgd, options)
     StepLR(training.optimizer, step_size=100)
     training.run(7)
     other, plain = copied(training, copy.deepcopy), plain_twin(training, sgd)
     assert torch.equal(other.run(4), plain.run(4))
 
 
-def test_a_copied_model_takes_nothing_of_the_accelerator_along() -> None:
-    training = Training()
+@methods
+def test_a_copied_model_takes_nothing_of_the_accelerator_along(options: dict[str, Any]) -> None:
+    training = Training(sgd, options)
     training.run(7)
     twin = copy.deepcopy(training.model)
     for mine, its in zip(training.parameters, twin.parameters(), strict=True):

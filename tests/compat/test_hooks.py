@@ -12,23 +12,22 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
-from training import JUMPY, Training, sgd
+from training import Training, methods, sgd, variants
 
 from aadl_ext import accelerate, remove_acceleration
 
 STEPS = 16
-averages = pytest.mark.parametrize("average", [False, True])
 
 
 def observed(training: Training, points: list[Tensor]) -> Callable[..., None]:
     return lambda *_: points.append(training.point())
 
 
-@averages
-def test_post_hooks_of_others_see_the_accelerated_weights(average: bool) -> None:
+@variants
+def test_post_hooks_of_others_see_the_accelerated_weights(options: dict[str, Any]) -> None:
     training, seen = Training(sgd, None), [[], [], []]
     training.optimizer.register_step_post_hook(observed(training, seen[0]))
-    accelerate(training.optimizer, **JUMPY, average=average)
+    accelerate(training.optimizer, **options)
     training.optimizer.register_step_post_hook(observed(training, seen[1]))
     handle = register_optimizer_step_post_hook(observed(training, seen[2]))  # of all optimizers
     try:
@@ -37,13 +36,14 @@ def test_post_hooks_of_others_see_the_accelerated_weights(average: bool) -> None
         handle.remove()
     assert all(torch.equal(torch.stack(views), points) for views in seen)
     assert training.accelerator.stats.jumps > 3
-    assert torch.equal(points, Training(sgd, {**JUMPY, "average": average}).run(STEPS))
+    assert torch.equal(points, Training(sgd, options).run(STEPS))
 
 
-def test_pre_hooks_of_others_see_the_point_of_the_gradient() -> None:
+@methods
+def test_pre_hooks_of_others_see_the_point_of_the_gradient(options: dict[str, Any]) -> None:
     training, seen = Training(sgd, None), [[], [], []]
     training.optimizer.register_step_pre_hook(observed(training, seen[0]))
-    accelerate(training.optimizer, **JUMPY)
+    accelerate(training.optimizer, **options)
     training.optimizer.register_step_pre_hook(observed(training, seen[1]))
     handle = register_optimizer_step_pre_hook(observed(training, seen[2]))
     start = training.point()
@@ -56,10 +56,11 @@ def test_pre_hooks_of_others_see_the_point_of_the_gradient() -> None:
 
 
 @pytest.mark.parametrize("safeguard", ["residual", "loss"])
+@methods
 def test_a_closure_wrapped_by_the_pre_hook_of_another_is_the_one_that_counts(
-    safeguard: str,
+    safeguard: str, options: dict[str, Any]
 ) -> None:
-    options = {**JUMPY, "safeguard": safeguard}
+    options = {**options, "safeguard": safeguard}
     wrapped, direct = Training(sgd, None), Training(sgd, options)
     calls = []
 
@@ -96,10 +97,11 @@ class PatchedOptimizer:
 
 @pytest.mark.parametrize("prepared", ["before", "after"])
 @pytest.mark.parametrize("safeguard", ["residual", "loss"])
+@methods
 def test_acceleration_survives_a_step_that_is_patched_and_restored(
-    prepared: str, safeguard: str
+    prepared: str, safeguard: str, options: dict[str, Any]
 ) -> None:
-    options = {**JUMPY, "safeguard": safeguard}
+    options = {**options, "safeguard": safeguard}
     training, reference = Training(sgd, None), Training(sgd, options)
     if prepared == "after":
         accelerate(training.optimizer, **options)
@@ -118,8 +120,9 @@ def test_acceleration_survives_a_step_that_is_patched_and_restored(
     assert training.accelerator.stats.jumps > 3
 
 
-def test_hooks_of_others_stay_when_acceleration_is_removed() -> None:
-    training, points = Training(), []
+@methods
+def test_hooks_of_others_stay_when_acceleration_is_removed(options: dict[str, Any]) -> None:
+    training, points = Training(sgd, options), []
     training.optimizer.register_step_post_hook(observed(training, points))
     training.run(3)
     remove_acceleration(training.optimizer)
@@ -127,8 +130,11 @@ def test_hooks_of_others_stay_when_acceleration_is_removed() -> None:
     assert len(points) == 6
 
 
-def test_a_hook_that_raises_leaves_the_step_done_and_the_training_usable() -> None:
-    training, reference = Training(), Training()
+@methods
+def test_a_hook_that_raises_leaves_the_step_done_and_the_training_usable(
+    options: dict[str, Any],
+) -> None:
+    training, reference = Training(sgd, options), Training(sgd, options)
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt

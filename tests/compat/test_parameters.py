@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from training import JUMPY, Training, adam, sgd
+from training import JUMPY, NEWTON, Training, adam, methods, sgd, variants
 
 from aadl_ext import accelerate, get_accelerator, remove_acceleration
 
-STEPS = 12
+STEPS = 16
+NARROW_STEPS = 12  # later the points are too near the minimum
 RATE = 0.3
 BFLOAT, HALF, SINGLE, DOUBLE = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
@@ -34,7 +35,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def walk(parameters: Sequence[Tensor], **options: Any) -> tuple[Tensor, Optimizer]:
     """The points of an accelerated descent into the bowl."""
-    optimizer = accelerate(SGD(parameters, lr=RATE), **{**JUMPY, **options})
+    optimizer = accelerate(SGD(parameters, lr=RATE), **options)
     points = []
     for _ in range(STEPS):
         bowl(parameters)
@@ -63,7 +64,7 @@ def test_jumps_of_narrow_and_mixed_parameters_are_right_to_their_last_bit(
     )
     base = SGD(plain, lr=RATE)
     points, residuals = [], []
-    for k in range(STEPS):
+    for k in range(NARROW_STEPS):
         with torch.no_grad():
             torch._foreach_copy_(plain, parameters)
         bowl(parameters)
@@ -83,7 +84,7 @@ def test_jumps_of_narrow_and_mixed_parameters_are_right_to_their_last_bit(
         for p, part in zip(parameters, expected.view(len(dtypes), 5, 3), strict=True):
             spacing = torch.finfo(p.dtype).eps
             torch.testing.assert_close(p.detach().double(), part, rtol=spacing, atol=rounding)
-    assert get_accelerator(optimizer).stats.accepted == STEPS - 2
+    assert get_accelerator(optimizer).stats.accepted == NARROW_STEPS - 2
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -94,43 +95,51 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("average", [False, True])
-def test_memory_layout_changes_nothing(layout: Callable[[Tensor], Tensor], average: bool) -> None:
+@variants
+def test_memory_layout_changes_nothing(
+    layout: Callable[[Tensor], Tensor], options: dict[str, Any]
+) -> None:
     dense = nn.Parameter(random(4, 3, 2, 2))
     other = nn.Parameter(layout(dense.detach().clone()))
     stride = other.stride()
     assert stride != dense.stride()
-    expected, _ = walk([dense], average=average)
-    assert torch.equal(walk([other], average=average)[0], expected)
+    expected, _ = walk([dense], **options)
+    assert torch.equal(walk([other], **options)[0], expected)
     assert other.stride() == stride
 
 
-def test_empty_and_scalar_parameters_change_nothing_for_the_others() -> None:
+@methods
+def test_empty_and_scalar_parameters_change_nothing_for_the_others(
+    options: dict[str, Any],
+) -> None:
     for scope in ("all", "group", "tensor"):
         dense = [nn.Parameter(random(1, seed=1)), nn.Parameter(random(7))]
         odd = [nn.Parameter(p.detach().clone()) for p in dense]
         odd[0] = nn.Parameter(odd[0].detach()[0])
         odd[1:1] = [nn.Parameter(torch.empty(0)), nn.Parameter(torch.empty(3, 0))]
-        expected, _ = walk(dense, scope=scope)
+        expected, _ = walk(dense, **options, scope=scope)
         assert odd[0].dim() == 0
-        assert torch.equal(walk(odd, scope=scope)[0], expected)
+        assert torch.equal(walk(odd, **options, scope=scope)[0], expected)
 
 
-@pytest.mark.parametrize("average", [False, True])
+@variants
 @pytest.mark.parametrize("parameter", [torch.empty(0), torch.ones(3)], ids=["empty", "frozen"])
-def test_an_optimizer_without_anything_to_train_steps(parameter: Tensor, average: bool) -> None:
-    optimizer = accelerate(SGD([parameter], lr=RATE), **JUMPY, average=average)
+def test_an_optimizer_without_anything_to_train_steps(
+    parameter: Tensor, options: dict[str, Any]
+) -> None:
+    optimizer = accelerate(SGD([parameter], lr=RATE), **options)
     for _ in range(STEPS):
         optimizer.step()
     assert get_accelerator(optimizer).stats.jumps == 0
     assert torch.equal(parameter, torch.ones_like(parameter))
 
 
-def test_sparse_gradients_give_the_points_of_dense_ones() -> None:
+@methods
+def test_sparse_gradients_give_the_points_of_dense_ones(options: dict[str, Any]) -> None:
     points = []
     for sparse in (False, True):
         table = nn.Embedding(8, 3, sparse=sparse, _weight=random(8, 3))
-        optimizer = accelerate(SGD(table.parameters(), lr=RATE), **JUMPY)
+        optimizer = accelerate(SGD(table.parameters(), lr=RATE), **options)
         rows = []
         for k in range(STEPS):
             optimizer.zero_grad()
@@ -144,7 +153,8 @@ def test_sparse_gradients_give_the_points_of_dense_ones() -> None:
     assert torch.equal(*points)
 
 
-def test_tied_weights_are_one_parameter() -> None:
+@methods
+def test_tied_weights_are_one_parameter(options: dict[str, Any]) -> None:
     inputs = random(16, 6, seed=1)
     points = []
     for tied in (False, True):
@@ -152,7 +162,7 @@ def test_tied_weights_are_one_parameter() -> None:
         encoder, decoder = (nn.Linear(6, 6, bias=False) for _ in range(2))
         encoder.weight = decoder.weight = weight
         parameters = nn.Sequential(encoder, decoder).parameters() if tied else [weight]
-        optimizer = accelerate(SGD(parameters, lr=RATE), **JUMPY)
+        optimizer = accelerate(SGD(parameters, lr=RATE), **options)
         rows = []
         for _ in range(STEPS):
             optimizer.zero_grad()
@@ -173,11 +183,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("tensor", "message"), REFUSED.values(), ids=REFUSED)
-def test_complex_and_sparse_parameters_are_refused(tensor: Tensor, message: str) -> None:
+@methods
+def test_complex_and_sparse_parameters_are_refused(
+    tensor: Tensor, message: str, options: dict[str, Any]
+) -> None:
     good = nn.Parameter(torch.ones(3))
     optimizer = SGD([good, nn.Parameter(tensor)], lr=RATE)
     with pytest.raises(ValueError, match=message):
-        accelerate(optimizer)
+        accelerate(optimizer, **options)
     with pytest.raises(ValueError, match="not accelerated"):
         get_accelerator(optimizer)
     assert not optimizer._optimizer_step_pre_hooks
@@ -185,8 +198,11 @@ def test_complex_and_sparse_parameters_are_refused(tensor: Tensor, message: str)
 
 
 @pytest.mark.parametrize(("tensor", "message"), REFUSED.values(), ids=REFUSED)
-def test_added_later_they_are_refused_before_anything_moves(tensor: Tensor, message: str) -> None:
-    training = Training()
+@methods
+def test_added_later_they_are_refused_before_anything_moves(
+    tensor: Tensor, message: str, options: dict[str, Any]
+) -> None:
+    training = Training(sgd, options)
     training.run(3)
     before = training.point()
     training.optimizer.add_param_group({"params": [nn.Parameter(tensor)]})
@@ -211,6 +227,15 @@ def widen(training: Training) -> None:
     training.inputs, training.targets = training.inputs.double(), training.targets.double()
 
 
+# Without waiting, a restarted history and a new accelerator act at the same steps.
+AT_ONCE = {**JUMPY, "frequency": 1, "wait_iterations": 0}
+RESTARTED: dict[str, dict[str, Any]] = {
+    "anderson": AT_ONCE,
+    "average": {**AT_ONCE, "average": True, "average_window": 3},
+    "tensors": {**AT_ONCE, "scope": "tensor"},
+    "newton": NEWTON,
+    "newton, tensors": {**NEWTON, "scope": "tensor"},
+}
 EVENTS: dict[str, Callable[[Training], None]] = {
     "add_param_group": add_group,
     "freeze": partial(set_trainable, trainable=False),
@@ -220,13 +245,11 @@ EVENTS: dict[str, Callable[[Training], None]] = {
 
 
 @pytest.mark.parametrize("event", EVENTS)
-@pytest.mark.parametrize("extra", [{}, {"average": True, "average_window": 3}, {"scope": "tensor"}])
+@pytest.mark.parametrize("options", RESTARTED.values(), ids=RESTARTED)
 def test_changed_parameters_restart_the_history_and_log_one_line(
-    event: str, extra: dict[str, Any], caplog: pytest.LogCaptureFixture
+    event: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    # Without waiting, a restarted history and a new accelerator act at the same steps.
-    options = {**JUMPY, "frequency": 1, "wait_iterations": 0, **extra}
     changed, renewed = Training(sgd, None), Training(sgd, None)
     for training in (changed, renewed):
         set_trainable(training, event != "unfreeze")
@@ -247,8 +270,11 @@ def test_changed_parameters_restart_the_history_and_log_one_line(
 
 
 @pytest.mark.parametrize("make", [sgd, adam], ids=["sgd", "adam"])
-def test_frozen_parameters_never_move(make: Callable[..., Optimizer]) -> None:
-    training = Training(make)
+@methods
+def test_frozen_parameters_never_move(
+    make: Callable[..., Optimizer], options: dict[str, Any]
+) -> None:
+    training = Training(make, options)
     training.run(7)
     set_trainable(training, False)
     frozen = [p.detach().clone() for p in training.model[0].parameters()]

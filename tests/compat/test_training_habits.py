@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD
-from training import JUMPY, MakeOptimizer, Training, adam, momentum, plain_twin, same, sgd
+from training import (
+    JUMPY,
+    MakeOptimizer,
+    Training,
+    adam,
+    methods,
+    momentum,
+    plain_twin,
+    same,
+    sgd,
+    variants,
+)
 
 from aadl_ext import (
     accelerate,
@@ -20,17 +32,16 @@ from aadl_ext import (
 
 STEPS = 16
 optimizers = pytest.mark.parametrize("make", [sgd, momentum, adam], ids=["sgd", "momentum", "adam"])
-averages = pytest.mark.parametrize("average", [False, True])
 
 
 @optimizers
-@averages
+@variants
 def test_zeroing_gradients_to_zero_or_to_none_is_the_same(
-    make: MakeOptimizer, average: bool
+    make: MakeOptimizer, options: dict[str, Any]
 ) -> None:
     points = []
     for set_to_none in (True, False):
-        training = Training(make, {**JUMPY, "average": average})
+        training = Training(make, options)
 
         def step(training: Training = training, set_to_none: bool = set_to_none) -> None:
             training.loss().backward()
@@ -43,8 +54,11 @@ def test_zeroing_gradients_to_zero_or_to_none_is_the_same(
 
 
 @optimizers
-def test_accumulated_gradients_act_like_their_sum(make: MakeOptimizer) -> None:
-    accumulated, summed = Training(make), Training(make)
+@methods
+def test_accumulated_gradients_act_like_their_sum(
+    make: MakeOptimizer, options: dict[str, Any]
+) -> None:
+    accumulated, summed = Training(make, options), Training(make, options)
 
     def halves(training: Training) -> list[Tensor]:
         errors = (training.model(training.inputs) - training.targets).square()
@@ -68,8 +82,11 @@ def test_accumulated_gradients_act_like_their_sum(make: MakeOptimizer) -> None:
 
 
 @optimizers
-def test_clipped_gradients_are_the_ones_that_count(make: MakeOptimizer) -> None:
-    clipped, scaled = Training(make), Training(make)
+@methods
+def test_clipped_gradients_are_the_ones_that_count(
+    make: MakeOptimizer, options: dict[str, Any]
+) -> None:
+    clipped, scaled = Training(make, options), Training(make, options)
     limit, factors = 0.2, []
 
     def clip() -> None:
@@ -91,13 +108,14 @@ def test_clipped_gradients_are_the_ones_that_count(make: MakeOptimizer) -> None:
     assert clipped.accelerator.stats.jumps > 3
 
 
-def test_two_optimizers_on_one_model_keep_apart() -> None:
+@methods
+def test_two_optimizers_on_one_model_keep_apart(options: dict[str, Any]) -> None:
     # The loss splits into a part for each of them, so each goes its own way exactly.
     def bowl(parameter: Tensor) -> Tensor:
         return (torch.linspace(0.1, 1.0, 6) * (parameter - 1).square()).sum()
 
     def walks(ways: list[tuple[MakeOptimizer, nn.Parameter]]) -> Tensor:
-        optimizers = [accelerate(make([p]), **JUMPY) for make, p in ways]
+        optimizers = [accelerate(make([p]), **options) for make, p in ways]
         points = []
         for _ in range(STEPS):
             for _, p in ways:
@@ -140,8 +158,11 @@ def test_lbfgs_takes_its_own_steps_between_the_jumps(
 
 
 @optimizers
-def test_maximizing_is_descending_on_the_negative(make: MakeOptimizer) -> None:
-    up, down = Training(partial(make, maximize=True)), Training(make)
+@methods
+def test_maximizing_is_descending_on_the_negative(
+    make: MakeOptimizer, options: dict[str, Any]
+) -> None:
+    up, down = Training(partial(make, maximize=True), options), Training(make, options)
 
     def ascend() -> None:
         up.optimizer.zero_grad()
@@ -152,10 +173,11 @@ def test_maximizing_is_descending_on_the_negative(make: MakeOptimizer) -> None:
 
 
 @pytest.mark.parametrize("again", [accelerate, distributed_accelerate])
+@methods
 def test_a_second_accelerate_is_refused_and_changes_nothing(
-    again: Callable[..., object],
+    again: Callable[..., object], options: dict[str, Any]
 ) -> None:
-    training, reference = Training(), Training()
+    training, reference = Training(sgd, options), Training(sgd, options)
     training.run(7)
     reference.run(7)
     accelerator = training.accelerator
@@ -167,8 +189,11 @@ def test_a_second_accelerate_is_refused_and_changes_nothing(
 
 @optimizers
 @pytest.mark.parametrize("moment", range(3, 8))
-def test_after_remove_the_optimizer_is_a_plain_one(make: MakeOptimizer, moment: int) -> None:
-    training = Training(make, {**JUMPY, "average": True})
+@variants
+def test_after_remove_the_optimizer_is_a_plain_one(
+    make: MakeOptimizer, moment: int, options: dict[str, Any]
+) -> None:
+    training = Training(make, options)
     training.run(moment)
     plain, point = plain_twin(training, make), training.point()
     remove_acceleration(training.optimizer)
@@ -179,8 +204,8 @@ def test_after_remove_the_optimizer_is_a_plain_one(make: MakeOptimizer, moment: 
     with pytest.raises(ValueError, match="not accelerated"):
         get_accelerator(training.optimizer)
     assert torch.equal(training.run(8), plain.run(8))
-    accelerate(training.optimizer, **JUMPY)
-    accelerate(plain.optimizer, **JUMPY)
+    accelerate(training.optimizer, **options)
+    accelerate(plain.optimizer, **options)
     assert torch.equal(training.run(8), plain.run(8))
 
 
@@ -205,12 +230,12 @@ class Normalized(Training):
         return norm
 
 
-@averages
+@variants
 @pytest.mark.parametrize("with_closure", [False, True])
 def test_batch_norm_statistics_see_one_forward_pass_per_step(
-    average: bool, with_closure: bool
+    options: dict[str, Any], with_closure: bool
 ) -> None:
-    training = Normalized({**JUMPY, "average": average})
+    training = Normalized(options)
     for k in range(STEPS):
         if with_closure:
             training.optimizer.step(training.closure)
@@ -219,12 +244,15 @@ def test_batch_norm_statistics_see_one_forward_pass_per_step(
         assert training.norm.num_batches_tracked == k + 1
     stats = training.accelerator.stats
     assert stats.jumps > 3
-    assert average or stats.rejected["residual"] > 0
+    assert options.get("average") or stats.rejected["residual"] > 0
     assert same(list(training.norm.buffers()), list(training.replayed().buffers()))
 
 
-def test_batch_norm_statistics_see_two_more_for_each_jump_judged_by_the_loss() -> None:
-    training = Normalized({**JUMPY, "safeguard": "loss"})
+@methods
+def test_batch_norm_statistics_see_two_more_for_each_jump_judged_by_the_loss(
+    options: dict[str, Any],
+) -> None:
+    training = Normalized({**options, "safeguard": "loss"})
     training.run(STEPS, lambda: training.optimizer.step(training.closure))
     jumps = training.accelerator.stats.jumps
     assert jumps > 3
