@@ -110,7 +110,8 @@ def accelerate(
             "step" for SGD without momentum and else "gradient". "subspace_newton" takes
             gradients.
         momentum: after a jump, "keep" the first moments of the base optimizer; "reset" them to
-            zero; "scale" them by the reduction of the residual that the jump predicts.
+            zero; "scale" them by the reduction of the residual that the jump predicts (for
+            "subspace_newton" within its span only, so nearly zero).
         scope: "all", one small problem for all parameters; "group", one per parameter group
             (AADL); "tensor", one per parameter tensor.
         history_dtype: dtype of the stored rows; None: float64 if any parameter is, else

@@ -23,9 +23,10 @@ class Stats:
     dropped: int = 0  #: jumps without a verdict, because something else moved the parameters
     shortened: int = 0  #: accepted jumps that were cut back to the minimum along them
     averaged: int = 0  #: steps after which the mean replaced the iterate
-    #: jumps taken back: "residual", "loss", "nonfinite" (bad gradient, step or point)
+    #: jumps refused or taken back: "residual", "loss", "descent", "limits", "nonfinite" (bad
+    #: gradient, step or point)
     rejected: Counter[str] = field(default_factory=Counter)
-    #: steps that left no trace: "nonfinite", "found_inf", "zero_lr"
+    #: steps that left no trace: "nonfinite", "found_inf", "zero_lr", "no_gradient"
     skipped: Counter[str] = field(default_factory=Counter)
     #: history thrown away: "rejections" (two in a row), "parameters", "learning_rate",
     #: "request"; or only window and pending jump: "moved_outside"
@@ -33,7 +34,8 @@ class Stats:
     gamma: Tensor | None = None  #: [systems, columns] float64 coefficients of the last jump
     rank: Tensor | None = None  #: [systems] columns that were independent
     condition: Tensor | None = None  #: [systems] condition estimate of the scaled columns
-    predicted_reduction: Tensor | float | None = None  #: [systems] |r - R gamma| / |r|
+    #: [systems] |r - R gamma| / |r|, or the largest of them
+    predicted_reduction: Tensor | float | None = None
     actual_reduction: float | None = None  #: |r| at the last judged jump over |r| before it
     trust: float | None = None  #: largest jump, in units of the last way between block means
     bytes_held: int = 0  #: memory of all buffers
