@@ -118,6 +118,8 @@ class BlockHistory:
         self.curvature[:, slot, :n] = of_gradients[..., 0]
         self.slopes[:, :n] = of_steps[..., 2]
         self.gram[:, slot, :n] = self.gram[:, :n, slot] = of_gradients[..., 1]
+        if self.options.newton:  # the right side is that of least squares
+            return
         self.gram[:, -1, :n] = self.gram[:, :n, -1] = of_gradients[..., 2]
         own = ops.cross_products(self.last_gradient.unsqueeze(0), new[2:], self.offsets)
         self.gram[:, -1, -1] = own[:, 0, 0]

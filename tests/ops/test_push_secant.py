@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
+    assert_within,
     largest_temporary,
     mentions,
     normal,
@@ -107,12 +108,6 @@ def pushes(draw: st.DrawFn, store: bool) -> Push:
         storage=draw(storage_dtypes),
         seed=draw(seeds),
     )
-
-
-def assert_within(actual: Tensor, expected: Tensor, bound: Tensor) -> None:
-    """Entry by entry; ``bound`` is the rounding that the dtypes allow."""
-    error = (actual.double() - expected).abs()
-    assert (error <= bound).all(), f"{(error / bound).max():.3g} times the bound"
 
 
 def assert_figures(figures: Tensor, push: Push, old: Push) -> None:
