@@ -16,6 +16,12 @@ constexpr int64_t kBlock = 1 << 15;  // entries; 128 KiB a float row: a block of
 constexpr int64_t kChunk =
     1 << 8;  // entries that a kernel takes of a row before it goes to the next
 
+// Sums side by side: a type of the compiler's, so that they stay in registers.
+template <int Width>
+struct Lanes {
+  typedef double type __attribute__((vector_size(Width * sizeof(double))));
+};
+
 struct Block {
   int64_t segment;
   int64_t begin;

@@ -36,17 +36,12 @@ AADL_INLINE void widen_chunk(const cpu::Entries& vector, int64_t begin, int64_t 
   for (int64_t j = n; j < kChunk; ++j) to[j] = 0;
 }
 
-template <int Width>
-struct SumLanes {
-  typedef double type __attribute__((vector_size(Width * sizeof(double))));
-};
-
 // Adds the products of four rows with C vectors, all kChunk apart, to lanes of sums: those of row
 // r and vector c are at sums + (r * vectors + c) * Width.
 template <int C, int Width>
 AADL_INLINE void multiply_tile(const double* rows, const double* columns, int64_t n, double* sums,
                                int64_t stride) {
-  using Vector = typename SumLanes<Width>::type;
+  using Vector = typename Lanes<Width>::type;
   Vector sum[kTileRows][C], x[kTileRows], y;
 #pragma GCC unroll 4
   for (int r = 0; r < kTileRows; ++r) {

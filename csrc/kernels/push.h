@@ -94,12 +94,6 @@ AADL_INLINE void form_pair(const cpu::Push<T, S>& args, double exact_rate, int64
   sums.gram_row[args.slot] += with_row;
 }
 
-// Sums side by side: a type of the compiler's, so that they stay in registers.
-template <int Width>
-struct Lanes {
-  typedef double type __attribute__((vector_size(Width * sizeof(double))));
-};
-
 // The products of one row, as lanes of sums.
 template <int Width>
 struct RowSums {
