@@ -8,6 +8,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := pip install --quiet --disable-pip-version-check
+# A process for each core; torch's own threads would only stand in each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 .PHONY: demo test fallback check lab wheel clean
 
@@ -15,10 +17,10 @@ demo: .venv/ready
 	$(BIN)/python -m aadl_ext demo $(ARGS)
 
 test: .venv/ready
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 fallback: .venv/ready
-	AADL_EXT_NATIVE=0 $(BIN)/python -m pytest $(ARGS)
+	AADL_EXT_NATIVE=0 $(PYTEST) $(ARGS)
 
 check: .venv/ready
 	$(BIN)/ruff check .
@@ -39,7 +41,7 @@ lab: .venv/ready
 		-DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python"
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/asan
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 AADL_LAB_PATH=build/asan \
-		$(BIN)/python -m pytest -q tests/csrc $(ARGS)
+		$(PYTEST) -q tests/csrc $(ARGS)
 
 # The tests run from a copy, so that the package is imported from the wheel, not from here.
 wheel: .venv/ready
@@ -49,7 +51,7 @@ wheel: .venv/ready
 	$(PYTHON) -m venv build/wheel
 	build/wheel/bin/$(PIP) -r requirements.txt dist/*.whl
 	cp -r tests pyproject.toml build/wheel/
-	cd build/wheel && AADL_EXT_NATIVE=1 bin/pytest -q $(ARGS) \
+	cd build/wheel && AADL_EXT_NATIVE=1 OMP_NUM_THREADS=1 bin/pytest -q --numprocesses auto $(ARGS) \
 		tests/native tests/compat tests/test_demo.py tests/test_stats.py
 
 clean:

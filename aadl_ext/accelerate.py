@@ -125,10 +125,11 @@ def accelerate(
         coefficient_limit: largest sum of |gamma| under safeguard "limits" (100).
         gradient_guard: largest growth of the gradient's norm that a jump may cause (2).
         trust: first limit of a jump under safeguard "limits", in units of the way between the
-            last two block means; it doubles while jumps go well and shrinks when they do not
-            (4).
-        adapt_blocks: whether blocks double up to 32 steps while the noise of the gradients is
-            large against their changes, and halve down to 2 while it is small (False).
+            last two block means; it doubles where jumps could have been longer and shrinks
+            where they went too far (4).
+        adapt_blocks: whether blocks double, up to four times ``store_each_nth``, while changes
+            of their mean gradients are mostly noise (True with "subspace_newton", where
+            ``noise_rows`` are kept to measure it).
         noise_rows: noise samples kept, each a vector (9; 3 save memory; 0: no shrinkage).
         noise_shrinkage: weight of the noise that reduces each direction's step (4).
         curvature_floor: least curvature taken for a direction, relative to the largest (0.01).

@@ -121,6 +121,11 @@ class Accelerator(Machine):
             self._count_verdict(fault)
         return fault
 
+    def _undo(self, jump: Jump) -> None:
+        self.layout.scatter_(jump.plain)
+        self.window.replace_newest(jump.plain)
+        self._norm_before_jump = None
+
     def _try_jump(
         self,
         before: Tensor,

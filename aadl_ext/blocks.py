@@ -20,6 +20,7 @@ class Displacement(NamedTuple):
     slope: float  #: its product with the mean gradient
     rank: Tensor  #: [systems] independent directions
     reduction: float  #: predicted norm of the gradient, relative to the one before
+    limited: bool  #: whether it would have been longer but for the trust
 
 
 class BlockHistory:
@@ -141,25 +142,33 @@ class BlockHistory:
         last_two = self.noise_norms[[noise_slot, noise_slot - 1]]  # -1 is the last row
         self.noise_ratio = float(last_two.mean()) / change if change > 0 else math.inf
 
-    def solve(self, trust: float) -> Displacement:
-        """The displacement of the method, no longer than ``trust`` times the last way."""
-        return self._newton_step(trust) if self.options.newton else self._least_squares(trust)
+    def solve(self, trust: float, damping: float) -> Displacement:
+        """``damping`` times the method's displacement, cut to ``trust`` times the last way."""
+        solve = self._newton_step if self.options.newton else self._least_squares
+        coefficients, slope, rank, reduction, limited = solve(trust)
+        share = self.options.relaxation * damping
+        return Displacement(share * coefficients, share * slope, rank, reduction, limited)
 
     def _newton_step(self, trust: float) -> Displacement:
         n, noises = self.count, min(self.blocks, len(self.noise_rows))
         metric = self._joined(self.metric[:, :n, :n])
+        radius = self._radius(metric, trust)
         solution = ops.solve_subspace(
             metric,
             self._joined(self.curvature[:, :n, :n]),
             self._joined(self.slopes[:, :n]),
             self._joined(self.noise[:, :n, :noises]),
-            radius=self._radius(metric, trust),
+            radius=radius,
             ridge=self.options.reg_acc,
             floor=self.options.curvature_floor,
             shrinkage=self.options.noise_shrinkage,
         )
-        return self._displacement(
-            solution.coefficients, solution.slope, solution.rank, solution.reduction
+        return Displacement(
+            solution.coefficients,
+            float(solution.slope.sum()),
+            solution.rank,
+            float(solution.reduction.max()),
+            bool((solution.length > (1 - 1e-9) * radius).any()),
         )
 
     def _least_squares(self, trust: float) -> Displacement:
@@ -171,9 +180,11 @@ class BlockHistory:
         gamma = solution.gamma.to(metric.device)
         length = (gamma.unsqueeze(1) @ metric @ gamma.unsqueeze(2)).flatten().clamp_min(0).sqrt()
         radius = self._radius(metric, trust)
-        gamma = gamma * torch.where(length > radius, radius / length, 1.0).unsqueeze(1)
-        slope = -(gamma * self._joined(self.slopes[:, : self.count])).sum(dim=1)
-        return self._displacement(gamma, slope, solution.rank, solution.reduction)
+        limited = length > radius
+        gamma = gamma * torch.where(limited, radius / length, 1.0).unsqueeze(1)
+        slope = -float((gamma * self._joined(self.slopes[:, : self.count])).sum())
+        reduction = float(solution.reduction.max())
+        return Displacement(gamma, slope, solution.rank, reduction, bool(limited.any()))
 
     def _joined(self, matrices: Tensor) -> Tensor:
         """One system for all segments with scope "all", on the device that solves it."""
@@ -184,14 +195,6 @@ class BlockHistory:
     def _radius(self, metric: Tensor, trust: float) -> Tensor:
         last = (self.slot - 1) % len(self.step_rows)
         return trust * metric[:, last, last].clamp_min(0).sqrt()
-
-    def _displacement(
-        self, coefficients: Tensor, slope: Tensor, rank: Tensor, reduction: Tensor
-    ) -> Displacement:
-        beta = self.options.relaxation
-        return Displacement(
-            beta * coefficients, beta * float(slope.sum()), rank, float(reduction.max())
-        )
 
     def move_(self, out: Tensor, point: Tensor, coefficients: Tensor) -> Tensor:
         """``out = point - W^T coefficients``; returns the largest ``|out|``."""

@@ -90,6 +90,11 @@ class Gradients:
         for parameter in self._owners:
             parameter.grad = None
 
+    @property
+    def absent(self) -> bool:
+        """Whether no parameter has one."""
+        return all(gradient is None for gradient in self._gradients)
+
     def give_back(self) -> None:
         """Undo :meth:`take_away`."""
         for parameter, gradient in zip(self._owners, self._gradients, strict=True):

@@ -45,6 +45,8 @@ class StepHooks:
         """Before the base step; may return changed arguments for it."""
         # args[0] is the optimizer itself: torch passes on what its wrapper of step() got.
         self._closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if self._parked is not None and Gradients(optimizer).absent:
+            self._parked.give_back()  # the base step raised while it was held back
         self._parked, self._open = None, True
         # GradScaler leaves this attribute on optimizers that skip a step by themselves.
         skip = "found_inf" if getattr(optimizer, "found_inf", None) else None

@@ -69,6 +69,10 @@ class Machine:
         """
         raise NotImplementedError
 
+    def _undo(self, jump: Any) -> None:
+        """Put the parameters back to where ``jump`` began, and forget what was seen since."""
+        raise NotImplementedError
+
     def _start(self) -> None:
         """Allocate what the layout asks for, and begin without history."""
         raise NotImplementedError
@@ -116,6 +120,25 @@ class Machine:
         self._restart("request")
         self._drop_jump()
         self._forget_place()
+
+    @torch.no_grad()
+    def take_back(self) -> bool:
+        """Undo a pending jump now instead of waiting for the next step to judge it.
+
+        Returns whether the parameters were moved; they are not where nothing is pending, or
+        where something else has moved them since. For callers who know more than the next
+        step will tell: under ``GradScaler`` a step with infinite gradients never happens, so a
+        jump to where all gradients overflow would stay. Counted as ``rejected["request"]``.
+        """
+        if self.jump is None:
+            return False
+        self._notice_moves(self.layout.gather(self._spare()))
+        jump, self.jump, self._left_at = self.jump, None, None
+        if jump is None:
+            return False
+        self._undo(jump)
+        self._count_verdict("request")
+        return True
 
     # ---- jumps and verdicts -------------------------------------------------------------
 

@@ -80,7 +80,8 @@ class Options:
         """The options that are given, over the defaults of the type."""
         defaults: dict[str, Any] = {}
         if str(acceleration_type).lower() == "subspace_newton":
-            defaults = SUBSPACE_NEWTON
+            measured = given.get("noise_rows", cls.noise_rows) != 0
+            defaults = {**SUBSPACE_NEWTON, "adapt_blocks": measured}
         elif given.get("residual") == "gradient":
             defaults = {"safeguard": ("residual", "descent")}
         return cls(acceleration_type, **{**defaults, **given})

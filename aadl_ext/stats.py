@@ -24,7 +24,7 @@ class Stats:
     shortened: int = 0  #: accepted jumps that were cut back to the minimum along them
     averaged: int = 0  #: steps after which the mean replaced the iterate
     #: jumps refused or taken back: "residual", "loss", "descent", "limits", "nonfinite" (bad
-    #: gradient, step or point)
+    #: gradient, step or point), "request" (``take_back``)
     rejected: Counter[str] = field(default_factory=Counter)
     #: steps that left no trace: "nonfinite", "found_inf", "zero_lr", "no_gradient"
     skipped: Counter[str] = field(default_factory=Counter)
@@ -38,6 +38,7 @@ class Stats:
     predicted_reduction: Tensor | float | None = None
     actual_reduction: float | None = None  #: |r| at the last judged jump over |r| before it
     trust: float | None = None  #: largest jump, in units of the last way between block means
+    damping: float | None = None  #: share of a jump that is made
     bytes_held: int = 0  #: memory of all buffers
 
     def as_dict(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from .gradients import Gradients
 from .machine import Evaluate, Groups, Machine
 
 LEAST_TRUST, MOST_TRUST = 0.25, 1e6
-SHORTEST_BLOCK, LONGEST_BLOCK = 2, 32
+LEAST_DAMPING, DAMPING_GAIN, FORGETTING = 0.02, 0.3, 0.7
+LONGEST_BLOCK = 4  # in units of the shortest
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,14 @@ class SubspaceJump:
     plain: Tensor  #: [N] the point to go back to
     direction: Tensor  #: [N] what was added to it
     slope: float  #: product of the direction with the mean gradient before, < 0
+    limited: bool  #: whether it would have been longer but for the trust
+
+
+class Line(NamedTuple):
+    """The way of a jump that was made, while the block after it is under way."""
+
+    direction: Tensor  #: [N]
+    slope: float  #: before the jump
 
 
 class SubspaceAccelerator(Machine):
@@ -37,7 +46,12 @@ class SubspaceAccelerator(Machine):
     history: BlockHistory
     jump: SubspaceJump | None
     trust: float  # largest jump, in units of the last way between block means
+    damping: float  # share of a jump that is made
     block: int  # samples of a block
+    _line: Line | None  # of the jump after which the block under way began
+    _slopes: float  # sum over the block of the slopes along it
+    _excess: float  # recent slopes after jumps, and their sizes before; sums that fade
+    _expected: float
     _reference: float  # recent norm of the gradient
     _gradient: Tensor | None  # of the step under way, and what is wrong with it at a jump
     _fault: str | None
@@ -91,26 +105,33 @@ class SubspaceAccelerator(Machine):
             return
         jump, self.jump, self._left_at = self.jump, None, None
         if jump is not None and self._fault:  # the base step has been held back
-            self.layout.scatter_(jump.plain)
-            self.trust = max(self.trust / 4, LEAST_TRUST)
-            self.history.drop_block()
+            self._undo(jump)
             self._count_verdict(self._fault)
             return
-        direction = None if jump is None else jump.direction
+        if jump is not None:
+            self._line, self._slopes = Line(jump.direction, jump.slope), 0.0
+        direction = None if self._line is None else self._line.direction
         squared_norm, slope = self.history.add(self._before, self._gradient, direction)
         if not math.isfinite(squared_norm):
             self.stats.skipped["nonfinite"] += 1
-            self.history.drop_block()
+            self._drop_block()
             return
+        self._slopes += slope
         self._reference = max(math.sqrt(squared_norm), 0.9 * self._reference)
         if jump is not None:
             self._judge(jump, slope)
         if self.history.samples >= self.block:
+            self._adapt_damping()
             self.history.close_block()
             self.stats.pairs += 1
             self._adapt_block()
             if self._due():
                 self._try_jump(evaluate)
+
+    def _undo(self, jump: SubspaceJump) -> None:
+        self.layout.scatter_(jump.plain)
+        self.trust = max(self.trust / 4, LEAST_TRUST)
+        self._drop_block()
 
     def _judge(self, jump: SubspaceJump, after: float) -> None:
         """Compare the slopes along the jump at its ends; come back from beyond the minimum."""
@@ -121,7 +142,7 @@ class SubspaceAccelerator(Machine):
             self.layout.scatter_(point)
             self.trust = max(self.trust / 2, LEAST_TRUST)
             self.stats.shortened += 1
-        elif after < -before / 2:
+        elif after < -before / 2 and jump.limited:
             self.trust = min(2 * self.trust, MOST_TRUST)
         self._count_verdict(None)
 
@@ -133,14 +154,14 @@ class SubspaceAccelerator(Machine):
 
     def _try_jump(self, evaluate: Evaluate | None) -> None:
         safeguards, stats = self.options.safeguards, self.stats
-        trust = self.trust if "limits" in safeguards else math.inf
-        coefficients, slope, stats.rank, reduction = self.history.solve(trust)
+        limits = (self.trust, self.damping) if "limits" in safeguards else (math.inf, 1.0)
+        coefficients, slope, stats.rank, reduction, limited = self.history.solve(*limits)
         size = float(coefficients.abs().sum())
         if size == 0:  # nothing but noise
             return
         stats.jumps += 1
         self._last_jump = self.k
-        stats.gamma, stats.trust = coefficients, self.trust
+        stats.gamma, stats.trust, stats.damping = coefficients, self.trust, self.damping
         stats.predicted_reduction = reduction
         if not math.isfinite(slope):
             return self._count_verdict("nonfinite")
@@ -158,7 +179,7 @@ class SubspaceAccelerator(Machine):
         elif not self._lowers_loss(plain, candidate, evaluate):
             return self._count_verdict("loss")
         direction = torch.sub(candidate, plain, out=self._spare(plain, candidate))
-        self.jump = SubspaceJump(plain, direction, slope)
+        self.jump = SubspaceJump(plain, direction, slope, limited)
         self._left_at = candidate
         self._rescale_momentum(reduction)
 
@@ -167,45 +188,73 @@ class SubspaceAccelerator(Machine):
         """A Newton step is limited by its length alone: its rows are not equally long."""
         return "limits" in self.options.safeguards and not self.options.newton
 
+    def _adapt_damping(self) -> None:
+        """Shorter jumps while they end, on average, beyond the minimum along them.
+
+        The slope before a jump is what noise and the choice of the direction make of it; that
+        over the block after it is measured with new samples. Where jumps go uphill, as they do
+        at the noise floor, it is positive, and where they could be longer it is negative.
+        """
+        line, self._line = self._line, None
+        if line is None:
+            return
+        after = min(self._slopes / self.history.samples, -3 * line.slope)
+        self._excess = FORGETTING * self._excess + after
+        self._expected = FORGETTING * self._expected - line.slope
+        ratio = max(self._excess / self._expected, -1.0)
+        self.damping *= math.exp(-DAMPING_GAIN * ratio)
+        self.damping = min(max(self.damping, LEAST_DAMPING), 1.0)
+
     def _adapt_block(self) -> None:
-        """Longer blocks while the noise in their means is of the size of their changes."""
-        ratio = self.history.noise_ratio
-        if self.options.adapt_blocks and ratio > 0.2:
-            self.block = min(2 * self.block, LONGEST_BLOCK)
-        elif self.options.adapt_blocks and ratio < 0.05:
-            self.block = max(self.block // 2, SHORTEST_BLOCK)
+        """Longer blocks while changes of their mean gradients are mostly noise (a half is all)."""
+        ratio, shortest = self.history.noise_ratio, self.options.store_each_nth
+        if self.options.adapt_blocks and ratio > 0.3:
+            self.block = min(2 * self.block, LONGEST_BLOCK * shortest)
+        elif self.options.adapt_blocks and ratio < 0.1:
+            self.block = max(self.block // 2, shortest)
+
+    def _drop_block(self) -> None:
+        self.history.drop_block()
+        self._line = None
 
     # ---- its history and state --------------------------------------------------------------
 
     def _start(self) -> None:
         self.history = BlockHistory(self.layout, self.options)
-        self.trust = self.options.trust
+        self.trust, self.damping = self.options.trust, 1.0
+        self._line = None
+        self._slopes = self._excess = self._expected = 0.0
         self.block = self.options.store_each_nth
         self._reference, self._last_jump = 0.0, -self.options.frequency
 
     def _clear_history(self) -> None:
         self.history.clear()
+        self._line = None
 
     def _held(self) -> list[Tensor | None]:
-        return [*super()._held(), None if self.jump is None else self.jump.direction]
+        ways = [way.direction for way in (self.jump, self._line) if way is not None]
+        return [*super()._held(), *ways]
 
     def _tensors(self) -> list[Tensor]:
         return self.history.tensors
 
+    _SCALARS = (
+        "trust", "damping", "block", "_slopes", "_excess", "_expected", "_reference", "_last_jump",
+    )  # fmt: skip
+
     def _state(self) -> dict[str, Any]:
-        jump = self.jump
+        jump, line = self.jump, self._line
         return {
             "history": self.history.state_dict(),
-            "jump": jump and (jump.plain.clone(), jump.direction.clone(), jump.slope),
-            "trust": self.trust,
-            "block": self.block,
-            "reference": self._reference,
-            "last_jump": self._last_jump,
+            "jump": jump and (jump.plain.clone(), jump.direction.clone(), jump.slope, jump.limited),
+            "line": line and (line.direction.clone(), line.slope),
+            **{name: getattr(self, name) for name in self._SCALARS},
         }
 
     def _take_state(self, state: dict[str, Any]) -> None:
         self.history.load_state_dict(state["history"])
-        jump = state["jump"]
-        self.jump = jump and SubspaceJump(self._copy(jump[0]), self._copy(jump[1]), jump[2])
-        self.trust, self.block = state["trust"], state["block"]
-        self._reference, self._last_jump = state["reference"], state["last_jump"]
+        jump, line = state["jump"], state["line"]
+        self.jump = jump and SubspaceJump(self._copy(jump[0]), self._copy(jump[1]), *jump[2:])
+        self._line = line and Line(self._copy(line[0]), line[1])
+        for name in self._SCALARS:
+            setattr(self, name, state[name])

@@ -26,6 +26,7 @@ class Jump(NamedTuple):
 
     d: Vector
     slope: float  # along it, of the mean gradient before
+    limited: bool  # by the trust
 
 
 @dataclass
@@ -43,12 +44,20 @@ class DenseSubspace:
     noise_shrinkage: float = 4.0
     gradient_guard: float = 2.0
     trust: float = 4.0
+    adapt_blocks: bool = True
 
+    damping: float = 1.0
     reference: float = 0.0
     block: list[Means] = field(default_factory=list)  # samples of the block under way
     means: list[Means] = field(default_factory=list)  # of all blocks, newest last
     pending: Jump | None = None
+    line: Jump | None = None  # of the block under way
+    slopes: list[float] = field(default_factory=list)  # along it
+    judged: list[tuple[float, float]] = field(default_factory=list)  # slopes after and before
     counts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.length = self.store_each_nth  # of a block, now
 
     def step(self, gradient: Vector, base_step: Callable[[Vector, Vector], Vector]) -> None:
         """Go on from ``w``; ``base_step`` maps a point and its gradient to the next point."""
@@ -58,19 +67,26 @@ class DenseSubspace:
             self.w = self.w - jump.d
             self.trust = max(self.trust / 4, 0.25)
             self.block = []
+            self.line = None
             self.counts["rejected"] += 1
             return
         self.reference = max(size, 0.9 * self.reference)
         before, self.w = self.w, base_step(self.w, gradient)
         if jump is not None:
             self._judge(jump, float(gradient @ jump.d))
+            self.line, self.slopes = jump, []
+        if self.line is not None:
+            self.slopes.append(float(gradient @ self.line.d))
         sign = (-1.0) ** len(self.block)
         self.block.append(Means(before, gradient, sign * gradient))
-        if len(self.block) < self.store_each_nth:
+        if len(self.block) < self.length:
             return
+        if self.line is not None:
+            self._learn(self.line)
         self.means.append(Means(*np.mean(self.block, axis=0)))
         self.block = []
         self.counts["pairs"] += 1
+        self._adapt_block()
         if len(self.means) > 2:
             self._jump()
 
@@ -81,25 +97,46 @@ class DenseSubspace:
             self.w = self.w - (1 - share) * jump.d
             self.trust = max(self.trust / 2, 0.25)
             self.counts["shortened"] += 1
-        elif slope < 0.5 * abs(jump.slope):
+        elif slope < 0.5 * abs(jump.slope) and jump.limited:
             self.trust = min(2 * self.trust, 1e6)
             self.counts["doubled"] += 1
 
+    def _learn(self, jump: Jump) -> None:
+        size = abs(jump.slope)
+        self.judged.append((min(float(np.mean(self.slopes)), 3 * size), size))
+        after, before = (0.7 ** np.arange(len(self.judged))[::-1]) @ np.array(self.judged)
+        self.damping *= np.exp(-0.3 * max(after / before, -1))
+        self.damping = min(max(self.damping, 0.02), 1.0)
+        self.line = None
+
+    def _adapt_block(self) -> None:
+        if len(self.means) < 2 or not self.adapt_blocks or not self.noise_rows:
+            return
+        a, b = self.means[-2:]
+        noises = [mean.noise for mean in self.means[-self.noise_rows :]][-2:]
+        noise_ratio = np.mean(norm(noises, axis=1) ** 2) / norm(b.gradient - a.gradient) ** 2
+        if noise_ratio > 0.3:
+            self.length = min(2 * self.length, 4 * self.store_each_nth)
+        elif noise_ratio < 0.1:
+            self.length = max(self.length // 2, self.store_each_nth)
+
     def _jump(self) -> None:
-        d = np.zeros_like(self.w)
+        d, limited = np.zeros_like(self.w), False
         for segment in self.segments:
-            d[segment] = self.relaxation * self._newton_step(segment)
+            step, cut = self._newton_step(segment)
+            d[segment] = self.relaxation * self.damping * step
+            limited = limited or cut
         if not d.any():
             return
         self.counts["jumps"] += 1
         slope = float(d @ self.means[-1].gradient)
         if slope < 0:
             self.w = self.w + d
-            self.pending = Jump(d, slope)
+            self.pending = Jump(d, slope, limited)
         else:
             self.counts["rejected"] += 1
 
-    def _newton_step(self, segment: slice) -> Vector:
+    def _newton_step(self, segment: slice) -> tuple[Vector, bool]:
         last = self.means[-self.history_depth - 1 :]
         W = np.diff([block.point[segment] for block in last], axis=0)
         G = np.diff([block.gradient[segment] for block in last], axis=0)
@@ -121,4 +158,4 @@ class DenseSubspace:
         x = share * c / np.maximum(abs(e), self.curvature_floor * abs(e).max())
         d = -basis.T @ x
         radius = self.trust * norm(W[-1])
-        return d * min(1.0, radius / norm(d)) if d.any() else d
+        return (d * radius / norm(d), True) if norm(d) > radius else (d, False)

@@ -15,7 +15,7 @@ from training import JUMPY, NEWTON, watch_base_steps
 
 from aadl_ext import accelerate, get_accelerator
 
-RUNS, STEPS = 20, 40
+STEPS = 40
 LEAST_SQUARES = {"acceleration_type": "anderson", "residual": "gradient", "store_each_nth": 2}
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -83,7 +83,11 @@ def check_counts(optimizer: Optimizer, calls: int) -> None:
     assert stats.shortened <= stats.accepted
 
 
-@pytest.mark.parametrize("seed", range(RUNS))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "seed" in metafunc.fixturenames:
+        metafunc.parametrize("seed", range(metafunc.config.getoption("fuzz")))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_only_the_base_optimizer_makes_parameters_that_are_not_finite(
     method: str, seed: int
