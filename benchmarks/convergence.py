@@ -18,7 +18,7 @@ are forgotten (which a change of the package asks for):
 
     python benchmarks/convergence.py [--quick] [--tune] [--jobs N]
     python benchmarks/convergence.py --seeds tuning --methods newton --set short:history_depth=5
-    python benchmarks/convergence.py --forget newton "newton adaptive"
+    python benchmarks/convergence.py --forget newton "newton fixed"
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "base": None,
     "null": None,  # the batches in another order
     "newton": {},
-    "newton adaptive": {**NEWTON, "adapt_blocks": True},
+    "newton fixed": {**NEWTON, "adapt_blocks": False},
     "anderson p=10": RARE,
     "anderson paper": PAPER,
     "anderson average": {**PAPER, "average": True},

@@ -1,8 +1,8 @@
 """Each op against its PyTorch definition, LAPACK, and the time that its bytes take at the least.
 
 The floor of an op is what it must read at the read rate, plus what it must write at the write
-rate, both measured in the same run; "of floor" is floor / time (1 is memory speed; small sizes
-may exceed it, because caches are faster).
+rate, both measured right after it, for the speed of a machine changes; "of floor" is floor / time
+(1 is memory speed; small sizes may exceed it, because caches are faster).
 
     python benchmarks/kernels.py [--quick] [--threads N] [--out DIR]
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -99,25 +100,24 @@ def factorisations(rows: Tensor, column: Tensor) -> Iterator[Case]:
 
 def measure(sizes: list[int], budget: float) -> dict[str, Any]:
     """All cases of all sizes; times in seconds."""
-    read, write = memory_rates(budget)
     rows = []
     for size in sizes:
         for name, columns, reads, writes, call, definition in tqdm(cases(size), f"N = {size:.3g}"):
-            floor = size * BYTES * (reads / read + writes / write)
-            seconds = median_seconds(call, budget, least=2)
+            seconds = median_seconds(call, budget)
+            read, write = memory_rates(budget / 5)
             slow = None if definition is None else median_seconds(definition, budget, least=1)
             rows.append(
                 {"op": name, "size": size, "columns": columns, "seconds": seconds,
-                 "floor": floor, "definition": slow}
+                 "floor": size * BYTES * (reads / read + writes / write), "definition": slow,
+                 "read_rate": read, "write_rate": write}
             )  # fmt: skip
-    return {"read_rate": read, "write_rate": write, "rows": rows}
+    return {"rows": rows}
 
 
 def show(result: dict[str, Any]) -> None:
     """Print the table."""
-    title = (
-        f"read {result['read_rate'] / 1e9:.1f} GB/s, write {result['write_rate'] / 1e9:.1f} GB/s"
-    )
+    rates = [median(row[f"{way}_rate"] for row in result["rows"]) for way in ("read", "write")]
+    title = "read {:.1f} GB/s, write {:.1f} GB/s (medians)".format(*(rate / 1e9 for rate in rates))
     table = Table(
         "op", "N", "columns", "ms", "floor ms", "of floor", "definition / op", title=title
     )

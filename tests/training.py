@@ -37,6 +37,7 @@ NEWTON: dict[str, Any] = {
     "gradient_guard": 0.4,
     "noise_shrinkage": 0.01,
     "trust": 100.0,
+    "adapt_blocks": False,  # else fewer jumps
 }
 METHODS = {"anderson": JUMPY, "newton": NEWTON}
 VARIANTS = {**METHODS, "average": AVERAGED}
