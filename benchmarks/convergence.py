@@ -16,7 +16,7 @@ them. So the ratios are against base at its best rate, and there is no separate 
 Finished runs are kept, one JSON line each, and not run again, unless their settings change or they
 are forgotten (which a change of the package asks for):
 
-    python benchmarks/convergence.py [--quick] [--tune] [--jobs N]
+    python benchmarks/convergence.py [--quick] [--ablate] [--tune] [--jobs N]
     python benchmarks/convergence.py --seeds tuning --methods newton --set short:history_depth=5
     python benchmarks/convergence.py --forget newton "newton fixed"
 """
@@ -86,6 +86,22 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "anderson average": {**PAPER, "average": True},
     "lbfgs": None,  # in place of the base optimizer
 }
+#: newton with one ingredient changed or left out
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "fixed blocks": {"adapt_blocks": False},
+    "no block means": {"store_each_nth": 1, "adapt_blocks": False},
+    "no noise shrinkage": {"noise_rows": 0},
+    "no gradient guard": {"safeguard": ("descent", "limits")},
+    "no trust, no damping": {"safeguard": ("residual", "descent")},
+    "no curvature floor": {"curvature_floor": 0.0},
+    "no ridge": {"reg_acc": 0.0},
+    "momentum reset": {"momentum": "reset"},
+    "m = 5, 3 noise rows": {"history_depth": 5, "noise_rows": 3},
+    "bfloat16 rows": {"history_dtype": "bfloat16"},
+    "a system per tensor": {"scope": "tensor"},
+    "type II": {"acceleration_type": "anderson", "residual": "gradient", "relaxation": 1.0,
+                "history_depth": 8, "store_each_nth": 10, "frequency": 10, "reg_acc": 1e-4},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -129,7 +145,7 @@ class Training:
         else:
             self.optimizer = OPTIMIZERS[run.optimizer][0](parameters, lr=run.rate)
         if run.settings is not None:
-            aadl_ext.accelerate(self.optimizer, **run.settings)
+            aadl_ext.accelerate(self.optimizer, **arguments(run.settings))
             self._wants_closure = (
                 "loss" in aadl_ext.get_accelerator(self.optimizer).options.safeguards
             )
@@ -178,6 +194,14 @@ class Training:
     def lost(self) -> bool:
         """Whether a parameter is not finite."""
         return not all(bool(p.isfinite().all()) for p in self.problem.model.parameters())
+
+
+def arguments(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of ``accelerate``, from what can be written as JSON."""
+    return {
+        name: getattr(torch, value) if name == "history_dtype" else value
+        for name, value in settings.items()
+    }
 
 
 def batches(samples: int, size: int, seed: int) -> Iterator[Tensor | None]:
@@ -454,13 +478,14 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="a subset of few steps, under three minutes")
+    add("--ablate", action="store_true", help="variants of newton in place of other methods")
     add("--tune", action="store_true", help="tune the learning rates anew")
     add("--jobs", type=int, default=1, help="processes (wall times suffer from many)")
     add("--tasks", nargs="+", choices=TASKS)
     add("--optimizers", nargs="+", choices=OPTIMIZERS)
     add("--batches", nargs="+", type=int, help="0 is the full batch")
     add("--seeds", nargs="+", default=["reporting"], help="tuning, reporting, or numbers")
-    add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    add("--methods", nargs="+", choices=METHODS, help="all, if none is named")
     add("--set", nargs="+", type=variant, default=[], metavar="NAME:KEY=VALUE,...",
         help="variants of newton: arguments of accelerate()")  # fmt: skip
     add("--forget", nargs="*", metavar="METHOD", help="finished runs to run again; none: all")
@@ -473,10 +498,13 @@ def parse() -> argparse.Namespace:
     given.seeds = SEEDS.get(given.seeds[0]) or [int(seed) for seed in given.seeds]
     given.seeds = given.seeds[: 1 if given.quick else None]
     given.steps = lambda task: QUICK_STEPS if given.quick else TASKS[task].steps
-    chosen = {"base": None} | {name: METHODS[name] for name in given.methods}
-    given.methods = chosen | dict(given.set)
+    names = given.methods or (["newton"] if given.ablate else METHODS)
+    variants = {name: {**NEWTON, **ABLATIONS[name]} for name in ABLATIONS if given.ablate}
+    chosen = {"base": None} | {name: METHODS[name] for name in names}
+    given.methods = chosen | variants | dict(given.set)
     name = "convergence_quick" if given.quick else "convergence"
     given.rates = Path(f"benchmarks/results/{name}_rates.json")
+    name += "_ablation" if given.ablate else ""
     given.out = given.out or Path(f"benchmarks/results/{name}_runs.jsonl")
     return given
 
