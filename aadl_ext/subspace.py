@@ -206,11 +206,17 @@ class SubspaceAccelerator(Machine):
         self.damping = min(max(self.damping, LEAST_DAMPING), 1.0)
 
     def _adapt_block(self) -> None:
-        """Longer blocks while changes of their mean gradients are mostly noise (a half is all)."""
+        """Longer blocks while jumps go too far because of noise.
+
+        There is much of it where it makes .3 of the changes of mean gradients (1/2 is all); but
+        what looks like noise may be an oscillation, which does no harm.
+        """
         ratio, shortest = self.history.noise_ratio, self.options.store_each_nth
-        if self.options.adapt_blocks and ratio > 0.3:
+        if not self.options.adapt_blocks:
+            return
+        if ratio > 0.3 and self.damping < 0.7:
             self.block = min(2 * self.block, LONGEST_BLOCK * shortest)
-        elif self.options.adapt_blocks and ratio < 0.1:
+        elif ratio < 0.1 or self.damping > 0.95:
             self.block = max(self.block // 2, shortest)
 
     def _drop_block(self) -> None:

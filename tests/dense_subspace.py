@@ -115,9 +115,10 @@ class DenseSubspace:
         a, b = self.means[-2:]
         noises = [mean.noise for mean in self.means[-self.noise_rows :]][-2:]
         noise_ratio = np.mean(norm(noises, axis=1) ** 2) / norm(b.gradient - a.gradient) ** 2
-        if noise_ratio > 0.3:
+        if noise_ratio > 0.3 and self.damping < 0.7:
             self.length = min(2 * self.length, 4 * self.store_each_nth)
-        elif noise_ratio < 0.1:
+            self.counts["lengthened"] += 1
+        elif noise_ratio < 0.1 or self.damping > 0.95:
             self.length = max(self.length // 2, self.store_each_nth)
 
     def _jump(self) -> None:
