@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,10 @@ class Split:
     train_y: Tensor
     valid_x: Tensor
     valid_y: Tensor
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same on another device."""
+        return Split(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def load(path: Path | None) -> Regression:

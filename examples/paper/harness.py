@@ -1,0 +1,360 @@
+"""Shared by the paper's experiments: run all methods and seeds, keep what is finished, report.
+
+An experiment trains each method on each seed. A finished run goes into ``NAME.json`` at once, so
+that an interruption loses at most one; the next call goes on with what is missing, more seeds can
+be added later, and runs made with other settings are never mixed. Table and plot are made from
+that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+import aadl_ext
+from aadl_ext.demo.data import DataError
+from aadl_ext.demo.report import draw_band, mean_and_interval, write
+
+LOOKS = 150  # points of a curve that are kept
+COLOURS = ("blue", "green", "red", "purple", "orange", "brown", "pink", "olive", "cyan", "gray")
+COUNTS = ("steps", "jumps", "accepted", "rejected", "averaged", "restarts", "skipped")
+
+Record = dict[str, Any]
+
+
+class SettingsError(ValueError):
+    """The command cannot be carried out, with the reason and the remedy."""
+
+
+class Training(Protocol):
+    """A network on its way."""
+
+    optimizer: Optimizer
+
+    def advance(self) -> None:
+        """Train for one unit (an epoch or an iteration)."""
+
+    def measure(self) -> dict[str, float]:
+        """The figures that are watched; the first is the one of the paper's plot."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is run, and everything that its results depend on besides the seed."""
+
+    name: str  #: of the files
+    title: str
+    unit: str  #: "epoch" or "iteration"
+    iterations: int  #: units of a run
+    methods: dict[str, Any]  #: settings by name; the first is what the others are compared with
+    settings: Record  #: the rest, in plain values
+    start: Callable[[Any, int], Training]  #: a training by the method's settings and the seed
+    ratio_of: str = ""  #: figure to compare with the first method's; "": the first figure
+
+
+# ---- results --------------------------------------------------------------------------------
+
+
+def looks(iterations: int) -> list[int]:
+    """After which units a run is measured: at most ``LOOKS`` times, the last included."""
+    count = min(LOOKS, iterations)
+    return [round((i + 1) * iterations / count) for i in range(count)]
+
+
+def fresh(experiment: Experiment) -> Record:
+    """Results without runs."""
+    return {
+        "title": experiment.title,
+        "unit": experiment.unit,
+        "at": looks(experiment.iterations),
+        "settings": {"iterations": experiment.iterations, **experiment.settings},
+        "methods": experiment.methods,
+        "versions": {},
+        "runs": [],
+    }
+
+
+def load(experiment: Experiment, path: Path) -> Record:
+    """The results at ``path``, or fresh ones.
+
+    Raises:
+        SettingsError: they were made with other settings.
+    """
+    new = json.loads(json.dumps(fresh(experiment)))
+    if not path.exists():
+        return new
+    old: Record = json.loads(path.read_text())
+    for kind in ("settings", "methods"):
+        for key in old[kind].keys() | new[kind].keys():
+            if kind == "methods" and not (key in old[kind] and key in new[kind]):
+                continue  # another method is none of these
+            if old[kind].get(key) != new[kind].get(key):
+                raise SettingsError(
+                    f"{path} holds runs with {key} = {old[kind].get(key)!r}, but here it is "
+                    f"{new[kind].get(key)!r}; give --out another folder, or the same settings"
+                )
+    return {**old, "title": new["title"], "methods": {**old["methods"], **new["methods"]}}
+
+
+def save(results: Record, path: Path) -> None:
+    """Write JSON with a line for each run."""
+    *head, runs = ({**results, "runs": None} | {"runs": results["runs"]}).items()
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head]
+    dense = (json.dumps(run, separators=(",", ":")) for run in runs[1])
+    lines.append('"runs": [\n' + ",\n".join(dense) + "\n]")
+    write(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def versions() -> dict[str, str]:
+    """What a run was made with."""
+    return {
+        "aadl_ext": aadl_ext.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+# ---- running --------------------------------------------------------------------------------
+
+
+def train(
+    experiment: Experiment, method: str, seed: int, each: Callable[[], object] = lambda: None
+) -> Record:
+    """One run: its thinned curves and last figures; ``each`` is called after every unit.
+
+    A run whose first figure is no longer finite is over; what is missing is None.
+    """
+    start = time.perf_counter()
+    training = experiment.start(experiment.methods[method], seed)
+    at = set(looks(experiment.iterations))
+    watched: list[dict[str, float]] = []
+    for unit in range(1, experiment.iterations + 1):
+        lost = bool(watched) and not math.isfinite(next(iter(watched[-1].values())))
+        if not lost:
+            training.advance()
+        if unit in at:
+            watched.append(dict.fromkeys(watched[-1], math.nan) if lost else training.measure())
+        each()
+    curves = {name: [number(look[name], 4) for look in watched] for name in watched[0]}
+    return {
+        "method": method,
+        "seed": seed,
+        "final": {name: number(value, 7) for name, value in watched[-1].items()},
+        "seconds": round(time.perf_counter() - start, 1),
+        "stats": counts(training.optimizer),
+        "curves": curves,
+    }
+
+
+def number(value: float, digits: int) -> float | None:
+    """Rounded to significant digits; None for what JSON has no number for."""
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+
+
+def counts(optimizer: Optimizer) -> Record:
+    """What the accelerator did; empty without one."""
+    try:
+        stats = aadl_ext.get_accelerator(optimizer).stats.as_dict()
+    except ValueError:
+        return {}
+    return {name: stats[name] for name in COUNTS}
+
+
+def run(experiment: Experiment, seeds: int, out: Path) -> Path:
+    """Run what is missing of the first ``seeds`` seeds, then report; returns the JSON's path.
+
+    Interrupted, it reports what is finished.
+
+    Raises:
+        SettingsError: the file on disk was made with other settings, or nothing is finished yet.
+    """
+    path = out / f"{experiment.name}.json"
+    results = load(experiment, path)
+    finished = {(record["method"], record["seed"]) for record in results["runs"]}
+    wanted = [(method, seed) for seed in range(seeds) for method in experiment.methods]
+    missing = [task for task in wanted if task not in finished]
+    print(f"{experiment.title}\n{len(wanted) - len(missing)} of {len(wanted)} runs are in {path}")
+    total = len(missing) * experiment.iterations
+    try:
+        with tqdm(total=total, unit=experiment.unit, disable=not missing) as bar:
+            for method, seed in missing:
+                bar.set_description(f"seed {seed}, {method}")
+                add(results, train(experiment, method, seed, bar.update), path)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here")
+    if not results["runs"]:
+        raise SettingsError("no run is finished")
+    report(results, list(experiment.methods), experiment.ratio_of, path)
+    return path
+
+
+def add(results: Record, record: Record, path: Path) -> None:
+    """Put a finished run among the others, in memory and on disk."""
+    others = [r for r in results["runs"] if (r["method"], r["seed"]) != key_of(record)]
+    order = list(results["methods"])
+    others.append(record)
+    results["runs"] = sorted(others, key=lambda r: (r["seed"], order.index(r["method"])))
+    for name, version in versions().items():
+        results["versions"][name] = sorted({*results["versions"].get(name, []), version})
+    save(results, path)
+
+
+def key_of(record: Record) -> tuple[str, int]:
+    """What tells runs of one file apart."""
+    return record["method"], record["seed"]
+
+
+# ---- reporting ------------------------------------------------------------------------------
+
+
+def report(results: Record, methods: list[str], ratio_of: str, path: Path) -> None:
+    """Print the table and draw the plot beside ``path``."""
+    figure = path.with_suffix(".png")
+    plot(results, methods, figure)
+    show(results, methods, ratio_of or figures(results)[0])
+    print(f"results: {path}\nplot:    {figure}")
+
+
+def figures(results: Record) -> list[str]:
+    """Names of what was watched."""
+    return list(results["runs"][0]["curves"])
+
+
+def of(results: Record, method: str) -> list[Record]:
+    """The runs of a method, by seed."""
+    return [record for record in results["runs"] if record["method"] == method]
+
+
+def ratio(results: Record, method: str, base: str, figure: str) -> tuple[float, float, float]:
+    """Geometric mean over common seeds of final figure / that of ``base``, and its 95 % interval.
+
+    NaN where a run was lost.
+    """
+    finals = {r["seed"]: r["final"][figure] for r in of(results, base)}
+    pairs = [(r["final"][figure], finals.get(r["seed"], 0)) for r in of(results, method)]
+    pairs = [(one, other) for one, other in pairs if other != 0]
+    if not pairs or any(value is None for pair in pairs for value in pair):
+        return math.nan, math.nan, math.nan
+    mean, half = mean_and_interval(np.log([[one / other] for one, other in pairs]))
+    return tuple(math.exp(x) for x in (mean[0], mean[0] - half[0], mean[0] + half[0]))  # type: ignore[return-value]
+
+
+def show(results: Record, methods: list[str], ratio_of: str) -> None:
+    """Print final figures: mean ± 95 % interval, median, and the ratio to the first method."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=results["title"])
+    table.add_column("")
+    for name in figures(results):
+        table.add_column(f"{name}\nmean ± 95 % (median)", justify="right")
+    table.add_column(f"{ratio_of}\n/ {methods[0]}", justify="right")
+    for heading in ("seeds", "lost", "accepted\nof jumps", "averaged\nof steps", "s"):
+        table.add_column(heading, justify="right")
+    for method in methods:
+        if runs := of(results, method):
+            table.add_row(method, *_cells(results, runs, methods[0], ratio_of))
+    Console(width=None if os.isatty(1) else 150).print(table)
+
+
+def _cells(results: Record, runs: list[Record], base: str, ratio_of: str) -> list[str]:
+    cells = []
+    for name in figures(results):
+        finals = _numbers([run["final"][name] for run in runs])
+        mean, half = mean_and_interval(finals[:, None])
+        cells.append(f"{mean[0]:.3g} ± {half[0]:.1g} ({np.median(finals):.3g})")
+    middle, low, high = ratio(results, runs[0]["method"], base, ratio_of)
+    cells.append(f"{middle:.3g} [{low:.3g}, {high:.3g}]")
+    lost = sum(run["final"][ratio_of] is None for run in runs)
+    cells += [str(len(runs)), str(lost)]
+    total = {
+        name: sum(run["stats"].get(name, 0) for run in runs)
+        for name in ("accepted", "jumps", "averaged", "steps")
+    }
+    for part, whole in (("accepted", "jumps"), ("averaged", "steps")):
+        cells.append(f"{total[part] / total[whole]:.0%}" if total[whole] else "")
+    return [*cells, f"{np.median([run['seconds'] for run in runs]):.0f}"]
+
+
+def _numbers(values: Any) -> NDArray[np.float64]:
+    return np.array(values, dtype=float)  # None becomes NaN
+
+
+def plot(results: Record, methods: list[str], path: Path) -> None:
+    """Draw a panel for each figure: mean and 95 % band of each method, logarithmic, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = figures(results)
+    figure = Figure(figsize=(5.5 * len(names), 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for method, colour in zip(methods, COLOURS, strict=False):
+            if runs := of(results, method):
+                curves = _numbers([run["curves"][name] for run in runs])
+                draw_band(axes, results["at"], curves, method, f"tab:{colour}")
+        axes.set(xlabel=results["unit"], ylabel=name, yscale="log")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize="small")
+    seeds = {record["seed"] for record in results["runs"]}
+    figure.suptitle(f"{results['title']}: mean and 95 % interval, {len(seeds)} seeds", fontsize=10)
+    figure.savefig(path, dpi=90)
+
+
+# ---- command line ---------------------------------------------------------------------------
+
+
+def parser(description: str, iterations: int, seeds: int) -> argparse.ArgumentParser:
+    """The options that all experiments have."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--seeds", type=positive, default=seeds, help=f"0 to N - 1 (N = {seeds})")
+    made.add_argument("--iterations", type=positive, default=iterations, help=f"({iterations})")
+    made.add_argument("--device", type=device, default=torch.device("cpu"), help="(cpu)")
+    out = Path("paper_results")
+    made.add_argument("--out", type=Path, default=out, help=f"folder of the results ({out})")
+    return made
+
+
+def positive(text: str) -> int:
+    """Parse a number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def device(name: str) -> torch.device:
+    """Parse a device that is usable here and now."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{name!r} cannot be used here: {error}") from error
+    return torch.device(name)
+
+
+def command(main: Callable[[], object]) -> None:
+    """Run a script's ``main``; what it refuses becomes a line on stderr and status 2."""
+    try:
+        main()
+    except (SettingsError, DataError, OSError) as reason:
+        sys.stderr.write(f"error: {reason}\n")
+        sys.exit(2)
