@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import platform
 import sys
 import time
@@ -22,19 +21,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from reporting import Record, report
 from torch.optim import Optimizer
 from tqdm import tqdm
 
 import aadl_ext
 from aadl_ext.demo.data import DataError
-from aadl_ext.demo.report import draw_band, mean_and_interval, write
+from aadl_ext.demo.report import write
 
 LOOKS = 150  # points of a curve that are kept
-COLOURS = ("blue", "green", "red", "purple", "orange", "brown", "pink", "olive", "cyan", "gray")
 COUNTS = ("steps", "jumps", "accepted", "rejected", "averaged", "restarts", "skipped")
-
-Record = dict[str, Any]
 
 
 class SettingsError(ValueError):
@@ -63,8 +59,8 @@ class Experiment:
     iterations: int  #: units of a run
     methods: dict[str, Any]  #: settings by name; the first is what the others are compared with
     settings: Record  #: the rest, in plain values
-    start: Callable[[Any, int], Training]  #: a training by the method's settings and the seed
-    ratio_of: str = ""  #: figure to compare with the first method's; "": the first figure
+    #: a training by the method's settings and the seed, for :func:`run`
+    start: Callable[[Any, int], Training] | None = None
 
 
 # ---- results --------------------------------------------------------------------------------
@@ -142,6 +138,7 @@ def train(
     A run whose first figure is no longer finite is over; what is missing is None.
     """
     start = time.perf_counter()
+    assert experiment.start is not None
     training = experiment.start(experiment.methods[method], seed)
     at = set(looks(experiment.iterations))
     watched: list[dict[str, float]] = []
@@ -201,7 +198,7 @@ def run(experiment: Experiment, seeds: int, out: Path) -> Path:
         print("interrupted; the same command goes on from here")
     if not results["runs"]:
         raise SettingsError("no run is finished")
-    report(results, list(experiment.methods), experiment.ratio_of, path)
+    report(results, list(experiment.methods), path)
     return path
 
 
@@ -219,103 +216,6 @@ def add(results: Record, record: Record, path: Path) -> None:
 def key_of(record: Record) -> tuple[str, int]:
     """What tells runs of one file apart."""
     return record["method"], record["seed"]
-
-
-# ---- reporting ------------------------------------------------------------------------------
-
-
-def report(results: Record, methods: list[str], ratio_of: str, path: Path) -> None:
-    """Print the table and draw the plot beside ``path``."""
-    figure = path.with_suffix(".png")
-    plot(results, methods, figure)
-    show(results, methods, ratio_of or figures(results)[0])
-    print(f"results: {path}\nplot:    {figure}")
-
-
-def figures(results: Record) -> list[str]:
-    """Names of what was watched."""
-    return list(results["runs"][0]["curves"])
-
-
-def of(results: Record, method: str) -> list[Record]:
-    """The runs of a method, by seed."""
-    return [record for record in results["runs"] if record["method"] == method]
-
-
-def ratio(results: Record, method: str, base: str, figure: str) -> tuple[float, float, float]:
-    """Geometric mean over common seeds of final figure / that of ``base``, and its 95 % interval.
-
-    NaN where a run was lost.
-    """
-    finals = {r["seed"]: r["final"][figure] for r in of(results, base)}
-    pairs = [(r["final"][figure], finals.get(r["seed"], 0)) for r in of(results, method)]
-    pairs = [(one, other) for one, other in pairs if other != 0]
-    if not pairs or any(value is None for pair in pairs for value in pair):
-        return math.nan, math.nan, math.nan
-    mean, half = mean_and_interval(np.log([[one / other] for one, other in pairs]))
-    return tuple(math.exp(x) for x in (mean[0], mean[0] - half[0], mean[0] + half[0]))  # type: ignore[return-value]
-
-
-def show(results: Record, methods: list[str], ratio_of: str) -> None:
-    """Print final figures: mean ± 95 % interval, median, and the ratio to the first method."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=results["title"])
-    table.add_column("")
-    for name in figures(results):
-        table.add_column(f"{name}\nmean ± 95 % (median)", justify="right")
-    table.add_column(f"{ratio_of}\n/ {methods[0]}", justify="right")
-    for heading in ("seeds", "lost", "accepted\nof jumps", "averaged\nof steps", "s"):
-        table.add_column(heading, justify="right")
-    for method in methods:
-        if runs := of(results, method):
-            table.add_row(method, *_cells(results, runs, methods[0], ratio_of))
-    Console(width=None if os.isatty(1) else 150).print(table)
-
-
-def _cells(results: Record, runs: list[Record], base: str, ratio_of: str) -> list[str]:
-    cells = []
-    for name in figures(results):
-        finals = _numbers([run["final"][name] for run in runs])
-        mean, half = mean_and_interval(finals[:, None])
-        cells.append(f"{mean[0]:.3g} ± {half[0]:.1g} ({np.median(finals):.3g})")
-    middle, low, high = ratio(results, runs[0]["method"], base, ratio_of)
-    cells.append(f"{middle:.3g} [{low:.3g}, {high:.3g}]")
-    lost = sum(run["final"][ratio_of] is None for run in runs)
-    cells += [str(len(runs)), str(lost)]
-    total = {
-        name: sum(run["stats"].get(name, 0) for run in runs)
-        for name in ("accepted", "jumps", "averaged", "steps")
-    }
-    for part, whole in (("accepted", "jumps"), ("averaged", "steps")):
-        cells.append(f"{total[part] / total[whole]:.0%}" if total[whole] else "")
-    return [*cells, f"{np.median([run['seconds'] for run in runs]):.0f}"]
-
-
-def _numbers(values: Any) -> NDArray[np.float64]:
-    return np.array(values, dtype=float)  # None becomes NaN
-
-
-def plot(results: Record, methods: list[str], path: Path) -> None:
-    """Draw a panel for each figure: mean and 95 % band of each method, logarithmic, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    names = figures(results)
-    figure = Figure(figsize=(5.5 * len(names), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for method, colour in zip(methods, COLOURS, strict=False):
-            if runs := of(results, method):
-                curves = _numbers([run["curves"][name] for run in runs])
-                draw_band(axes, results["at"], curves, method, f"tab:{colour}")
-        axes.set(xlabel=results["unit"], ylabel=name, yscale="log")
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize="small")
-    seeds = {record["seed"] for record in results["runs"]}
-    figure.suptitle(f"{results['title']}: mean and 95 % interval, {len(seeds)} seeds", fontsize=10)
-    figure.savefig(path, dpi=90)
 
 
 # ---- command line ---------------------------------------------------------------------------
