@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def plot(results: Record, methods: list[str], path: Path, scale: str = "log") ->
     figure = Figure(figsize=(5.5 * len(names), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for method, colour in zip(methods, COLOURS, strict=False):
+        for method, colour in zip(methods, cycle(COLOURS), strict=False):
             if runs := of(results, method):
                 curves = _numbers([run["curves"][name] for run in runs])
                 draw_band(axes, results["at"], curves, method, f"tab:{colour}")
