@@ -16,6 +16,7 @@ import data_parallel
 import harness
 import imagenet
 import torch
+from reporting import Record
 
 import aadl_ext
 
@@ -31,7 +32,7 @@ def save_and_die(trainer: data_parallel.Trainer) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run_and_tell(trainer: data_parallel.Trainer, title: str) -> harness.Record:
+def run_and_tell(trainer: data_parallel.Trainer, title: str) -> Record:
     record = run(trainer, title)
     digest = hashlib.sha256()
     state = aadl_ext.get_accelerator(trainer.optimizer).state_dict()

@@ -51,6 +51,12 @@ def experiment(start: Callable[[Any, int], Any], **changes: Any) -> Experiment:
     return replace(made, **changes)
 
 
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither tables nor plots, which take longest."""
+    monkeypatch.setattr(harness, "report", lambda *_: None)
+
+
 def without_times(path: Path) -> Any:
     content = json.loads(path.read_text())
     for run in content["runs"]:
@@ -58,6 +64,7 @@ def without_times(path: Path) -> Any:
     return content
 
 
+@pytest.mark.usefixtures("quiet")
 def test_finished_runs_are_kept_and_only_missing_ones_are_trained(tmp_path: Path) -> None:
     first, second = Runs(), Runs()
     harness.run(experiment(first), seeds=1, out=tmp_path)
@@ -67,6 +74,7 @@ def test_finished_runs_are_kept_and_only_missing_ones_are_trained(tmp_path: Path
     assert len(json.loads(path.read_text())["runs"]) == 6
 
 
+@pytest.mark.usefixtures("quiet")
 def test_an_interrupted_command_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = harness.run(experiment(Runs()), seeds=2, out=tmp_path / "whole")
     path = harness.run(experiment(Runs(interrupt_at=3)), seeds=2, out=tmp_path / "parts")
@@ -77,12 +85,14 @@ def test_an_interrupted_command_ends_as_an_uninterrupted_one(tmp_path: Path) -> 
     assert without_times(path) == without_times(whole)
 
 
+@pytest.mark.usefixtures("quiet")
 def test_an_interruption_before_anything_is_finished_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no run is finished"):
         harness.run(experiment(Runs(interrupt_at=0)), seeds=1, out=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -102,6 +112,7 @@ def test_runs_of_other_settings_are_not_mixed(
     assert path.read_bytes() == before
 
 
+@pytest.mark.usefixtures("quiet")
 def test_another_method_joins_those_that_are_finished(tmp_path: Path) -> None:
     harness.run(experiment(Runs()), seeds=1, out=tmp_path)
     more = Runs()
@@ -120,6 +131,7 @@ def test_curves_are_thinned_and_end_at_the_end(iterations: int) -> None:
     assert (np.diff(at) > 0).all()
 
 
+@pytest.mark.usefixtures("quiet")
 def test_figures_are_taken_after_the_units_that_are_named(tmp_path: Path) -> None:
     path = harness.run(experiment(Runs(), iterations=300), seeds=2, out=tmp_path)
     content = json.loads(path.read_text())

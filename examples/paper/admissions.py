@@ -84,6 +84,7 @@ def experiment(
     settings = {
         "data": data.name,
         "columns": data.features.shape[1],
+        "features": "standardised" if data.scale_features else "as they are",
         "target": "standardised" if data.scale_target else "as it is",
         "split seed": split,
         "device": device.type,
@@ -129,6 +130,15 @@ def all_columns(data: Regression, file: Path) -> Regression:
     return replace(data, name=f"{data.name}, all 9 columns as inputs", features=features)
 
 
+def unscaled(data: Regression, to_unit: bool) -> Regression:
+    """With features as they are, or from 0 to 1."""
+    x = data.features
+    if to_unit:
+        x = (x - x.min(axis=0)) / (x.max(axis=0) - x.min(axis=0))
+    name = f"{data.name}, features {'from 0 to 1' if to_unit else 'as they are'}"
+    return replace(data, name=name, features=x, scale_features=False)
+
+
 def main() -> None:
     """Run, print, draw."""
     parser = harness.parser(__doc__ or "", iterations=1500, seeds=20)
@@ -137,6 +147,7 @@ def main() -> None:
     add("--readings", action="store_true", help="other settings that the text allows")
     add("--aadl", action="store_true", help="with --readings: AADL's own code, too")
     add("--target", choices=["as-it-is", "standardised"], default="as-it-is")
+    add("--features", choices=["standardised", "as-they-are", "0-to-1"], default="standardised")
     add("--columns", type=int, choices=[7, 9], default=7, help="9: the target among the inputs")
     add("--one-split", action="store_true", help="one split for all seeds, as AADL's example")
     options = parser.parse_args()
@@ -144,26 +155,29 @@ def main() -> None:
     data = load(file)
     if file is None:
         print("the admissions file was not found; diabetes data instead (see --help)")
-    name = "admissions" if file else "admissions_on_diabetes"
-    if options.target == "standardised":
-        data, name = replace(data, scale_target=True), f"{name}_standardised"
+    names = ["admissions" if file else "admissions_on_diabetes"]
     if options.columns == 9:
         if file is None:
-            raise harness.SettingsError(
-                "--columns 9 needs the admissions file: give it with --data"
-            )
-        data, name = all_columns(data, file), f"{name}_9_columns"
-    split = AADL_SPLIT if options.one_split else None
-    name += "_one_split" if options.one_split else ""
+            raise harness.SettingsError("--columns 9 needs the admissions file: see --data")
+        data = all_columns(data, file)
+        names.append("9_columns")
+    if options.target == "standardised":
+        data = replace(data, scale_target=True)
+        names.append("target_standardised")
+    if options.features != "standardised":
+        data = unscaled(data, options.features == "0-to-1")
+        names.append("features_" + options.features.replace("-", "_"))
+    if options.one_split:
+        names.append("one_split")
+    name = "_".join(names)
     methods: dict[str, Any] = {method: acceleration_of(method) for method in METHODS}
     if options.readings:
         methods |= READINGS | (AADL_CODE if options.aadl else {})
-        name += "_readings"
-    harness.run(
-        experiment(data, methods, name, options.iterations, options.device, split),
-        options.seeds,
-        options.out,
-    )
+    split = AADL_SPLIT if options.one_split else None
+    made = experiment(data, methods, name, options.iterations, options.device, split)
+    if options.readings:
+        made = replace(made, picture=f"{name}_readings")
+    harness.run(made, options.seeds, options.out)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import harness
 import torch
 import torch.distributed as dist
 from images import ImageFolder, batches, network
+from reporting import Record
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
@@ -88,7 +89,7 @@ class Trainer:
         group: Group,
         acceleration: dict[str, Any] | None,
         rate: Callable[[int], float],
-        settings: harness.Record,
+        settings: Record,
         path: Path,
     ) -> None:
         self.options, self.seed, self.group, self.rate = options, seed, group, rate
@@ -121,7 +122,7 @@ class Trainer:
                 f"{len(self.train_set)} images do not fill one global batch; use a smaller --batch"
             )
 
-    def run(self, title: str) -> harness.Record:
+    def run(self, title: str) -> Record:
         """Train from the checkpoint, or from the start, to the end; what there is to record."""
         if self.path.exists():
             self.resume()

@@ -40,7 +40,9 @@ class SettingsError(ValueError):
 class Training(Protocol):
     """A network on its way."""
 
-    optimizer: Optimizer
+    @property
+    def optimizer(self) -> Optimizer:
+        """What trains it, accelerated or not."""
 
     def advance(self) -> None:
         """Train for one unit (an epoch or an iteration)."""
@@ -61,6 +63,7 @@ class Experiment:
     settings: Record  #: the rest, in plain values
     #: a training by the method's settings and the seed, for :func:`run`
     start: Callable[[Any, int], Training] | None = None
+    picture: str = ""  #: name of the plot, if it is another one
 
 
 # ---- results --------------------------------------------------------------------------------
@@ -91,10 +94,10 @@ def load(experiment: Experiment, path: Path) -> Record:
     Raises:
         SettingsError: they were made with other settings.
     """
-    new = json.loads(json.dumps(fresh(experiment)))
+    new: Record = json.loads(json.dumps(fresh(experiment)))
     if not path.exists():
         return new
-    old: Record = json.loads(path.read_text())
+    old = json.loads(path.read_text())
     for kind in ("settings", "methods"):
         for key in old[kind].keys() | new[kind].keys():
             if kind == "methods" and not (key in old[kind] and key in new[kind]):
@@ -184,7 +187,7 @@ def run(experiment: Experiment, seeds: int, out: Path) -> Path:
     """
     path = out / f"{experiment.name}.json"
     results = load(experiment, path)
-    finished = {(record["method"], record["seed"]) for record in results["runs"]}
+    finished = {key_of(record) for record in results["runs"]}
     wanted = [(method, seed) for seed in range(seeds) for method in experiment.methods]
     missing = [task for task in wanted if task not in finished]
     print(f"{experiment.title}\n{len(wanted) - len(missing)} of {len(wanted)} runs are in {path}")
@@ -196,9 +199,12 @@ def run(experiment: Experiment, seeds: int, out: Path) -> Path:
                 add(results, train(experiment, method, seed, bar.update), path)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here")
-    if not results["runs"]:
+    runs = [record for record in results["runs"] if key_of(record) in wanted]
+    if not runs:
         raise SettingsError("no run is finished")
-    report(results, list(experiment.methods), path)
+    picture = out / f"{experiment.picture or experiment.name}.png"
+    report({**results, "runs": runs}, list(experiment.methods), picture)
+    print(f"results: {path}\nplot:    {picture}")
     return path
 
 

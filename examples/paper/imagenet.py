@@ -48,8 +48,8 @@ def rate_of(epoch: int, global_batch: int) -> float:
     """The learning rate in ``epoch``, counted from 0."""
     if epoch < WARM_UP:
         return SMALLEST_RATE
-    drops = sum(epoch >= drop for drop in DROPS)
-    return SMALLEST_RATE * math.sqrt(global_batch / REFERENCE_BATCH) / 10**drops
+    largest = SMALLEST_RATE * math.sqrt(global_batch / REFERENCE_BATCH)
+    return largest * 0.1 ** sum(epoch >= drop for drop in DROPS)
 
 
 def join(device: torch.device) -> tuple[Group, torch.device]:
@@ -131,7 +131,8 @@ def train_all(options: argparse.Namespace, group: Group) -> None:
             if group.rank == 0:
                 harness.add(results, record, path)
     if group.rank == 0:
-        report(results, options.methods, path, scale="linear")
+        report(results, options.methods, path.with_suffix(".png"), scale="linear")
+        print(f"results: {path}")
 
 
 if __name__ == "__main__":

@@ -18,12 +18,10 @@ COLOURS = ("blue", "green", "red", "purple", "orange", "brown", "pink", "olive",
 Record = dict[str, Any]
 
 
-def report(results: Record, methods: list[str], path: Path, scale: str = "log") -> None:
-    """Print the table and draw the plot, beside ``path``, of some methods."""
-    picture = path.with_suffix(".png")
+def report(results: Record, methods: list[str], picture: Path, scale: str = "log") -> None:
+    """Draw the plot as ``picture`` and print the table, of some methods."""
     plot(results, methods, picture, scale)
     show(results, methods)
-    print(f"results: {path}\nplot:    {picture}")
 
 
 def figures(results: Record) -> list[str]:
