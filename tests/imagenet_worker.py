@@ -1,7 +1,8 @@
-"""One process of a data-parallel run: reports its parameters, or kills itself on the way.
+"""A process of two data-parallel runs: one goes through, one is killed on its way.
 
-KILL_AFTER_SAVES: the first process ends without warning after so many checkpoints.
-DIGESTS: folder for a digest of the parameters and of the accelerator's rows, of each process.
+The first process of the second run kills itself after its third checkpoint, once: the same command
+goes on from there. Each process leaves in OUT/RUN/digests a digest of its parameters and of what
+the accelerator holds.
 """
 
 import hashlib
@@ -9,41 +10,50 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "paper"))
 
 import data_parallel
-import harness
 import imagenet
 import torch
-from reporting import Record
+from data_parallel import Trainer
 
 import aadl_ext
 
-left = int(os.environ.get("KILL_AFTER_SAVES", "0"))
-save, run = data_parallel.Trainer.save, data_parallel.Trainer.run
+
+class MortalTrainer(Trainer):
+    saves = 0
+
+    def save(self) -> None:
+        super().save()
+        self.saves += 1
+        died = self.path.with_name("died")
+        mortal = self.group.rank == 0 and self.path.parent.name == "killed"
+        if mortal and self.saves == 3 and not died.exists():
+            died.write_text(f"{self.place.epoch} {self.place.step}")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def run(self, title: str) -> data_parallel.Record:
+        record = super().run(title)
+        state: dict[str, Any] = aadl_ext.get_accelerator(self.optimizer).state_dict()
+        rows = [value for value in state["history"].values() if isinstance(value, torch.Tensor)]
+        assert rows
+        digest = hashlib.sha256()
+        for tensor in [*self.model.parameters(), *rows, *state["iterates"]]:
+            digest.update(tensor.detach().numpy().tobytes())
+        place = self.path.parent / "digests"
+        place.mkdir(exist_ok=True)
+        (place / str(self.group.rank)).write_text(digest.hexdigest())
+        return record
 
 
-def save_and_die(trainer: data_parallel.Trainer) -> None:
-    global left  # noqa: PLW0603
-    save(trainer)
-    left -= 1
-    if left == 0 and trainer.group.rank == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def run_and_tell(trainer: data_parallel.Trainer, title: str) -> Record:
-    record = run(trainer, title)
-    digest = hashlib.sha256()
-    state = aadl_ext.get_accelerator(trainer.optimizer).state_dict()
-    rows = [tensor for tensor in state["history"].values() if isinstance(tensor, torch.Tensor)]
-    assert rows
-    for tensor in [*trainer.model.parameters(), *rows, *state["iterates"]]:
-        digest.update(tensor.detach().numpy().tobytes())
-    (Path(os.environ["DIGESTS"]) / str(trainer.group.rank)).write_text(digest.hexdigest())
-    return record
-
-
-data_parallel.Trainer.save = save_and_die  # type: ignore[method-assign]
-data_parallel.Trainer.run = run_and_tell  # type: ignore[method-assign]
-harness.command(imagenet.main)
+imagenet.Trainer = MortalTrainer  # type: ignore[misc]
+imagenet.report = lambda *_, **__: None  # plots take longest
+options = imagenet.parse()
+group, options.device = imagenet.join(options.device)
+out = options.out
+for name in ("whole", "killed"):
+    options.out = out / name
+    imagenet.train_all(options, group)
+torch.distributed.destroy_process_group()

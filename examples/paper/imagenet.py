@@ -85,8 +85,8 @@ def experiment(options: argparse.Namespace, group: Group) -> harness.Experiment:
     )
 
 
-def main() -> None:
-    """Train with each method, then print and draw."""
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = harness.parser(__doc__ or "", iterations=90, seeds=1)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with train/CLASS/* and val/CLASS/*")
@@ -99,7 +99,12 @@ def main() -> None:
     add("--history-device", help="where the history lies, in the paper the cpu (as the network)")
     add("--workers", type=int, default=4, help="processes that read images, for each process (4)")
     add("--checkpoint-every", type=int, default=500, help="steps (500), and after each epoch")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train with each method, then print and draw."""
+    options = parse()
     group, options.device = join(options.device)
     try:
         train_all(options, group)
