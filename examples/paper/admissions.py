@@ -20,6 +20,7 @@ from typing import Any
 
 import harness
 import numpy as np
+from torch.optim import Optimizer
 
 import aadl_ext
 from aadl_ext.demo.data import Regression, load
@@ -52,6 +53,7 @@ READINGS: dict[str, dict[str, Any]] = {
         "acceleration_type": "identity", "average": True, "average_window": 5,
         "average_threshold": 0.1,
     },
+    "Adam, smaller steps": {"code": "rate", "factor": 1 / 11},  # the pace of averaging alone
 }  # fmt: skip
 #: AADL's own code, imported where it is installed; its depth counts iterates, ours columns.
 AADL_CODE: dict[str, Any] = {
@@ -100,17 +102,26 @@ def accelerator(options: Any) -> tuple[Callable[[Any], object] | None, bool]:
     if options is None:
         return None, False
     arguments = dict(options)
+    code = arguments.pop("code", "aadl_ext")
+    if code == "rate":
+        return partial(scale_rate, **arguments), False
     closure = arguments.pop("closure", arguments.get("safeguard") == "loss")
-    if arguments.pop("code", None) != "AADL":
+    if code == "aadl_ext":
         return partial(aadl_ext.accelerate, **arguments), closure
     try:
-        code = importlib.import_module("AADL")
+        package = importlib.import_module("AADL")
     except ImportError as error:
         raise harness.SettingsError(
             f"AADL cannot be imported ({error}); git clone https://github.com/ORNL/AADL and put "
             "the folder on PYTHONPATH"
         ) from error
-    return partial(code.accelerate, **arguments), closure
+    return partial(package.accelerate, **arguments), closure
+
+
+def scale_rate(optimizer: Optimizer, factor: float) -> None:
+    """No acceleration: only another learning rate, all along."""
+    for group in optimizer.param_groups:
+        group["lr"] *= factor
 
 
 def find_file() -> Path | None:
@@ -146,6 +157,7 @@ def main() -> None:
     add("--data", type=Path, help="the file (looked for in shared/data, here and above)")
     add("--readings", action="store_true", help="other settings that the text allows")
     add("--aadl", action="store_true", help="with --readings: AADL's own code, too")
+    add("--methods", nargs="+", metavar="NAME", help="only these; the first is compared with")
     add("--target", choices=["as-it-is", "standardised"], default="as-it-is")
     add("--features", choices=["standardised", "as-they-are", "0-to-1"], default="standardised")
     add("--columns", type=int, choices=[7, 9], default=7, help="9: the target among the inputs")
@@ -173,6 +185,9 @@ def main() -> None:
     methods: dict[str, Any] = {method: acceleration_of(method) for method in METHODS}
     if options.readings:
         methods |= READINGS | (AADL_CODE if options.aadl else {})
+    if unknown := set(options.methods or []) - set(methods):
+        raise harness.SettingsError(f"{unknown} are none of {', '.join(methods)}")
+    methods = {method: methods[method] for method in options.methods or methods}
     split = AADL_SPLIT if options.one_split else None
     made = experiment(data, methods, name, options.iterations, options.device, split)
     if options.readings:
