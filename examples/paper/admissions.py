@@ -20,9 +20,7 @@ from typing import Any
 
 import harness
 import numpy as np
-from torch.optim import Optimizer
 
-import aadl_ext
 from aadl_ext.demo.data import Regression, load
 from aadl_ext.demo.training import (
     ACCELERATION,
@@ -53,7 +51,7 @@ READINGS: dict[str, dict[str, Any]] = {
         "acceleration_type": "identity", "average": True, "average_window": 5,
         "average_threshold": 0.1,
     },
-    "Adam, smaller steps": {"code": "rate", "factor": 1 / 11},  # the pace of averaging alone
+    **harness.CONTROL,
 }  # fmt: skip
 #: AADL's own code, imported where it is installed; its depth counts iterates, ours columns.
 AADL_CODE: dict[str, Any] = {
@@ -102,12 +100,9 @@ def accelerator(options: Any) -> tuple[Callable[[Any], object] | None, bool]:
     if options is None:
         return None, False
     arguments = dict(options)
-    code = arguments.pop("code", "aadl_ext")
-    if code == "rate":
-        return partial(scale_rate, **arguments), False
     closure = arguments.pop("closure", arguments.get("safeguard") == "loss")
-    if code == "aadl_ext":
-        return partial(aadl_ext.accelerate, **arguments), closure
+    if arguments.pop("code", None) != "AADL":
+        return partial(harness.accelerate, options=arguments), closure
     try:
         package = importlib.import_module("AADL")
     except ImportError as error:
@@ -116,12 +111,6 @@ def accelerator(options: Any) -> tuple[Callable[[Any], object] | None, bool]:
             "the folder on PYTHONPATH"
         ) from error
     return partial(package.accelerate, **arguments), closure
-
-
-def scale_rate(optimizer: Optimizer, factor: float) -> None:
-    """No acceleration: only another learning rate, all along."""
-    for group in optimizer.param_groups:
-        group["lr"] *= factor
 
 
 def find_file() -> Path | None:

@@ -70,7 +70,12 @@ class RootMeanSquareError:
 
 
 def experiment(
-    dimensions: int, scale: float, iterations: int, device: torch.device, resample: int
+    dimensions: int,
+    scale: float,
+    iterations: int,
+    device: torch.device,
+    resample: int,
+    control: bool = False,
 ) -> harness.Experiment:
     """With ``dimensions`` in space and ``scale`` times the paper's points."""
     problem = pinn.Problem(
@@ -92,7 +97,7 @@ def experiment(
         title,
         "iteration",
         iterations,
-        METHODS,
+        METHODS | (harness.CONTROL if control else {}),
         problem.settings(device),
         pinn.start(problem, device),
     )
@@ -105,10 +110,16 @@ def main() -> None:
     add("--dimensions", type=int, default=99, help="of space (99)")
     add("--scale", type=float, help="share of the paper's points (1; on a CPU 0.1)")
     add("--resample", type=int, default=100, help="iterations between two batches (100; 0: never)")
+    add("--control", action="store_true", help="Adam with smaller steps, too")
     options = parser.parse_args()
     scale = options.scale or (0.1 if options.device.type == "cpu" else 1.0)
     made = experiment(
-        options.dimensions, scale, options.iterations, options.device, options.resample
+        options.dimensions,
+        scale,
+        options.iterations,
+        options.device,
+        options.resample,
+        options.control,
     )
     harness.run(made, options.seeds, options.out)
 

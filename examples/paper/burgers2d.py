@@ -75,7 +75,7 @@ class RelativeError:
 
 
 def experiment(
-    unit: str, iterations: int, device: torch.device, resample: int
+    unit: str, iterations: int, device: torch.device, resample: int, control: bool = False
 ) -> harness.Experiment:
     """With hidden units ``tanh`` or ``relu``."""
     problem = pinn.Problem(
@@ -96,7 +96,7 @@ def experiment(
         TITLE.format("ReLU" if unit == "relu" else unit),
         "iteration",
         iterations,
-        METHODS,
+        METHODS | (harness.CONTROL if control else {}),
         problem.settings(device),
         pinn.start(problem, device),
     )
@@ -108,9 +108,12 @@ def main() -> None:
     add = parser.add_argument
     add("--activation", nargs="+", choices=pinn.UNITS, default=["tanh", "relu"])
     add("--resample", type=int, default=100, help="iterations between two batches (100; 0: never)")
+    add("--control", action="store_true", help="Adam with smaller steps, too")
     options = parser.parse_args()
     for unit in options.activation:
-        made = experiment(unit, options.iterations, options.device, options.resample)
+        made = experiment(
+            unit, options.iterations, options.device, options.resample, options.control
+        )
         harness.run(made, options.seeds, options.out)
 
 

@@ -12,12 +12,11 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import harness
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
-
-import aadl_ext
 
 VISCOSITY = 0.01 / math.pi
 HELD_OUT = 0.2  # share of the points that is validated on
@@ -147,7 +146,7 @@ class Training:
         self.optimizer = Adam(model.parameters(), lr=problem.rate)
         self.schedule = StepLR(self.optimizer, *problem.drop)
         if options is not None:
-            aadl_ext.accelerate(self.optimizer, **options)
+            harness.accelerate(self.optimizer, options)
         self.iteration = 0
 
     def _sample(self, share: float) -> Points:
