@@ -108,7 +108,9 @@ def plot(results: Record, methods: list[str], path: Path, scale: str = "log") ->
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize="small")
     seeds = {record["seed"] for record in results["runs"]}
-    figure.suptitle(f"{results['title']}: mean and 95 % interval, {len(seeds)} seeds", fontsize=10)
+    figure.suptitle(
+        f"{results['title']}: mean and 95 % interval, {len(seeds)} seed(s)", fontsize=10
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     _save_small(figure, path)
 
