@@ -168,3 +168,12 @@ def test_ratio_is_the_geometric_mean_over_common_seeds() -> None:
     for bad in (None, 0.0):
         runs = [run("a", 0, 1.0), run("b", 0, bad)]
         assert math.isnan(reporting.ratio({"runs": runs}, "b", "a", "loss")[0])
+
+
+def test_a_method_is_an_acceleration_or_another_learning_rate() -> None:
+    plain, fast = Decay(1.0, 0).optimizer, Decay(1.0, 0).optimizer
+    harness.accelerate(plain, harness.CONTROL["Adam, smaller steps"])
+    assert plain.param_groups[0]["lr"] == pytest.approx(1 / 11)
+    assert harness.counts(plain) == {}
+    harness.accelerate(fast, {"history_depth": 3})
+    assert harness.counts(fast)["steps"] == 0
