@@ -1,4 +1,4 @@
-"""Command line: ``python -m aadl_ext demo`` and ``python -m aadl_ext info``."""
+"""Command line: ``python -m aadl_ext demo``, ``info`` and ``reproduce``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ import numpy
 import torch
 
 from . import __version__, ops
+from .reproduce import PROBLEMS, reproduce
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, others = parser.parse_known_args(arguments)
+    if options.command == "reproduce":
+        return reproduce(options.problem, others)
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     if options.command == "info":
         _info()
         return 0
@@ -94,6 +100,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="demo.json",
         help="print the table and draw the plot of an earlier run, without training",
     )
+    again = commands.add_parser(
+        "reproduce",
+        add_help=False,  # the script has its own
+        help="run one of the paper's experiments, from a checkout",
+        usage=f"aadl_ext reproduce {{{','.join(PROBLEMS)}}} [--help] [options of the experiment]",
+    )
+    again.add_argument("problem", choices=PROBLEMS)
     return parser
 
 

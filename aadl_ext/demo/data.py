@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -36,16 +36,21 @@ class Regression:
     features: NDArray[np.float64]
     target: NDArray[np.float64]
     scale_target: bool  # to unit variance; not where it is a probability already
+    scale_features: bool = True  # likewise
 
 
 @dataclass(frozen=True)
 class Split:
-    """Training and validation part, float32, features standardised by the training part."""
+    """Training and validation part, float32, scaled by the training part's mean and deviation."""
 
     train_x: Tensor
     train_y: Tensor
     valid_x: Tensor
     valid_y: Tensor
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same on another device."""
+        return Split(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def load(path: Path | None) -> Regression:
@@ -62,7 +67,8 @@ def split(data: Regression, seed: int, share: float = 0.8) -> Split:
     order = np.random.default_rng(seed).permutation(len(data.target))
     train, valid = np.split(order, [round(share * len(order))])
     x, y = data.features, data.target[:, None]
-    x = (x - x[train].mean(axis=0)) / np.maximum(x[train].std(axis=0), 1e-12)
+    if data.scale_features:
+        x = (x - x[train].mean(axis=0)) / np.maximum(x[train].std(axis=0), 1e-12)
     if data.scale_target:
         y = (y - y[train].mean()) / y[train].std()
     parts = [torch.from_numpy(part).float() for part in (x[train], y[train], x[valid], y[valid])]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,16 @@ class Results:
 
 
 def save(results: Results, path: Path) -> None:
-    """Write JSON; an interrupted write leaves the old file."""
+    """Write JSON."""
+    write(path, json.dumps(asdict(results)))
+
+
+def write(path: Path, text: str) -> None:
+    """Write all of ``text``; an interrupted write leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".part") as file:
-        json.dump(asdict(results), file)
-    os.replace(file.name, path)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
 
 
 def load(path: Path) -> Results:
@@ -109,6 +113,15 @@ def _cells(runs: list[Run], base: list[Run]) -> list[str]:
     ]
 
 
+def draw_band(axes: Any, at: Any, curves: NDArray[np.float64], label: str, colour: str) -> None:
+    """Draw mean and 95 % interval of ``curves`` [runs, points] over ``at`` [points]."""
+    mean, half = mean_and_interval(curves)
+    axes.plot(at, mean, color=colour, label=label, linewidth=1.2)
+    # The interval may reach below zero, which a logarithmic axis cannot show.
+    low = np.maximum(mean - half, curves.min(axis=0))
+    axes.fill_between(at, low, mean + half, color=colour, alpha=0.2)
+
+
 def plot(results: Results, path: Path) -> None:
     """Draw validation and training loss with bands, on logarithmic axes, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -122,12 +135,8 @@ def plot(results: Results, path: Path) -> None:
             if not runs:
                 continue
             curves = np.array([getattr(run, name) for run in runs])
-            mean, half = mean_and_interval(curves)
-            epochs = np.arange(1, len(mean) + 1)
-            axes.plot(epochs, mean, color=COLOURS[method], label=method, linewidth=1.2)
-            # The interval may reach below zero, which a logarithmic axis cannot show.
-            low = np.maximum(mean - half, curves.min(axis=0))
-            axes.fill_between(epochs, low, mean + half, color=COLOURS[method], alpha=0.2)
+            epochs = np.arange(1, curves.shape[1] + 1)
+            draw_band(axes, epochs, curves, method, COLOURS[method])
         axes.set(xlabel="epoch", yscale="log")
         axes.set_title("validation" if name == "valid" else "training")
         axes.grid(alpha=0.3, which="both")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -59,46 +61,105 @@ def network(inputs: int) -> nn.Sequential:
     return nn.Sequential(*hidden, nn.Linear(64, 1))
 
 
-def train(data: Regression, method: str, seed: int, epochs: int) -> Run:
-    """Train one network; equal seeds give equal splits, weights and batches to all methods."""
-    parts = split(data, seed)
-    torch.manual_seed(seed)
-    model = network(parts.train_x.shape[1])
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(
-        optimizer, [drop_epoch(epochs)], gamma=LATER_RATE / LEARNING_RATE
-    )
-    if method != METHODS[0]:
-        aadl_ext.accelerate(optimizer, average=method == METHODS[2], **ACCELERATION)
+def acceleration_of(method: str) -> dict[str, Any] | None:
+    """The arguments of ``accelerate`` for one of ``METHODS``; None: not accelerated."""
+    return None if method == METHODS[0] else {**ACCELERATION, "average": method == METHODS[2]}
 
-    curves: tuple[list[float], list[float]] = ([], [])
-    steps, optimizer_steps = [], []
-    for _ in range(epochs):
-        order = torch.randperm(len(parts.train_y))
+
+class Training:
+    """A network on its way; equal seeds give equal splits, weights and batches to all methods.
+
+    Args:
+        data: the table to learn.
+        seed: of split, weights and batches.
+        drop: epoch at which the learning rate falls.
+        accelerate: called once with the optimizer.
+        device: where all of it lies.
+        split_seed: of the split alone; None: ``seed``.
+        closure: whether ``step`` gets a closure, as ``safeguard="loss"`` asks for.
+    """
+
+    def __init__(
+        self,
+        data: Regression,
+        seed: int,
+        drop: int,
+        accelerate: Callable[[torch.optim.Optimizer], object] | None = None,
+        device: torch.device | str = "cpu",
+        split_seed: int | None = None,
+        closure: bool = False,
+    ) -> None:
+        self.parts = split(data, seed if split_seed is None else split_seed).to(device)
+        torch.manual_seed(seed)
+        self.model = network(self.parts.train_x.shape[1]).to(device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE)
+        self.schedule = torch.optim.lr_scheduler.MultiStepLR(
+            self.optimizer, [drop], gamma=LATER_RATE / LEARNING_RATE
+        )
+        if accelerate is not None:
+            accelerate(self.optimizer)
+        self.closure = closure
+        self.step_seconds: list[float] = []
+        self.optimizer_seconds: list[float] = []
+
+    def advance(self) -> None:
+        """Train for an epoch."""
+        order = torch.randperm(len(self.parts.train_y))
         for first in range(0, len(order), BATCH):
-            batch = order[first : first + BATCH]
-            start = time.perf_counter()
-            optimizer.zero_grad()
-            torch.autograd.backward(_loss(model, parts.train_x[batch], parts.train_y[batch]))
-            middle = time.perf_counter()
-            optimizer.step()
-            end = time.perf_counter()
-            steps.append(end - start)
-            optimizer_steps.append(end - middle)
-        schedule.step()
-        with torch.no_grad():
-            curves[0].append(float(_loss(model, parts.train_x, parts.train_y)))
-            curves[1].append(float(_loss(model, parts.valid_x, parts.valid_y)))
+            self._step(order[first : first + BATCH])
+        self.schedule.step()
 
+    def _step(self, batch: Tensor) -> None:
+        x, y = self.parts.train_x[batch], self.parts.train_y[batch]
+
+        def closure() -> Tensor:
+            value = _loss(self.model, x, y)
+            if torch.is_grad_enabled():
+                self.optimizer.zero_grad()
+                torch.autograd.backward(value)
+            return value
+
+        start = time.perf_counter()
+        if self.closure:
+            middle = start
+            self.optimizer.step(closure)
+        else:
+            closure()
+            middle = time.perf_counter()
+            self.optimizer.step()
+        end = time.perf_counter()
+        self.step_seconds.append(end - start)
+        self.optimizer_seconds.append(end - middle)
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Mean squared errors of the validation and the training part."""
+        parts = self.parts
+        return {
+            "validation": float(_loss(self.model, parts.valid_x, parts.valid_y)),
+            "training": float(_loss(self.model, parts.train_x, parts.train_y)),
+        }
+
+
+def train(data: Regression, method: str, seed: int, epochs: int) -> Run:
+    """Train one network to the end."""
+    options = acceleration_of(method)
+    accelerate = None if options is None else partial(aadl_ext.accelerate, **options)
+    training = Training(data, seed, drop_epoch(epochs), accelerate)
+    errors: list[dict[str, float]] = []
+    for _ in range(epochs):
+        training.advance()
+        errors.append(training.measure())
     counts = {}
-    if method != METHODS[0]:
-        counts = aadl_ext.get_accelerator(optimizer).stats.as_dict()
+    if options is not None:
+        counts = aadl_ext.get_accelerator(training.optimizer).stats.as_dict()
     return Run(
         method,
         seed,
-        *curves,
-        1e3 * median(steps),
-        1e3 * median(optimizer_steps),
+        [error["training"] for error in errors],
+        [error["validation"] for error in errors],
+        1e3 * median(training.step_seconds),
+        1e3 * median(training.optimizer_seconds),
         stats=counts,
     )
 

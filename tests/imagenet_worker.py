@@ -1,0 +1,59 @@
+"""A process of two data-parallel runs: one goes through, one is killed on its way.
+
+The first process of the second run kills itself after its third checkpoint, once: the same command
+goes on from there. Each process leaves in OUT/RUN/digests a digest of its parameters and of what
+the accelerator holds.
+"""
+
+import hashlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "paper"))
+
+import data_parallel
+import imagenet
+import torch
+from data_parallel import Trainer
+
+import aadl_ext
+
+
+class MortalTrainer(Trainer):
+    saves = 0
+
+    def save(self) -> None:
+        super().save()
+        self.saves += 1
+        died = self.path.with_name("died")
+        mortal = self.group.rank == 0 and self.path.parent.name == "killed"
+        if mortal and self.saves == 3 and not died.exists():
+            died.write_text(f"{self.place.epoch} {self.place.step}")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def run(self, title: str) -> data_parallel.Record:
+        record = super().run(title)
+        state: dict[str, Any] = aadl_ext.get_accelerator(self.optimizer).state_dict()
+        rows = [value for value in state["history"].values() if isinstance(value, torch.Tensor)]
+        assert rows
+        digest = hashlib.sha256()
+        for tensor in [*self.model.parameters(), *rows, *state["iterates"]]:
+            digest.update(tensor.detach().numpy().tobytes())
+        place = self.path.parent / "digests"
+        place.mkdir(exist_ok=True)
+        (place / str(self.group.rank)).write_text(digest.hexdigest())
+        return record
+
+
+imagenet.Trainer = MortalTrainer  # type: ignore[misc]
+imagenet.report = lambda *_, **__: None  # plots take longest
+options = imagenet.parse()
+group, options.device = imagenet.join(options.device)
+out = options.out
+for name in ("whole", "killed"):
+    options.out = out / name
+    imagenet.train_all(options, group)
+torch.distributed.destroy_process_group()
