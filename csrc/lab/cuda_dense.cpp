@@ -31,7 +31,7 @@ py::array_t<int64_t> unset(const std::vector<py::ssize_t>& shape) {
 
 // `working` is the dtype that is computed in.
 py::array tsqr(const py::array& rows, const std::optional<py::array>& append,
-               const Offsets& offsets, const py::object& working) {
+               const Offsets& offsets, const py::object& working, int64_t wanted_tiles) {
   if (rows.ndim() != 2 || offsets.empty()) throw std::invalid_argument("rows are [k, n]");
   const py::array kind(py::dtype::from_args(working), std::vector<py::ssize_t>{0});
   return with_types(kind, rows, [&](auto types) {
@@ -47,7 +47,8 @@ py::array tsqr(const py::array& rows, const std::optional<py::array>& append,
                                    vector<T>(append, size, "append"),
                                    offsets.data(),
                                    segments,
-                                   factor.mutable_data()};
+                                   factor.mutable_data(),
+                                   wanted_tiles};
     std::vector<double> workspace = workspace_of(cuda::tsqr_workspace(args));
     cuda::tsqr(args, workspace.data(), nullptr);
     return py::array(std::move(factor));
@@ -126,7 +127,7 @@ py::dict solve_subspace(const py::array& metric, const py::array& curvature,
 
 void add_cuda_dense(py::module_& m) {
   m.def("tsqr", &tsqr, py::arg("rows"), py::kw_only(), py::arg("append") = py::none(),
-        py::arg("offsets"), py::arg("working"));
+        py::arg("offsets"), py::arg("working"), py::arg("wanted_tiles") = cuda::kMostTiles);
   m.def("solve_secants", &solve_secants, py::arg("systems"), py::kw_only(), py::arg("factored"),
         py::arg("ridge") = 0.0, py::arg("tolerance") = 0.0);
   m.def("solve_subspace", &solve_subspace, py::arg("metric"), py::arg("curvature"),

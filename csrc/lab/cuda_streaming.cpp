@@ -18,6 +18,9 @@ struct Workspace {
   void* data() { return bytes.data(); }
 };
 
+// Set by tests, so that tiles of several chunks need no long vectors.
+int64_t most_tiles = cuda::kMostTiles;
+
 constexpr double kUnset = std::numeric_limits<double>::quiet_NaN();
 
 template <class S>
@@ -98,6 +101,7 @@ std::vector<double> push(const py::array& before, const py::array& after,
     args.systems = systems ? entries<double>(*systems, 3, args.systems_size, "systems") : nullptr;
     args.figures = figures.data();
     args.compensated = compensated;
+    args.most_tiles = most_tiles;
     Workspace workspace(cuda::push_workspace(args));
     cuda::push(args, workspace.data(), nullptr);
     return figures;
@@ -127,7 +131,8 @@ double extrapolate(const py::array& before, const py::array& after, double beta,
                                           static_cast<int64_t>(offsets.size()) - 1,
                                           accept ? &flag : nullptr,
                                           entries<T>(out, 1, size, "out"),
-                                          &largest};
+                                          &largest,
+                                          most_tiles};
     Workspace workspace(cuda::extrapolate_workspace(args));
     cuda::extrapolate(args, workspace.data(), nullptr);
     return largest;
@@ -141,8 +146,8 @@ double window_statistics(const std::vector<py::array>& window, const py::array& 
     std::vector<const T*> iterates;
     for (const py::array& x : window) iterates.push_back(entries<T>(x, 1, mean.size(), "window"));
     const cuda::Window<T> args = {iterates.data(), static_cast<int64_t>(iterates.size()),
-                                  mean.size(), entries<T>(mean, 1, mean.size(), "mean"),
-                                  &deviation};
+                                  mean.size(),     entries<T>(mean, 1, mean.size(), "mean"),
+                                  &deviation,      most_tiles};
     Workspace workspace(cuda::window_workspace(args));
     cuda::window_statistics(args, workspace.data(), nullptr);
     return deviation;
@@ -167,7 +172,8 @@ std::vector<double> add_sample(const py::array& point_sum, const py::array& grad
                                   sign,
                                   size,
                                   figures.data(),
-                                  compensated};
+                                  compensated,
+                                  most_tiles};
     Workspace workspace(cuda::sample_workspace(args));
     cuda::add_sample(args, workspace.data(), nullptr);
     return figures;
@@ -208,7 +214,8 @@ py::array_t<double> products(const std::vector<py::array>& rows,
                                offsets.data(),
                                static_cast<int64_t>(offsets.size()) - 1,
                                out.mutable_data(),
-                               compensated};
+                               compensated,
+                               most_tiles};
   Workspace workspace(cuda::products_workspace(args));
   cuda::products(args, workspace.data(), nullptr);
   return out;
@@ -217,7 +224,7 @@ py::array_t<double> products(const std::vector<py::array>& rows,
 }  // namespace
 
 void add_cuda_streaming(py::module_& m) {
-  m.def("set_schedule", &cuda_on_host::set_schedule, py::arg("seed"));
+  m.def("set_most_tiles", [](int64_t count) { most_tiles = count; }, py::arg("count"));
   m.def("copy", &copy, py::arg("from_arrays"), py::arg("to_arrays"));
   m.def("squared_norm", &squared_norm, py::arg("arrays"), py::kw_only(),
         py::arg("compensated") = false);

@@ -33,5 +33,6 @@ PYBIND11_MODULE(aadl_lab, m) {
   aadl::lab::add_streaming(m);
   pybind11::module_ cuda = m.def_submodule("cuda", "The CUDA kernels, emulated on the host.");
   aadl::lab::add_cuda_dense(cuda);
+  aadl::lab::add_cuda_emulation(cuda);
   aadl::lab::add_cuda_streaming(cuda);
 }

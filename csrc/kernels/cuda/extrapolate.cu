@@ -4,11 +4,9 @@
 namespace aadl::cuda {
 namespace {
 
-constexpr int64_t kMostTiles = 8192;
-
 template <class T, class S>
 int64_t tile_of_all(const Extrapolate<T, S>& args) {
-  return tile_size(args.offsets[args.segments], kChunkSize<T>, kMostTiles);
+  return tile_size(args.offsets[args.segments], kChunkSize<T>, args.most_tiles);
 }
 
 template <class T, class S>

@@ -18,6 +18,11 @@ struct CUstream_st;
 namespace aadl::cuda {
 
 using Stream = CUstream_st*;  // cudaStream_t
+
+// Into how many tiles the long dimension is cut at most, one a block of threads: several times what
+// runs at once on the largest device, and few enough that their partial sums cost nothing.
+constexpr int64_t kMostTiles = 4096;
+
 enum class Type { kFloat, kDouble, kBFloat16, kHalf };
 
 // Whether this device computes float64 so slowly that `compensated` sums pay.
@@ -66,6 +71,7 @@ struct Push {
   int64_t systems_size;
   double* figures;  // [3]
   bool compensated;
+  int64_t most_tiles = kMostTiles;
 };
 template <class T, class S>
 int64_t push_workspace(const Push<T, S>& args);
@@ -88,6 +94,7 @@ struct Extrapolate {
   const bool* accept;  // on the device
   T* out;
   T* largest;
+  int64_t most_tiles = kMostTiles;
 };
 template <class T, class S>
 int64_t extrapolate_workspace(const Extrapolate<T, S>& args);
@@ -102,6 +109,7 @@ struct Window {
   int64_t count, size;
   T* mean;
   T* deviation;
+  int64_t most_tiles = kMostTiles;
 };
 template <class T>
 int64_t window_workspace(const Window<T>& args);
@@ -124,6 +132,7 @@ struct Sample {
   int64_t size;
   double* figures;
   bool compensated;
+  int64_t most_tiles = kMostTiles;
 };
 template <class T>
 int64_t sample_workspace(const Sample<T>& args);
@@ -155,6 +164,7 @@ struct Products {
   int64_t segments;
   double* out;  // [segments, rows, vectors]
   bool compensated;
+  int64_t most_tiles = kMostTiles / 4;
 };
 int64_t products_workspace(const Products& args);
 void products(const Products& args, void* workspace, Stream stream);
@@ -171,6 +181,7 @@ struct Tsqr {
   const int64_t* offsets;  // [segments + 1], on the host
   int64_t segments;
   T* factor;  // [segments, k, k]
+  int64_t wanted_tiles = kMostTiles;
 };
 template <class T, class S>
 int64_t tsqr_workspace(const Tsqr<T, S>& args);

@@ -5,10 +5,8 @@
 namespace aadl::cuda {
 namespace {
 
-constexpr int64_t kMostTiles = 1024;  // bounds the memory of partial sums
-
 int64_t tile_of_all(const Products& args) {
-  return tile_size(args.offsets[args.segments], 8 * kProductChunk, kMostTiles);
+  return tile_size(args.offsets[args.segments], 8 * kProductChunk, args.most_tiles);
 }
 
 int64_t tiles_of_all(const Products& args) {

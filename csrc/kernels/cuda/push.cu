@@ -4,8 +4,6 @@
 namespace aadl::cuda {
 namespace {
 
-constexpr int64_t kMostTiles = 4096;  // bounds the memory of partial sums
-
 // How a push is cut up, and where its workspace keeps what.
 struct Plan {
   int64_t size, values, tile, tiles, partials, sums;  // the last two in float64 numbers
@@ -16,7 +14,7 @@ Plan plan_of(const Push<T, S>& args) {
   Plan plan;
   plan.size = args.offsets[args.segments];
   plan.values = 2 * args.rows + kPushValues;
-  plan.tile = tile_size(plan.size, kChunkSize<T>, kMostTiles);
+  plan.tile = tile_size(plan.size, kChunkSize<T>, args.most_tiles);
   plan.tiles = count_tiles(args.offsets, args.segments, plan.tile);
   plan.partials = plan.values * plan.tiles;
   plan.sums = plan.values * args.segments;

@@ -6,11 +6,9 @@
 namespace aadl::cuda {
 namespace {
 
-constexpr int64_t kMostTiles = 8192;
-
 template <class T>
 int64_t tile_of_all(const Sample<T>& args) {
-  return tile_size(args.size, kChunkSize<T>, kMostTiles);
+  return tile_size(args.size, kChunkSize<T>, args.most_tiles);
 }
 
 template <class T>

@@ -6,6 +6,7 @@
 // block_fold.cuh. It leaves k triangle rows for each tile of four to 64 folds; that is 1 to 15 % of
 // the rows, more where they are too few to fill the device. Further passes are short, about ten
 // microseconds each.
+#include <algorithm>
 #include <type_traits>
 
 #include "block_fold.cuh"
@@ -15,7 +16,6 @@
 namespace aadl::cuda {
 namespace {
 
-constexpr int64_t kWarpsWanted = 4096;  // some two fillings of a large device
 constexpr int kJoinWarps = 8;
 constexpr int kThreadColumns = 11;     // that a thread's registers have room for: float,
 constexpr int kThreadColumnsWide = 8;  // double
@@ -53,21 +53,26 @@ int64_t tile_rows(int64_t rows, int64_t fold, int64_t wanted, int64_t least) {
   return fold * std::clamp<int64_t>((folds + wanted - 1) / wanted, least, 64);
 }
 
+template <class T, class S>
+int64_t columns_of(const Tsqr<T, S>& args) {
+  return args.count + (args.append ? 1 : 0);
+}
+
 // Rows of a tile of the first pass.
-template <class T>
-int64_t first_tile_rows(int64_t rows, int64_t k) {
+template <class T, class S>
+int64_t first_tile_rows(const Tsqr<T, S>& args, int64_t k) {
   int64_t fold = ThreadFold<T, 4>::kStep;
   if (!fits_threads<T>(k)) {
     with_groups(k, [&](auto groups) { fold = BlockFold<T, groups.value, 1>::kRows; });
   }
-  return tile_rows(rows, fold, kWarpsWanted, 4);
+  return tile_rows(args.offsets[args.segments], fold, args.wanted_tiles, 4);
 }
 
 // Of the others.
 int64_t join_tile_rows(int64_t rows, int64_t k) {
   int64_t fold = 0;
   with_groups(k, [&](auto groups) { fold = BlockFold<double, groups.value, kJoinWarps>::kRows; });
-  return tile_rows(rows, fold, kWarpsWanted / kJoinWarps, 2);
+  return tile_rows(rows, fold, kMostTiles / kJoinWarps, 2);
 }
 
 // Whether no segment is longer than a tile: then one pass is enough.
@@ -126,16 +131,11 @@ Tiles next_tiles(const Tiles& tiles, int64_t k) {
   return next;
 }
 
-template <class T, class S>
-int64_t columns_of(const Tsqr<T, S>& args) {
-  return args.count + (args.append ? 1 : 0);
-}
-
 }  // namespace
 
 template <class T, class S>
 int64_t tsqr_workspace(const Tsqr<T, S>& args) {
-  const int64_t k = columns_of(args), tile = first_tile_rows<T>(args.offsets[args.segments], k);
+  const int64_t k = columns_of(args), tile = first_tile_rows(args, k);
   int64_t most = 0;
   for_tiles(args.offsets, args.segments, tile, [&](const Tiles& tiles, int64_t, int64_t) {
     if (!is_last(tiles)) most = std::max(most, k * triangle_stride(tiles, k));
@@ -145,7 +145,7 @@ int64_t tsqr_workspace(const Tsqr<T, S>& args) {
 
 template <class T, class S>
 void tsqr(const Tsqr<T, S>& args, void* workspace, Stream stream) {
-  const int64_t k = columns_of(args), tile = first_tile_rows<T>(args.offsets[args.segments], k);
+  const int64_t k = columns_of(args), tile = first_tile_rows(args, k);
   const bool packed = aligned(args.rows, args.stride, args.count) && aligned(args.append);
   const Columns<T, S> from = {args.rows, args.stride, static_cast<int>(args.count), args.append,
                               packed};
