@@ -28,7 +28,7 @@ struct Triangles {
   float* narrow;  // [segments, k, k]
   double* wide;   // [segments, k, k]
 
-  __device__ __forceinline__ bool last() const { return columns == nullptr; }
+  AADL_INLINE bool last() const { return columns == nullptr; }
 };
 
 // The rows of this block: in the last pass all of its segment, and there may be none.
