@@ -3,8 +3,8 @@
 // Where one thread alone rotates pair after pair, a block rotates all pairs of a round at once:
 // they are disjoint, so that each finds the numbers that it would find in turn. In a round robin
 // of the rows, every two meet once a sweep; an odd row out sits a round out. The order depends on
-// the size only, and so do the bits. A round takes two chains of divisions and roots and one or
-// two barriers, about a microsecond; 32 rows take 31 rounds in each of six to ten sweeps.
+// the size only, and so do the bits. A round is a chain of divisions and roots and one or two
+// barriers, an estimated microsecond; 32 rows take 31 rounds in each of six to ten sweeps.
 #pragma once
 
 #include "../solve.h"

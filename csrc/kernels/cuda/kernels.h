@@ -171,7 +171,8 @@ void products(const Products& args, void* workspace, Stream stream);
 
 // ---- small dense problems and TSQR ------------------------------------------------
 
-// ops.tsqr: [rows | append] in segments, of at most kMostColumns columns with `append`.
+// ops.tsqr: [rows | append] in segments, of at most kMostColumns columns with `append`. The
+// workspace is aligned to 16 bytes. A tile is four to 64 folds, so as to have `wanted_tiles`.
 constexpr int64_t kMostColumns = 40;
 template <class T, class S>
 struct Tsqr {

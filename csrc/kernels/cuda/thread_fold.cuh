@@ -2,10 +2,13 @@
 // Householder reflections, R <- R factor of [R; rows]; at the end the triangles of a warp are
 // folded into one, by halves. See ../fold.h for the method. One warp a block, one tile a block.
 //
-// A thread takes 32 bytes of every column at a time, so that lanes read whole lines: k times 8
-// (float) loads are under way at once. Flops: 2 k^2 a row and k (k + 1) / 2 words of state; bytes:
-// each entry once. For float32 that is k / 2 flops a byte, at 11 columns less than a third of what
-// an H100 has, so memory decides while registers allow some ten warps on a multiprocessor.
+// A thread takes 32 bytes of every column at a time, so that lanes read whole lines, and 8 k loads
+// of a float are under way at once. Bytes: each entry once. Flops: 2 k^2 a row, which is k / 2 a
+// byte of float32; for 11 columns, a third of what an H100 can do while it reads. Planned for
+// sm_90, warps that fit on each of the four schedulers of a multiprocessor:
+//   columns   4   6   8   11
+//   float     6   4   3    2
+//   double    4   3   2    -
 #pragma once
 
 #include "triangles.cuh"

@@ -3,9 +3,9 @@
 // matrix, in float64; the last leaves one for each segment. Tiles depend on the shape only.
 //
 // The first pass reads everything once, and its folds set the time: see thread_fold.cuh and
-// block_fold.cuh. It leaves k triangle rows for each tile of four to 64 folds; that is 1 to 15 % of
-// the rows, more where they are too few to fill the device. Further passes are short, about ten
-// microseconds each.
+// block_fold.cuh. It leaves k triangle rows for each tile of four to 64 folds: a few percent of the
+// rows where these fill the device. Each further pass has a tenth of the rows of the one before, or
+// fewer, and the time of two folds by eight warps.
 #include <algorithm>
 #include <type_traits>
 
@@ -63,7 +63,7 @@ template <class T, class S>
 int64_t first_tile_rows(const Tsqr<T, S>& args, int64_t k) {
   int64_t fold = ThreadFold<T, 4>::kStep;
   if (!fits_threads<T>(k)) {
-    with_groups(k, [&](auto groups) { fold = BlockFold<T, groups.value, 1>::kRows; });
+    with_groups(k, [&](auto groups) { fold = BlockTile<T, groups.value, 1>::kRows; });
   }
   return tile_rows(args.offsets[args.segments], fold, args.wanted_tiles, 4);
 }
@@ -71,7 +71,7 @@ int64_t first_tile_rows(const Tsqr<T, S>& args, int64_t k) {
 // Of the others.
 int64_t join_tile_rows(int64_t rows, int64_t k) {
   int64_t fold = 0;
-  with_groups(k, [&](auto groups) { fold = BlockFold<double, groups.value, kJoinWarps>::kRows; });
+  with_groups(k, [&](auto groups) { fold = BlockTile<double, groups.value, kJoinWarps>::kRows; });
   return tile_rows(rows, fold, kMostTiles / kJoinWarps, 2);
 }
 
