@@ -66,22 +66,33 @@ struct Block {
   }
 };
 
+#ifndef AADL_HOST_THREADS
+// A place in some fiber. Saved and resumed by the compiler: swapcontext would ask the kernel for
+// the signal mask every time, which takes longer than most turns.
+struct Resumption {
+  void* registers[5];
+};
+#endif
+
 struct Thread {
   Position position = {};
   Block* block = nullptr;
   int64_t exchanges = 0;
 #ifndef AADL_HOST_THREADS
-  ucontext_t context = {};
-  std::unique_ptr<char[]> stack;
+  ucontext_t context = {};  // of the fiber, before its first turn
+  Resumption resumption = {};
   const Barrier* waits_at = nullptr;
   int64_t generation = 0;  // of the barrier, when the thread came there
-  bool done = false;
+  bool begun = false, done = false;
 #endif
 
   void enter(Block& entered) {
     block = &entered;
     position.block = entered.index;
     exchanges = 0;
+#ifndef AADL_HOST_THREADS
+    done = false;
+#endif
   }
 };
 
@@ -197,12 +208,27 @@ namespace {
 
 constexpr size_t kStack = 128 * 1024;
 
+// AddressSanitizer must not take the other stack for this one, nor the compiler conclude from the
+// body of such a function which registers survive it.
+#ifdef __clang__
+#define AADL_SWITCHES __attribute__((noinline, no_sanitize("address")))
+#else
+#define AADL_SWITCHES __attribute__((noipa, no_sanitize("address")))
+#endif
+
+// A function of its own: a jump must not be where a place is saved.
+AADL_SWITCHES void jump(Resumption& to) { __builtin_longjmp(to.registers, 1); }
+
+AADL_SWITCHES void switch_to(Resumption& from, Resumption& to) {
+  if (__builtin_setjmp(from.registers) == 0) jump(to);
+}
+
 // The fibers of a launch and the turns that they take.
 struct Scheduler {
-  ucontext_t context = {};
   std::vector<Thread>& threads;
   const std::function<void()>& body;
   std::mt19937 random{schedule_seed};
+  Resumption resumption = {};
   std::string failure = {};
 
   void shuffle(std::vector<size_t>& order) {
@@ -212,7 +238,7 @@ struct Scheduler {
 
 Scheduler* scheduler = nullptr;
 
-void switch_back() { swapcontext(&self->context, &scheduler->context); }
+void switch_back() { switch_to(self->resumption, scheduler->resumption); }
 
 void wait(Barrier& barrier, const Place& place) {
   self->generation = barrier.generation;
@@ -222,23 +248,41 @@ void wait(Barrier& barrier, const Place& place) {
   self->waits_at = nullptr;
 }
 
-void run_thread() {
-  scheduler->body();
-  leave(*self->block);
-  self->done = true;
-  switch_back();
+// A fiber: one CUDA thread after the other, each of its own block.
+void run_threads() {
+  for (;;) {
+    scheduler->body();
+    leave(*self->block);
+    self->done = true;
+    switch_back();
+  }
 }
 
-void start(Thread& thread, Block& block) {
-  thread.enter(block);
-  thread.done = false;
-  thread.waits_at = nullptr;
-  if (!thread.stack) thread.stack.reset(new char[kStack]);
-  getcontext(&thread.context);
-  thread.context.uc_stack.ss_sp = thread.stack.get();
-  thread.context.uc_stack.ss_size = kStack;
-  thread.context.uc_link = nullptr;
-  makecontext(&thread.context, run_thread, 0);
+AADL_SWITCHES void begin(Thread& thread) {
+  if (__builtin_setjmp(scheduler->resumption.registers) == 0) setcontext(&thread.context);
+}
+
+void resume(Thread& thread) {
+  self = &thread;
+  position = &thread.position;
+  if (thread.begun) return switch_to(scheduler->resumption, thread.resumption);
+  thread.begun = true;
+  begin(thread);
+}
+
+// Stacks are kept: to get so many from the system takes longer than a launch.
+char* stack(size_t i) {
+  static std::vector<std::unique_ptr<char[]>> stacks;
+  while (stacks.size() <= i) stacks.emplace_back(new char[kStack]);
+  return stacks[i].get();
+}
+
+__attribute__((noinline)) void prepare(ucontext_t& context, char* memory) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = memory;
+  context.uc_stack.ss_size = kStack;
+  context.uc_link = nullptr;
+  makecontext(&context, run_threads, 0);
 }
 
 bool may_go_on(const Thread& thread) {
@@ -249,7 +293,7 @@ bool may_go_on(const Thread& thread) {
 // Gives every thread turns until all have returned.
 void run_block(Block& block) {
   std::vector<Thread>& threads = scheduler->threads;
-  for (Thread& thread : threads) start(thread, block);
+  for (Thread& thread : threads) thread.enter(block);
   std::vector<size_t> order(threads.size());
   std::iota(order.begin(), order.end(), 0);
   for (bool progress = true; progress;) {
@@ -258,9 +302,7 @@ void run_block(Block& block) {
     for (const size_t i : order) {
       if (!may_go_on(threads[i])) continue;
       progress = true;
-      self = &threads[i];
-      position = &self->position;
-      swapcontext(&scheduler->context, &self->context);
+      resume(threads[i]);
       if (!scheduler->failure.empty()) throw std::logic_error(scheduler->failure);
     }
   }
@@ -274,8 +316,9 @@ void run_block(Block& block) {
 
 void run(const std::vector<dim3>& blocks, std::vector<Thread>& threads, int64_t shared_bytes,
          const std::function<void()>& body) {
-  Scheduler own = {{}, threads, body};
+  Scheduler own = {threads, body};
   scheduler = &own;
+  for (size_t i = 0; i < threads.size(); ++i) prepare(threads[i].context, stack(i));
   std::vector<size_t> order(blocks.size());
   std::iota(order.begin(), order.end(), 0);
   own.shuffle(order);
