@@ -129,7 +129,6 @@ __device__ __forceinline__ void diagonalize(const BlockTeam& team, double* a, do
   for (int i = static_cast<int>(team.rank); i < rows * rows; i += team.size) {
     v[i] = i % (rows + 1) == 0;
   }
-  team.sync();
   const Round robin(size);
   for (int sweep = 0; sweep < kSweeps; ++sweep) {
     bool rotated = false;
