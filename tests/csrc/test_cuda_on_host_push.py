@@ -65,8 +65,9 @@ def check(
         row = lab.wide(args["residual_rows"][slot])
         assert (abs(row - change) <= (eps + storage) * abs(change) + 1e-7).all()
         move = wide["before"] - wide["last_point"] + rate * change
-        bound = (4 * eps + storage) * (abs(move) + abs(wide["before"]) + abs(wide["last_point"]) +
-                                       rate * abs(change)) + 1e-7
+        bound = (4 * eps + storage) * (
+            abs(move) + abs(wide["before"]) + abs(wide["last_point"]) + rate * abs(change)
+        ) + 1e-7
         assert (abs(lab.wide(args["step_rows"][slot]) - move) <= bound).all()
     for name in ("step_rows", "residual_rows"):
         others = [i for i in range(len(args[name])) if i != slot]
@@ -77,7 +78,7 @@ def check(
     assert (abs(systems - expected) <= 1e-13 * lengths[:, :, None] * lengths[:, None]).all()
     np.testing.assert_equal(systems, systems.transpose(0, 2, 1))
     new = [lab.wide(args[name][slot]) for name in ("step_rows", "residual_rows") if slot >= 0]
-    assert figures[0] == abs((old["after"] - old["before"])).max(initial=0)
+    assert figures[0] == abs(old["after"] - old["before"]).max(initial=0)
     squared = float(np.square(lab.wide(args["residual"])).sum())
     assert figures[1] == pytest.approx(squared, rel=1e-13)
     assert figures[2] == pytest.approx(sum(float(r @ r) for r in new), rel=1e-13)
