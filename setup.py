@@ -50,7 +50,7 @@ def cuda_toolkit() -> Path | None:
 def cuda_objects(folder: Path) -> list[str]:
     """Compile the CUDA kernels; objects and static library to link, none if there are to be none.
 
-    Objects newer than all sources are kept.
+    Objects newer than all sources are kept. Beside each lies what the assembler says of it.
     """
     choice, toolkit = wanted("AADL_EXT_CUDA"), cuda_toolkit()
     if choice == "0":
@@ -65,6 +65,7 @@ def cuda_objects(folder: Path) -> list[str]:
         "-O3",
         "-std=c++17",
         "--expt-relaxed-constexpr",
+        "-Xptxas=-v",  # registers and stack of every kernel, for .ci/cuda_limits.py
         "-Xcompiler=-fPIC,-fvisibility=hidden",
     ]
     for arch in archs:
@@ -78,7 +79,12 @@ def cuda_objects(folder: Path) -> list[str]:
         target = folder / f"{source.stem}.o"
         if not target.exists() or target.stat().st_mtime < newest:
             command = [toolkit / "bin" / "nvcc", *flags, "-c", source, "-o", target]
-            subprocess.run(command, check=True)
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            target.with_suffix(".log").write_text(done.stderr)
+            if done.returncode != 0:
+                target.unlink(missing_ok=True)
+                print(done.stdout, done.stderr)
+                done.check_returncode()
         return str(target)
 
     try:
