@@ -14,8 +14,9 @@ struct BlockTile {
   static constexpr int kWidth = kColumnLanes * kGroups;  // most columns
   static constexpr int kRowLanes = kWarp / kColumnLanes * kTeamWarps;
   static constexpr int kWords = sizeof(T) / 4;
-  static constexpr int kRoom = 96 / kWords / kGroups, kMost = 32 / kWords;
-  static constexpr int kHeight = (kRoom < kMost ? kRoom : kMost) / 4 * 4;  // rows of a lane
+  // Rows of a lane: as the registers have room for, beside some eight words for a column.
+  static constexpr int kRoom = (120 - 8 * kGroups) / (kWords * kGroups), kMost = 32 / kWords;
+  static constexpr int kHeight = (kRoom < kMost ? kRoom : kMost) / 4 * 4;
   static constexpr int64_t kRows = kRowLanes * kHeight;
   static constexpr int kPitch = kHeight / 4 + 1;  // one more: lanes find different banks
   using Four = Pack<T, 4>;

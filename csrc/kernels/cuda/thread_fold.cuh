@@ -26,29 +26,31 @@ struct ThreadFold {
   static constexpr __device__ __host__ int at(int i, int c) { return i * K - i * (i + 1) / 2 + c; }
 
   // r <- R factor of [r; x]; x is used up.
-  __device__ __forceinline__ void absorb() {
+  __device__ __forceinline__ void absorb() { reflect<0>(); }
+
+  // Reflectors j and behind: by recursion, since compilers give up on unrolling so long a loop.
+  template <int j>
+  __device__ __forceinline__ void reflect() {
+    T square = 0;
 #pragma unroll
-    for (int j = 0; j < K; ++j) {
-      T square = 0;
+    for (int i = 0; i < kRows; ++i) square += x[j][i] * x[j][i];
+    const bool none = square <= Range<T>::kVanishing;
+    const T diagonal = r[at(j, j)];
+    const T norm = std::sqrt(diagonal * diagonal + square);
+    const T u = none ? T(0) : diagonal + std::copysign(norm, diagonal);  // no cancellation
+    const T weight = none ? T(0) : 1 / (norm * std::fabs(u));
+    if (!none) r[at(j, j)] = -std::copysign(norm, diagonal);
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) square += x[j][i] * x[j][i];
-      const bool none = square <= Range<T>::kVanishing;
-      const T diagonal = r[at(j, j)];
-      const T norm = std::sqrt(diagonal * diagonal + square);
-      const T u = none ? T(0) : diagonal + std::copysign(norm, diagonal);  // no cancellation
-      const T weight = none ? T(0) : 1 / (norm * std::fabs(u));
-      if (!none) r[at(j, j)] = -std::copysign(norm, diagonal);
+    for (int c = j + 1; c < K; ++c) {
+      T dot = u * r[at(j, c)];
 #pragma unroll
-      for (int c = j + 1; c < K; ++c) {
-        T dot = u * r[at(j, c)];
+      for (int i = 0; i < kRows; ++i) dot += x[j][i] * x[c][i];
+      const T step = weight * dot;
+      r[at(j, c)] -= step * u;
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) dot += x[j][i] * x[c][i];
-        const T step = weight * dot;
-        r[at(j, c)] -= step * u;
-#pragma unroll
-        for (int i = 0; i < kRows; ++i) x[c][i] -= step * x[j][i];
-      }
+      for (int i = 0; i < kRows; ++i) x[c][i] -= step * x[j][i];
     }
+    if constexpr (j + 1 < K) reflect<j + 1>();
   }
 
   // Rows first + lane + 32 i of the tile, times the powers; zero behind `end`.
