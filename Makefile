@@ -3,6 +3,8 @@
 # make fallback  the same without the compiled library
 # make check     linters and type checks
 # make lab       the kernels without torch: their tests, under AddressSanitizer and UBSan
+# make cuda      the CUDA kernels compiled, and their registers and stack within their limits
+# make gpu       everything that needs a GPU: tests, sanitizers, benchmarks
 # make wheel     build a wheel and test it in an environment of its own
 
 PYTHON ?= python3
@@ -10,8 +12,8 @@ BIN := .venv/bin
 PIP := pip install --quiet --disable-pip-version-check
 # A process for each core; torch's own threads would only stand in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
-SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
-.PHONY: demo test fallback check lab wheel clean
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
+.PHONY: demo test fallback check lab cuda gpu wheel clean
 
 demo: .venv/ready
 	$(BIN)/python -m aadl_ext demo $(ARGS)
@@ -42,6 +44,14 @@ lab: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/asan
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 AADL_LAB_PATH=build/asan \
 		$(PYTEST) -q tests/csrc $(ARGS)
+
+# AADL_EXT_CUDA_ARCHS="90" checks for one architecture only; objects of other targets are used again.
+cuda: .venv/ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py -q build_ext --inplace
+	$(BIN)/python .ci/cuda_limits.py build/temp*/cuda_*
+
+gpu:
+	.ci/gpu
 
 # The tests run from a copy, so that the package is imported from the wheel, not from here.
 wheel: .venv/ready

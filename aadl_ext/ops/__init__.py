@@ -43,5 +43,5 @@ def backends() -> dict[str, str]:
     return {
         "pytorch": f"available (torch {torch.__version__})",
         "cpu kernels": native.missing or "available",
-        "cuda kernels": "missing: this version of aadl_ext has none",
+        "cuda kernels": native.cuda_missing or "available",
     }

@@ -46,6 +46,24 @@ def _load() -> str | None:
 
 missing = _load()  #: why there is no compiled library; None if there is one
 
+
+def _cuda_missing() -> str | None:
+    """Why there are no CUDA kernels; None if there are."""
+    if missing is not None:
+        return missing
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    if has("aadl_ext::push_secant", "CUDA"):
+        return None
+    return "not built: install with nvcc and AADL_EXT_CUDA=1 to see why"
+
+
+cuda_missing = _cuda_missing()  #: why there are no CUDA kernels; None if there are
+
+_DEVICES = frozenset(
+    name for name, lacks in (("cpu", missing), ("cuda", cuda_missing)) if lacks is None
+)
+_MOST_ITERATES = 256  # of a window on CUDA
+_MOST_COLUMNS = 40  # of a factor on CUDA
 _ROWS = {
     torch.float32: (torch.float32, torch.bfloat16, torch.float16),
     torch.float64: (torch.float64, torch.float32),
@@ -54,29 +72,37 @@ _ROWS = {
 
 def serves(vector: Tensor, rows: Tensor | None = None) -> bool:
     """Whether there is a kernel for this device, and for these rows beside these vectors."""
-    if missing is not None or vector.device.type != "cpu":
+    if vector.device.type not in _DEVICES:
         return False
-    return rows is None or (rows.dtype in _ROWS[vector.dtype] and rows.stride(1) == 1)
+    fits = rows is None or (rows.dtype in _ROWS[vector.dtype] and rows.device == vector.device)
+    return fits and (rows is None or rows.stride(1) == 1)
 
 
 def serves_rows(rows: Tensor) -> bool:
     """Whether there is a kernel for these rows beside vectors of any dtype."""
-    return missing is None and rows.is_cpu and (rows.stride(1) == 1 or rows.shape[1] < 2)
+    return rows.device.type in _DEVICES and (rows.stride(1) == 1 or rows.shape[1] < 2)
 
 
 def serves_list(tensors: Sequence[Tensor], flat: Tensor | None = None) -> bool:
     """Whether there is a kernel for such a list, or for copies between it and a flat vector."""
-    if missing is not None or not all(t.is_cpu for t in tensors):
+    everything = [*tensors] if flat is None else [*tensors, flat]
+    if len({tensor.device for tensor in everything}) > 1:
         return False
-    fits = flat is None or (flat.is_cpu and flat.is_contiguous())
-    return fits and all(t.dtype in STORAGE_DTYPES for t in (*tensors, flat) if t is not None)
+    fits = flat is None or flat.is_contiguous()
+    return fits and all(t.device.type in _DEVICES and t.dtype in STORAGE_DTYPES for t in everything)
+
+
+def serves_window(window: Sequence[Tensor], out: Tensor) -> bool:
+    """Whether there is a kernel for so many iterates."""
+    return serves(out) and (out.is_cpu or len(window) <= _MOST_ITERATES)
 
 
 def serves_matrix(matrix: Tensor, append: Tensor | None) -> bool:
     """Whether there is a kernel for a matrix, of any strides, beside a further column."""
     wide = append is not None and append.dtype == torch.float64
     served = not wide or matrix.dtype in _ROWS[torch.float64]
-    return served and serves(matrix)
+    columns = matrix.shape[-1] + (append is not None)
+    return served and serves(matrix) and (matrix.is_cpu or columns <= _MOST_COLUMNS)
 
 
 def gather(tensors: Sequence[Tensor], out: Tensor) -> None:
@@ -132,7 +158,7 @@ def extrapolate_(
     coefficients: Tensor,
     offsets: Sequence[int],
 ) -> Tensor:
-    weights = coefficients.double().contiguous()
+    weights = coefficients.to(device=out.device, dtype=torch.float64).contiguous()
     largest: Tensor = torch.ops.aadl_ext.extrapolate(
         before, after, relaxation, rows, weights, offsets, out
     )

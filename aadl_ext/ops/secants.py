@@ -259,6 +259,6 @@ def window_statistics(window: Sequence[Tensor], out: Tensor) -> Tensor:
     check_vector("out", out, out.numel(), None)
     for iterate in window:
         check_vector("window", iterate, out.numel(), out.dtype)
-    backend = native if native.serves(out) else reference
+    backend = native if native.serves_window(window, out) else reference
     max_std: Tensor = backend.window_statistics(window, out)
     return max_std

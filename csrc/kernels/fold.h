@@ -9,21 +9,20 @@
 // used two to four times: the work is bound by multiply-adds, 2 columns^2 flops a row. The tile
 // stays in L1 or L2; it is the only copy, and what comes from memory is read once.
 //
-// Squares must neither overflow nor vanish: columns are kept times a power of two that brings
-// their largest entry so far into a window in which they do not. It scales the column of R alike,
-// exactly.
+// The power of two that keeps the squares of a column in range (range.h) scales the column of R
+// alike, exactly.
 //
 // Vectors are GCC's and Clang's vector types, not `omp simd`: GCC sums reductions of a simd loop
 // lane after lane, which would take as long as the loop.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 
 #include "cpu/target.h"
+#include "range.h"
 #include "scalar.h"
 
 namespace aadl {
@@ -31,23 +30,6 @@ namespace aadl {
 constexpr int64_t kTile = 768;  // rows of a tile: the waits between its passes are shared by many
 constexpr int64_t kLanes = 16;  // rows are filled up with zeros to a multiple of it
 constexpr int64_t kPanel = 4;   // reflectors applied together
-
-template <class T>
-struct Range;  // of the largest entry of a scaled column, and squares that count as zero
-
-template <>
-struct Range<float> {
-  using Bits = int32_t;
-  static constexpr float kLeast = 0x1p-24f, kMost = 0x1p30f, kVanishing = 0x1p-100f;
-  static constexpr int kExponent = 126;
-};
-
-template <>
-struct Range<double> {
-  using Bits = int64_t;
-  static constexpr double kLeast = 0x1p-200, kMost = 0x1p400, kVanishing = 0x1p-600;
-  static constexpr int kExponent = 1022;
-};
 
 // to = scale * from, zeros behind it up to a multiple of kLanes; returns the largest magnitude,
 // NaN if there is one: as integers, magnitudes are in order and NaN comes last.
@@ -65,15 +47,6 @@ AADL_INLINE T load_column(const S* AADL_RESTRICT from, int64_t count, T scale,
   }
   for (int64_t i = count; i % kLanes != 0; ++i) to[i] = 0;
   return bit_cast<T>(largest);
-}
-
-// The power of two that brings `largest`, which has been scaled by 2^exponent, close to one.
-template <class T>
-inline int better_exponent(T largest, int exponent) {
-  const bool fits = largest >= Range<T>::kLeast && largest <= Range<T>::kMost;
-  if (fits || largest == 0 || std::isnan(largest)) return exponent;
-  const int wanted = std::isinf(largest) ? -Range<T>::kExponent : exponent - std::ilogb(largest);
-  return std::clamp(wanted, -Range<T>::kExponent, Range<T>::kExponent);
 }
 
 // Vectors of kBytes, the size of a register, and how many columns the registers can serve.

@@ -3,7 +3,7 @@
 // Rows are stored as S in {float, double, BFloat16, Half}; arithmetic is in T = float, or double
 // for double rows and vectors. All conversions round to nearest even and keep NaN and infinity.
 // They are free of branches, so that loops over them become vector code, and of subnormal floats,
-// so that they hold where the processor is set to flush those.
+// so that they hold where the processor is set to flush those. A GPU has instructions for them.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +35,11 @@ AADL_INLINE double widen(double x) { return x; }
 AADL_INLINE float widen(BFloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 
 AADL_INLINE float widen(Half x) {
+#ifdef __CUDA_ARCH__
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x.bits));
+  return value;
+#else
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t normal = magnitude + 0x38000000u;  // the exponent counts from -127, not -15
@@ -43,6 +48,7 @@ AADL_INLINE float widen(Half x) {
   const uint32_t special = magnitude | 0x7f800000u;
   const uint32_t finite = magnitude < 0x00800000u ? bit_cast<uint32_t>(subnormal) : normal;
   return bit_cast<float>((magnitude >= 0x0f800000u ? special : finite) | sign);
+#endif
 }
 
 // narrow<S>(x) for x of the working type. There is none from double to the 16-bit types: by way
@@ -64,11 +70,17 @@ struct Narrow<float> {
 template <>
 struct Narrow<BFloat16> {
   static AADL_INLINE BFloat16 from(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    BFloat16 rounded;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(x));
+    return rounded;
+#else
     const uint32_t bits = bit_cast<uint32_t>(x);
     const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
     const uint32_t quiet = bits | 0x400000u;
     const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
     return {static_cast<uint16_t>((nan ? quiet : rounded) >> 16)};
+#endif
   }
   static BFloat16 from(double) = delete;
 };
@@ -76,6 +88,11 @@ struct Narrow<BFloat16> {
 template <>
 struct Narrow<Half> {
   static AADL_INLINE Half from(float x) {
+#ifdef __CUDA_ARCH__
+    Half rounded;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(x));
+    return rounded;
+#else
     const uint32_t bits = bit_cast<uint32_t>(x);
     const uint32_t sign = (bits >> 16) & 0x8000u;
     const uint32_t magnitude = bits & 0x7fffffffu;
@@ -86,6 +103,7 @@ struct Narrow<Half> {
     const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
     // 65520 and more round to infinity.
     return {static_cast<uint16_t>((magnitude >= 0x477ff000u ? special : finite) | sign)};
+#endif
   }
   static Half from(double) = delete;
 };

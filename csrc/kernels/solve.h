@@ -9,7 +9,8 @@
 // of its rows, r in the last column turning along, until they are orthogonal: U^T [R | r] has
 // the rows sigma_i v_i and u_i . r. Rotating rows of R is rotating columns of R^T: it converges
 // in fewer sweeps than rotating columns of R. Plain functions over a workspace: nothing is
-// allocated. Touches about 6 k^3 entries in cache.
+// allocated. Touches about 6 k^3 entries in cache. Work on a row is a member's of the team
+// (team.h); the rotations, which order the pairs as it suits the machine, are here for one alone.
 #pragma once
 
 #include <cmath>
@@ -17,10 +18,13 @@
 #include <limits>
 
 #include "cpu/target.h"
+#include "team.h"
 
 namespace aadl {
 
 constexpr double kUnit = std::numeric_limits<double>::epsilon();
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int kSweeps = 60;  // six to ten do; what is not finite never gets here
 
 struct Rotation {
@@ -46,10 +50,15 @@ AADL_INLINE void rotate(const Rotation& by, double* x, double* y, int64_t size) 
   }
 }
 
+// Of a product of two vectors, relative to their lengths.
+AADL_INLINE double product_error(int64_t size) {
+  return kUnit * std::sqrt(static_cast<double>(size));
+}
+
 // Rows [size + 1] of `a`, [matrix | vector], become U^T [matrix | vector] with orthogonal rows.
-AADL_INLINE void orthogonalize_rows(double* a, int64_t size) {
+AADL_INLINE void orthogonalize_rows(const Alone&, double* a, int64_t size) {
   const int64_t width = size + 1;
-  const double bound = kUnit * std::sqrt(static_cast<double>(size));  // a product has this error
+  const double bound = product_error(size);
   bool done = false;
   for (int sweep = 0; sweep < kSweeps && !done; ++sweep) {
     done = true;
@@ -71,9 +80,15 @@ AADL_INLINE void orthogonalize_rows(double* a, int64_t size) {
   }
 }
 
+// Relative to both directions, so that the small one is found as well as the large one.
+AADL_INLINE bool counts_as_zero(double first, double product, double second, double least) {
+  const double bound = kUnit * std::sqrt(std::fabs(first)) * std::sqrt(std::fabs(second));
+  return std::fabs(product) <= bound || std::fabs(product) <= least;
+}
+
 // Symmetric `a` [size, size] becomes diagonal; the rows of `v` [size, size] its eigenvectors.
 // Products of directions up to `least` count as zero.
-AADL_INLINE void diagonalize(double* a, double* v, int64_t size, double least) {
+AADL_INLINE void diagonalize(const Alone&, double* a, double* v, int64_t size, double least) {
   for (int64_t i = 0; i < size * size; ++i) v[i] = i % (size + 1) == 0;
   bool done = false;
   for (int sweep = 0; sweep < kSweeps && !done; ++sweep) {
@@ -82,9 +97,7 @@ AADL_INLINE void diagonalize(double* a, double* v, int64_t size, double least) {
       for (int64_t q = p + 1; q < size; ++q) {
         double *const x = a + p * size, *const y = a + q * size;
         const double first = x[p], product = x[q], second = y[q];
-        // Relative to both directions, so that the small one is found as well as the large one.
-        const double bound = kUnit * std::sqrt(std::fabs(first)) * std::sqrt(std::fabs(second));
-        if (std::fabs(product) <= bound || std::fabs(product) <= least) continue;
+        if (counts_as_zero(first, product, second, least)) continue;
         done = false;
         const Rotation by = rotation(first, product, second);
         rotate(by, x, y, size);
@@ -101,10 +114,12 @@ AADL_INLINE void diagonalize(double* a, double* v, int64_t size, double least) {
 }
 
 // The lengths of the k columns of [R | r]; false if anything is not finite.
-AADL_INLINE bool column_lengths(const double* system, int64_t k, bool factored, double* lengths) {
+template <class Team>
+AADL_INLINE bool column_lengths(const Team& team, const double* system, int64_t k, bool factored,
+                                double* lengths) {
   double check = 0;
-  for (int64_t i = 0; i < k * k; ++i) check += 0 * system[i];
-  for (int64_t c = 0; c < k; ++c) {
+  for (int64_t i = team.rank; i < k * k; i += team.size) check += 0 * system[i];
+  for (int64_t c = team.rank; c < k; c += team.size) {
     const double square = system[c * k + c];
     lengths[c] = square > 0 ? std::sqrt(square) : 0;
     if (!factored) continue;
@@ -115,7 +130,7 @@ AADL_INLINE bool column_lengths(const double* system, int64_t k, bool factored, 
     }
     lengths[c] = largest * std::sqrt(sum);
   }
-  return check == 0;
+  return team.all(check == 0);
 }
 
 // Columns of length zero stay zero.
@@ -128,49 +143,56 @@ struct Directions {
 };
 
 // Turns `projected` into the weights of the rows `direction`, whose lengths are `unit`: 1 or sigma.
-AADL_INLINE Directions weigh_directions(const double* sigma, bool unit, double* projected,
-                                        int64_t size, double ridge, double floor, bool used) {
-  double largest = 0, smallest = std::numeric_limits<double>::infinity(), explained = 0;
+template <class Team>
+AADL_INLINE Directions weigh_directions(const Team& team, const double* sigma, bool unit,
+                                        double* projected, int64_t size, double ridge, double floor,
+                                        bool used) {
+  double largest = 0, smallest = kInfinity, explained = 0;
   int64_t rank = 0;
   for (int64_t i = 0; i < size; ++i) largest = std::fmax(largest, sigma[i]);
   for (int64_t i = 0; i < size; ++i) {
-    if (!(sigma[i] > floor * largest)) {
-      projected[i] = 0;
-      continue;
-    }
+    if (!(sigma[i] > floor * largest)) continue;
     ++rank;
     smallest = std::fmin(smallest, sigma[i]);
     const double gain = 1 / (1 + ridge / sigma[i] / sigma[i]);
     explained += projected[i] * projected[i] * gain * (2 - gain);
-    projected[i] *= gain / sigma[i];
-    if (!unit) projected[i] /= sigma[i];
   }
+  team.sync();
+  for (int64_t i = team.rank; i < size; i += team.size) {
+    const bool kept = sigma[i] > floor * largest;
+    const double gain = 1 / (1 + ridge / sigma[i] / sigma[i]);
+    projected[i] = kept ? projected[i] * gain / sigma[i] / (unit ? 1 : sigma[i]) : 0;
+  }
+  team.sync();
   const double left = (used ? 1 : 0) - explained;
-  return {std::fmax(1, largest / smallest), left > 0 ? std::sqrt(left) : 0, rank};
+  return {std::fmax(1.0, largest / smallest), left > 0 ? std::sqrt(left) : 0, rank};
 }
 
 // Numbers of the workspace of solve_system.
 AADL_INLINE int64_t solve_workspace(int64_t k) { return 2 * k * k + 3 * k; }
 
-AADL_INLINE Directions solve_system(const double* system, int64_t k, bool factored, double ridge,
-                                    double tolerance, double* work, double* gamma) {
+// The same is returned to every member of the team.
+template <class Team>
+AADL_INLINE Directions solve_system(const Team& team, const double* system, int64_t k,
+                                    bool factored, double ridge, double tolerance, double* work,
+                                    double* gamma) {
   const int64_t m = k - 1;
   double *const lengths = work, *const sigma = lengths + k, *const projected = sigma + k;
   double *const a = projected + k, *const v = a + k * k;
-  if (!column_lengths(system, k, factored, lengths)) {
-    const double nan = std::numeric_limits<double>::quiet_NaN();
-    for (int64_t c = 0; c < m; ++c) gamma[c] = nan;
-    return {nan, nan, 0};
+  if (!column_lengths(team, system, k, factored, lengths)) {
+    for (int64_t c = team.rank; c < m; c += team.size) gamma[c] = kNan;
+    return {kNan, kNan, 0};
   }
   const double* direction = a;  // rows `stride` apart
   int64_t stride = k;
   if (factored) {
-    for (int64_t i = 0; i < m; ++i) {
+    for (int64_t i = team.rank; i < m; i += team.size) {
       for (int64_t c = 0; c < k; ++c)
         a[i * k + c] = c < i ? 0 : shrink(system[i * k + c], lengths[c]);
     }
-    orthogonalize_rows(a, m);
-    for (int64_t i = 0; i < m; ++i) {
+    team.sync();
+    orthogonalize_rows(team, a, m);
+    for (int64_t i = team.rank; i < m; i += team.size) {
       double square = 0;
       for (int64_t c = 0; c < m; ++c) square += a[i * k + c] * a[i * k + c];
       sigma[i] = std::sqrt(square);
@@ -178,15 +200,16 @@ AADL_INLINE Directions solve_system(const double* system, int64_t k, bool factor
     }
   } else {
     tolerance = std::fmax(tolerance, std::sqrt(256 * kUnit));  // eigenvalues are squares
-    for (int64_t i = 0; i < m; ++i) {
+    for (int64_t i = team.rank; i < m; i += team.size) {
       for (int64_t c = i; c < m; ++c) {
         const double entry = shrink(shrink(system[i * k + c], lengths[c]), lengths[i]);
         a[i * m + c] = a[c * m + i] = entry;
       }
     }
-    diagonalize(a, v, m, kUnit * kUnit);  // of unit diagonal and positive
-    for (int64_t i = 0; i < m; ++i) {
-      sigma[i] = std::sqrt(std::fmax(0, a[i * m + i]));
+    team.sync();
+    diagonalize(team, a, v, m, kUnit * kUnit);  // of unit diagonal and positive
+    for (int64_t i = team.rank; i < m; i += team.size) {
+      sigma[i] = std::sqrt(std::fmax(0.0, a[i * m + i]));
       double dot = 0;
       for (int64_t c = 0; c < m; ++c) {
         dot += v[i * m + c] * shrink(shrink(system[c * k + m], lengths[m]), lengths[c]);
@@ -196,9 +219,10 @@ AADL_INLINE Directions solve_system(const double* system, int64_t k, bool factor
     direction = v;
     stride = m;
   }
+  team.sync();
   const Directions out =
-      weigh_directions(sigma, !factored, projected, m, ridge, tolerance, lengths[m] > 0);
-  for (int64_t c = 0; c < m; ++c) {
+      weigh_directions(team, sigma, !factored, projected, m, ridge, tolerance, lengths[m] > 0);
+  for (int64_t c = team.rank; c < m; c += team.size) {
     double weight = 0;
     for (int64_t i = 0; i < m; ++i) weight += direction[i * stride + c] * projected[i];
     gamma[c] = lengths[c] > 0 ? weight * (lengths[m] / lengths[c]) : 0;

@@ -99,6 +99,9 @@ auto with_types(const py::array& vector, const py::array& rows, const F& f) {
 }
 
 void add_blocks(py::module_& m);
+void add_cuda_dense(py::module_& m);
+void add_cuda_emulation(py::module_& m);
+void add_cuda_streaming(py::module_& m);
 void add_flat(py::module_& m);
 void add_memory(py::module_& m);
 void add_scalars(py::module_& m);

@@ -1,4 +1,4 @@
-// The module aadl_lab: every driver of cpu/kernels.h over NumPy arrays.
+// The module aadl_lab: the drivers of cpu/kernels.h and cuda/kernels.h over NumPy arrays.
 
 #include <atomic>
 #include <thread>
@@ -24,11 +24,15 @@ cpu::Parallel parallel(int64_t threads) {
 }  // namespace aadl::lab
 
 PYBIND11_MODULE(aadl_lab, m) {
-  m.doc() = "The CPU kernels over NumPy arrays, for tests and measurements.";
+  m.doc() = "The kernels over NumPy arrays, for tests and measurements.";
   aadl::lab::add_blocks(m);
   aadl::lab::add_flat(m);
   aadl::lab::add_memory(m);
   aadl::lab::add_scalars(m);
   aadl::lab::add_small(m);
   aadl::lab::add_streaming(m);
+  pybind11::module_ cuda = m.def_submodule("cuda", "The CUDA kernels, emulated on the host.");
+  aadl::lab::add_cuda_dense(cuda);
+  aadl::lab::add_cuda_emulation(cuda);
+  aadl::lab::add_cuda_streaming(cuda);
 }

@@ -12,7 +12,7 @@ namespace {
 
 AADL_TARGETS Directions solve(const double* system, int64_t k, bool factored, double ridge,
                               double tolerance, double* work, double* gamma) {
-  return solve_system(system, k, factored, ridge, tolerance, work, gamma);
+  return solve_system(Alone(), system, k, factored, ridge, tolerance, work, gamma);
 }
 
 }  // namespace

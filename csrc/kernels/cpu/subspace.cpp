@@ -10,8 +10,8 @@ namespace aadl::cpu {
 namespace {
 
 AADL_TARGETS NewtonStep solve(const Subspace& s, const NewtonSettings& with, double* work) {
-  return newton_step(s.metric, s.curvature, s.right_side, s.noise, s.size, s.samples, with, work,
-                     s.coefficients, s.eigenvalues);
+  return newton_step(Alone(), s.metric, s.curvature, s.right_side, s.noise, s.size, s.samples, with,
+                     work, s.coefficients, s.eigenvalues);
 }
 
 }  // namespace

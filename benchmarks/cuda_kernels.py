@@ -1,0 +1,120 @@
+"""Time of each op on a GPU as a share of what copying as many bytes would take.
+
+    python benchmarks/cuda_kernels.py --json benchmarks/results/cuda.json
+
+A share of 1 is the speed of a device-to-device copy of the same number of bytes. TSQR stands
+beside ``torch.linalg.qr`` of the same matrix. Times are medians of CUDA events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aadl_ext import ops
+
+SIZES = (1_000_000, 25_600_000, 200_000_000)
+DEPTHS = (5, 10, 20, 32)
+
+
+def milliseconds(call: Callable[[], object], repeats: int = 20) -> float:
+    """Median time on the device."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(repeats):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop))
+    return median(times)
+
+
+def copy_bandwidth(size: int = 500_000_000) -> float:
+    """Bytes read and written a millisecond."""
+    source = torch.empty(size, device="cuda")
+    target = torch.empty_like(source)
+    return 8 * size / milliseconds(lambda: target.copy_(source))
+
+
+def cases(size: int, depth: int, storage: torch.dtype) -> Iterator[tuple[str, int, Any]]:
+    """Name, bytes moved, and call of each op."""
+    vectors = list(torch.randn(6, size, device="cuda"))
+    rows = torch.randn(2, depth, size, device="cuda", dtype=storage)
+    systems = torch.zeros(1, depth + 1, depth + 1, dtype=torch.float64, device="cuda")
+    gamma = torch.randn(1, depth, dtype=torch.float64, device="cuda")
+    entry, bounds = rows.element_size(), [0, size]
+
+    def push() -> Tensor:
+        return ops.push_secant(
+            vectors[0], vectors[1], rates=[0.1], offsets=bounds, residual=vectors[2],
+            last_point=vectors[3], last_residual=vectors[4], step_rows=rows[0],
+            residual_rows=rows[1], slot=0, systems=systems,
+        )  # fmt: skip
+
+    def extrapolate() -> Tensor:
+        return ops.extrapolate_(vectors[5], *vectors[:2], 0.5, rows[0], gamma, bounds)
+
+    yield "push_secant", size * (20 + (depth + 1) * entry), push
+    yield "extrapolate_", size * (12 + depth * entry), extrapolate
+    window = [row for row in rows.flatten(0, 1) if row.dtype == torch.float32][:depth]
+    if window:
+        yield (
+            "window_statistics",
+            size * 4 * (len(window) + 1),
+            lambda: ops.window_statistics(window, vectors[5]),
+        )
+    both = size * 2 * depth * entry
+    yield "cross_products", both, lambda: ops.cross_products(rows[0], list(rows[1]), bounds)
+    if depth < 40:
+        yield "tsqr", size * depth * entry, lambda: ops.tsqr(rows[0].mT)
+
+
+def main() -> None:
+    """Print a table and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    bandwidth = copy_bandwidth()
+    device = torch.cuda.get_device_name()
+    print(f"{device}, torch {torch.__version__}: a copy moves {bandwidth / 1e9:.2f} TB/s")
+    figures = []
+    for storage in (torch.float32, torch.bfloat16):
+        for size in SIZES:
+            for depth in DEPTHS:
+                if 3 * depth * size * storage.itemsize > torch.cuda.mem_get_info()[0]:
+                    continue
+                for name, moved, call in cases(size, depth, storage):
+                    time = milliseconds(call)
+                    share = moved / bandwidth / time
+                    print(
+                        f"{name:18} {storage} N={size:<11} m={depth:<3} {time:9.3f} ms {share:.2f}"
+                    )
+                    figures.append(
+                        {
+                            "op": name, "storage": str(storage), "size": size, "depth": depth,
+                            "milliseconds": time, "share": share,
+                        }
+                    )  # fmt: skip
+    for depth in DEPTHS:
+        matrix = torch.randn(5_000_000, depth, device="cuda")
+        ours = milliseconds(lambda m=matrix: ops.tsqr(m))  # type: ignore[misc]
+        theirs = milliseconds(lambda m=matrix: torch.linalg.qr(m, mode="r"), 3)  # type: ignore[misc]
+        print(f"tsqr of 5e6 x {depth}: {ours:.3f} ms, torch.linalg.qr {theirs:.3f} ms")
+        figures.append({"op": "linalg.qr", "depth": depth, "milliseconds": theirs, "tsqr": ours})
+    if options.json:
+        report = {"device": device, "bytes_per_millisecond": bandwidth, "figures": figures}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

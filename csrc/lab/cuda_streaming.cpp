@@ -1,0 +1,250 @@
+// The CUDA kernels that go through the long vectors, on the host: see cuda_on_host.h.
+
+#include <limits>
+
+#include "arrays.h"
+#include "cuda/kernels.h"
+#include "cuda_on_host.h"
+
+namespace aadl::lab {
+namespace {
+
+using Array = std::optional<py::array>;
+
+// Exactly as long as was asked for, and full of NaN.
+struct Workspace {
+  std::vector<unsigned char> bytes;
+  explicit Workspace(int64_t size) : bytes(size, 0xff) {}
+  void* data() { return bytes.data(); }
+};
+
+// Set by tests, so that tiles of several chunks need no long vectors.
+int64_t most_tiles = cuda::kMostTiles;
+
+constexpr double kUnset = std::numeric_limits<double>::quiet_NaN();
+
+template <class S>
+cuda::Entries entries_of(const py::array& array, cuda::Type type) {
+  return {entries<S>(array, 1, array.size(), "array"), array.size(), type};
+}
+
+cuda::Entries any_entries(const py::array& array) {
+  if (holds<float>(array)) return entries_of<float>(array, cuda::Type::kFloat);
+  if (holds<double>(array)) return entries_of<double>(array, cuda::Type::kDouble);
+  if (holds<BFloat16>(array)) return entries_of<BFloat16>(array, cuda::Type::kBFloat16);
+  if (holds<Half>(array)) return entries_of<Half>(array, cuda::Type::kHalf);
+  throw std::invalid_argument("no kernel for arrays of this dtype");
+}
+
+std::vector<cuda::Entries> all_entries(const std::vector<py::array>& arrays) {
+  std::vector<cuda::Entries> all;
+  for (const py::array& array : arrays) all.push_back(any_entries(array));
+  return all;
+}
+
+// Calls f with a zero of the type of a vector.
+template <class F>
+auto with_type(const py::array& vector, const F& f) {
+  if (holds<double>(vector)) return f(double{});
+  if (holds<float>(vector)) return f(float{});
+  throw std::invalid_argument("no kernel for vectors of this dtype");
+}
+
+void copy(const std::vector<py::array>& from, const std::vector<py::array>& to) {
+  std::vector<cuda::Piece> pieces;
+  for (size_t i = 0; i < from.size(); ++i) {
+    const cuda::Entries source = any_entries(from[i]), target = any_entries(to.at(i));
+    if (source.count != target.count || !cuda::copies(source.type, target.type)) {
+      throw std::invalid_argument("no copy between arrays of these lengths or dtypes");
+    }
+    pieces.push_back(
+        {source.begin, const_cast<void*>(target.begin), source.count, source.type, target.type});
+  }
+  cuda::copy(pieces, nullptr);
+}
+
+double squared_norm(const std::vector<py::array>& arrays, bool compensated) {
+  const std::vector<cuda::Entries> pieces = all_entries(arrays);
+  Workspace workspace(cuda::squared_norm_workspace(pieces));
+  double sum = kUnset;
+  cuda::squared_norm(pieces, compensated, workspace.data(), &sum, nullptr);
+  return sum;
+}
+
+// `systems` [segments, k, k], or None; returns the three figures.
+std::vector<double> push(const py::array& before, const py::array& after,
+                         const py::array& last_point, const py::array& last_residual,
+                         const std::vector<double>& rates, const Offsets& offsets,
+                         const py::array& residual, const py::array& step_rows,
+                         const py::array& residual_rows, int64_t slot, const Array& systems,
+                         bool compensated) {
+  return with_types(before, residual_rows, [&](auto types) {
+    using T = typename decltype(types)::Vector;
+    using S = typename decltype(types)::Storage;
+    const int64_t size = offsets.back();
+    std::vector<double> figures(3, kUnset);
+    cuda::Push<T, S> args = {};
+    args.before = entries<T>(before, 1, size, "before");
+    args.after = entries<T>(after, 1, size, "after");
+    args.last_point = entries<T>(last_point, 1, size, "last_point");
+    args.last_residual = entries<T>(last_residual, 1, size, "last_residual");
+    args.rates = rates.data();
+    args.offsets = offsets.data();
+    args.segments = static_cast<int64_t>(offsets.size()) - 1;
+    args.residual = entries<T>(residual, 1, size, "residual");
+    args.step_rows = entries<S>(step_rows, 2, size, "step_rows");
+    args.residual_rows = entries<S>(residual_rows, 2, size, "residual_rows");
+    args.stride = stride<S>(residual_rows);
+    args.rows = residual_rows.shape(0);
+    args.slot = slot;
+    args.systems_size = systems ? systems->shape(2) : 0;
+    args.systems = systems ? entries<double>(*systems, 3, args.systems_size, "systems") : nullptr;
+    args.figures = figures.data();
+    args.compensated = compensated;
+    args.most_tiles = most_tiles;
+    Workspace workspace(cuda::push_workspace(args));
+    cuda::push(args, workspace.data(), nullptr);
+    return figures;
+  });
+}
+
+double extrapolate(const py::array& before, const py::array& after, double beta,
+                   const py::array& rows,
+                   const py::array_t<double, py::array::c_style>& coefficients,
+                   const Offsets& offsets, const py::array& out,
+                   const std::optional<bool>& accept) {
+  return with_types(after, rows, [&](auto types) -> double {
+    using T = typename decltype(types)::Vector;
+    using S = typename decltype(types)::Storage;
+    const int64_t size = offsets.back();
+    T largest = std::numeric_limits<T>::quiet_NaN();
+    const bool flag = accept.value_or(false);
+    const cuda::Extrapolate<T, S> args = {entries<T>(before, 1, size, "before"),
+                                          entries<T>(after, 1, size, "after"),
+                                          beta,
+                                          entries<S>(rows, 2, size, "rows"),
+                                          stride<S>(rows),
+                                          rows.shape(0),
+                                          coefficients.data(),
+                                          coefficients.shape(0),
+                                          offsets.data(),
+                                          static_cast<int64_t>(offsets.size()) - 1,
+                                          accept ? &flag : nullptr,
+                                          entries<T>(out, 1, size, "out"),
+                                          &largest,
+                                          most_tiles};
+    Workspace workspace(cuda::extrapolate_workspace(args));
+    cuda::extrapolate(args, workspace.data(), nullptr);
+    return largest;
+  });
+}
+
+double window_statistics(const std::vector<py::array>& window, const py::array& mean) {
+  return with_type(mean, [&](auto zero) -> double {
+    using T = decltype(zero);
+    T deviation = std::numeric_limits<T>::quiet_NaN();
+    std::vector<const T*> iterates;
+    for (const py::array& x : window) iterates.push_back(entries<T>(x, 1, mean.size(), "window"));
+    const cuda::Window<T> args = {iterates.data(), static_cast<int64_t>(iterates.size()),
+                                  mean.size(),     entries<T>(mean, 1, mean.size(), "mean"),
+                                  &deviation,      most_tiles};
+    Workspace workspace(cuda::window_workspace(args));
+    cuda::window_statistics(args, workspace.data(), nullptr);
+    return deviation;
+  });
+}
+
+std::vector<double> add_sample(const py::array& point_sum, const py::array& gradient_sum,
+                               const Array& noise_sum, const py::array& point,
+                               const py::array& anchor, const py::array& gradient,
+                               const Array& direction, double sign, bool compensated) {
+  return with_type(point, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t size = point.size();
+    std::vector<double> figures(2, kUnset);
+    const cuda::Sample<T> args = {entries<T>(point_sum, 1, size, "point_sum"),
+                                  entries<T>(gradient_sum, 1, size, "gradient_sum"),
+                                  vector<T>(noise_sum, size, "noise_sum"),
+                                  entries<T>(point, 1, size, "point"),
+                                  entries<T>(anchor, 1, size, "anchor"),
+                                  entries<T>(gradient, 1, size, "gradient"),
+                                  vector<T>(direction, size, "direction"),
+                                  sign,
+                                  size,
+                                  figures.data(),
+                                  compensated,
+                                  most_tiles};
+    Workspace workspace(cuda::sample_workspace(args));
+    cuda::add_sample(args, workspace.data(), nullptr);
+    return figures;
+  });
+}
+
+void push_block(const py::array& point_sum, const py::array& gradient_sum, const Array& noise_sum,
+                int64_t count, const py::array& last_point, const py::array& last_gradient,
+                const Array& step_row, const Array& gradient_row, const Array& noise_row) {
+  const py::array& stored = step_row ? *step_row : noise_row ? *noise_row : last_point;
+  with_types(last_point, stored, [&](auto types) {
+    using T = typename decltype(types)::Vector;
+    using S = typename decltype(types)::Storage;
+    const int64_t size = last_point.size();
+    const cuda::BlockMeans<T, S> args = {entries<T>(point_sum, 1, size, "point_sum"),
+                                         entries<T>(gradient_sum, 1, size, "gradient_sum"),
+                                         vector<T>(noise_sum, size, "noise_sum"),
+                                         count,
+                                         entries<T>(last_point, 1, size, "last_point"),
+                                         entries<T>(last_gradient, 1, size, "last_gradient"),
+                                         vector<S>(step_row, size, "step_row"),
+                                         vector<S>(gradient_row, size, "gradient_row"),
+                                         vector<S>(noise_row, size, "noise_row"),
+                                         size};
+    cuda::push_block(args, nullptr);
+  });
+}
+
+// [segments, rows, vectors]
+py::array_t<double> products(const std::vector<py::array>& rows,
+                             const std::vector<py::array>& vectors, const Offsets& offsets,
+                             bool compensated) {
+  py::array_t<double> out({offsets.size() - 1, rows.size(), vectors.size()});
+  std::fill_n(out.mutable_data(), out.size(), kUnset);
+  const std::vector<cuda::Entries> left = all_entries(rows), right = all_entries(vectors);
+  const cuda::Products args = {left,
+                               right,
+                               offsets.data(),
+                               static_cast<int64_t>(offsets.size()) - 1,
+                               out.mutable_data(),
+                               compensated,
+                               most_tiles};
+  Workspace workspace(cuda::products_workspace(args));
+  cuda::products(args, workspace.data(), nullptr);
+  return out;
+}
+
+}  // namespace
+
+void add_cuda_streaming(py::module_& m) {
+  m.def("set_most_tiles", [](int64_t count) { most_tiles = count; }, py::arg("count"));
+  m.def("copy", &copy, py::arg("from_arrays"), py::arg("to_arrays"));
+  m.def("squared_norm", &squared_norm, py::arg("arrays"), py::kw_only(),
+        py::arg("compensated") = false);
+  m.def("push", &push, py::kw_only(), py::arg("before"), py::arg("after"), py::arg("last_point"),
+        py::arg("last_residual"), py::arg("rates"), py::arg("offsets"), py::arg("residual"),
+        py::arg("step_rows"), py::arg("residual_rows"), py::arg("slot"),
+        py::arg("systems") = py::none(), py::arg("compensated") = false);
+  m.def("extrapolate", &extrapolate, py::kw_only(), py::arg("before"), py::arg("after"),
+        py::arg("beta"), py::arg("rows"), py::arg("coefficients"), py::arg("offsets"),
+        py::arg("out"), py::arg("accept") = py::none());
+  m.def("window_statistics", &window_statistics, py::arg("window"), py::arg("mean"));
+  m.def("add_sample", &add_sample, py::kw_only(), py::arg("point_sum"), py::arg("gradient_sum"),
+        py::arg("noise_sum") = py::none(), py::arg("point"), py::arg("anchor"), py::arg("gradient"),
+        py::arg("direction") = py::none(), py::arg("sign") = 1.0, py::arg("compensated") = false);
+  m.def("push_block", &push_block, py::kw_only(), py::arg("point_sum"), py::arg("gradient_sum"),
+        py::arg("noise_sum") = py::none(), py::arg("count"), py::arg("last_point"),
+        py::arg("last_gradient"), py::arg("step_row") = py::none(),
+        py::arg("gradient_row") = py::none(), py::arg("noise_row") = py::none());
+  m.def("products", &products, py::arg("rows"), py::arg("vectors"), py::kw_only(),
+        py::arg("offsets"), py::arg("compensated") = false);
+}
+
+}  // namespace aadl::lab

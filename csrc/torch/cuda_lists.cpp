@@ -1,0 +1,80 @@
+// Ops on lists of CUDA tensors. What no kernel copies goes to torch, tensor by tensor: strides that
+// are not row-major, and rarer pairs of dtypes.
+
+#include "cuda.h"
+
+namespace aadl {
+namespace {
+
+enum class Way { kGather, kScatter };
+
+// Returns how many entries the tensors have.
+int64_t copy_tensors(const std::vector<Tensor>& tensors, const Tensor& flat, Way way) {
+  const OnDevice on(flat);
+  const cuda::Type flat_type = cuda_type(flat);
+  const int64_t size = flat.dim() == 1 && flat.is_contiguous() ? flat.numel() : -1;
+  const int64_t entry = static_cast<int64_t>(flat.element_size());
+  char* const flat_begin = static_cast<char*>(flat.mutable_data_ptr());
+  const bool gathers = way == Way::kGather;
+  std::vector<cuda::Piece> pieces;
+  int64_t begin = 0;
+  for (Tensor tensor : tensors) {
+    const int64_t count = tensor.numel();
+    STD_TORCH_CHECK(begin + count <= size, "the flat vector must be contiguous and hold ",
+                    begin + count, " entries or more, got ", flat.numel());
+    if (count == 0) continue;
+    on.check("tensors", tensor);
+    const cuda::Type type = cuda_type(tensor);
+    if (!tensor.is_contiguous() || !cuda::copies(type, flat_type) ||
+        !cuda::copies(flat_type, type)) {
+      Tensor narrow = flat;
+      Tensor part =
+          torch::stable::view(torch::stable::narrow(narrow, 0, begin, count), tensor.sizes());
+      torch::stable::copy_(gathers ? part : tensor, gathers ? tensor : part);
+    } else if (void* const there = flat_begin + begin * entry; gathers) {
+      pieces.push_back({tensor.const_data_ptr(), there, count, type, flat_type});
+    } else {
+      pieces.push_back({there, tensor.mutable_data_ptr(), count, flat_type, type});
+    }
+    begin += count;
+  }
+  cuda::copy(pieces, on.stream);
+  return begin;
+}
+
+void gather(std::vector<Tensor> tensors, Tensor flat) {
+  const int64_t end = copy_tensors(tensors, flat, Way::kGather);
+  if (end == flat.numel()) return;
+  Tensor rest = torch::stable::narrow(flat, 0, end, flat.numel() - end);
+  torch::stable::zero_(rest);
+}
+
+void scatter(std::vector<Tensor> tensors, Tensor flat) {
+  copy_tensors(tensors, flat, Way::kScatter);
+}
+
+Tensor squared_norm(std::vector<Tensor> tensors) {
+  STD_TORCH_CHECK(!tensors.empty(), "the list is empty");
+  const OnDevice on(tensors[0]);
+  std::vector<cuda::Entries> pieces;
+  for (Tensor& tensor : tensors) {
+    on.check("tensors", tensor);
+    if (!tensor.is_contiguous()) tensor = torch::stable::contiguous(tensor);
+    if (tensor.numel() == 0) continue;
+    pieces.push_back({tensor.const_data_ptr(), tensor.numel(), cuda_type(tensor)});
+  }
+  Tensor sum = doubles(tensors[0], {});
+  const Workspace workspace(tensors[0], cuda::squared_norm_workspace(pieces));
+  cuda::squared_norm(pieces, cuda::slow_float64(on.device), workspace.data(), out<double>(sum),
+                     on.stream);
+  return sum;
+}
+
+}  // namespace
+}  // namespace aadl
+
+STABLE_TORCH_LIBRARY_IMPL(aadl_ext, CUDA, m) {
+  m.impl("gather", TORCH_BOX(&aadl::gather));
+  m.impl("scatter", TORCH_BOX(&aadl::scatter));
+  m.impl("squared_norm", TORCH_BOX(&aadl::squared_norm));
+}

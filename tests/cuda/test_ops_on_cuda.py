@@ -1,0 +1,187 @@
+"""The ops on a GPU: as on the CPU, the same bits every time, no waiting, in a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from aadl_ext import ops
+from aadl_ext.ops import native
+
+if not torch.cuda.is_available():
+    pytest.skip("no GPU", allow_module_level=True)
+if native.cuda_missing is not None:
+    pytest.skip(f"no CUDA kernels: {native.cuda_missing}", allow_module_level=True)
+
+PAIRS = [
+    (torch.float32, torch.float32),
+    (torch.float32, torch.bfloat16),
+    (torch.float32, torch.float16),
+    (torch.float64, torch.float64),
+    (torch.float64, torch.float32),
+]
+SIZES = [pytest.param(5003, id="small"), pytest.param(3_000_017, id="large")]
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def everything(size: int, vector: torch.dtype, storage: torch.dtype) -> dict[str, Any]:
+    """Arguments of every op."""
+    bounds = [0, 5, 5, size // 3, size]
+    vectors = list(normal(8, size, dtype=vector))
+    rings = list(normal(3, 6, size, seed=1, dtype=storage))
+    systems = torch.zeros(4, 8, 8, dtype=torch.float64)
+    shapes = [(3, 4), (0,), (size // 2,), (7, 5, 2, 2), ()]
+    dtypes = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
+    tensors = [normal(*s, seed=i, dtype=dtypes[i % 4]) for i, s in enumerate(shapes)]
+    tensors.append(normal(40, 30).T)
+    system = torch.stack([normal(50, 5, seed=s, dtype=torch.float64) for s in range(3)])
+    square = normal(2, 3, 4, 4, seed=3, dtype=torch.float64)
+    return {
+        "gather": (tensors, normal(size, dtype=vector)),
+        "scatter": (tensors, normal(size, dtype=vector)),
+        "squared_norm": (tensors,),
+        "push_secant": (
+            *vectors[:4], [0.1, 0.2, 0.3, 0.4], bounds, vectors[4], *rings[:2], 2, systems,
+        ),
+        "extrapolate": (
+            *vectors[:2], 0.3, rings[0], normal(4, 6, dtype=torch.float64), bounds, vectors[5],
+        ),
+        "window_statistics": (vectors[:5], vectors[6]),
+        "tsqr": (rings[0], vectors[0], bounds),
+        "solve_secants": (system.mT @ system, False, 1e-8, 1e-7),
+        "add_sample": (*vectors[:6], -1.0, vectors[6]),
+        "push_block": (*vectors[:3], 3, *vectors[3:5], *rings, 1, 0),
+        "cross_products": (rings[0], [*rings[1], vectors[0]], bounds),
+        "solve_subspace": (
+            square[0] @ square[0].mT, square[1], normal(3, 4, dtype=torch.float64),
+            normal(3, 4, 2, dtype=torch.float64), torch.full((3,), 10.0, dtype=torch.float64),
+            1e-4, 0.01, 4.0,
+        ),
+    }  # fmt: skip
+
+
+NAMES = list(everything(6, torch.float32, torch.float32))
+
+
+def on(device: str, arguments: Any) -> Any:
+    return tree_map_only(torch.Tensor, lambda t: t.detach().clone().to(device), arguments)
+
+
+def run(name: str, arguments: Any) -> list[Tensor]:
+    """Results and arguments, some of which the op has changed."""
+    results = getattr(torch.ops.aadl_ext, name)(*arguments)
+    return [leaf for leaf in tree_leaves((results, arguments)) if isinstance(leaf, Tensor)]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gpu_computes_what_the_cpu_does_and_repeats_it(
+    name: str, size: int, pair: tuple[torch.dtype, torch.dtype]
+) -> None:
+    arguments = everything(size, *pair)[name]
+    expected = run(name, on("cpu", arguments))
+    found, again = (run(name, on("cuda", arguments)) for _ in range(2))
+    coarse = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+    for one, two, cpu in zip(found, again, expected, strict=True):
+        assert one.is_cuda
+        assert torch.equal(one.nan_to_num(), two.nan_to_num())
+        rounding = coarse.get(cpu.dtype, 1e-9 if pair[0] == torch.float64 else 1e-6)
+        scale = float(cpu.double().abs().amax()) if cpu.numel() else 0.0
+        torch.testing.assert_close(one.cpu(), cpu, rtol=rounding, atol=rounding * scale)
+
+
+def accelerated_step(buffers: dict[str, Any]) -> None:
+    """A step of the paper's iteration with all decisions left on the device."""
+    rows = buffers["rows"]
+    ops.gather(buffers["tensors"], buffers["after"])
+    ops.push_secant(
+        buffers["before"], buffers["after"], rates=[0.1], offsets=buffers["bounds"],
+        residual=buffers["residual"], last_point=buffers["point"],
+        last_residual=buffers["last"], step_rows=rows[0], residual_rows=rows[1], slot=1,
+        systems=buffers["systems"],
+    )  # fmt: skip
+    solution = ops.solve_secants(buffers["systems"], factored=False)
+    ops.extrapolate_(
+        buffers["out"], buffers["before"], buffers["after"], 0.5, rows[0], solution.gamma,
+        buffers["bounds"],
+    )  # fmt: skip
+    ops.window_statistics([buffers["before"], buffers["after"], buffers["out"]], buffers["mean"])
+    ops.scatter_(buffers["tensors"], buffers["mean"])
+
+
+def buffers_of_a_step(size: int) -> dict[str, Any]:
+    shapes = [(100,), (0,), (size - 100,)]
+    offsets = [0, *accumulate(s[0] for s in shapes)]
+    flat = normal(size, seed=20).cuda()
+    names = ("before", "after", "residual", "point", "last", "out", "mean")
+    buffers: dict[str, Any] = {n: normal(size, seed=i).cuda() for i, n in enumerate(names)}
+    buffers["tensors"] = [flat[a:b].clone() for a, b in pairwise(offsets)]
+    buffers["rows"] = normal(2, 4, size, seed=9, dtype=torch.bfloat16).cuda()
+    buffers["systems"] = torch.zeros(1, 5, 5, dtype=torch.float64, device="cuda")
+    buffers["bounds"] = [0, size]
+    return buffers
+
+
+@pytest.fixture
+def no_synchronisation() -> Iterator[None]:
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def test_small_steps_do_not_wait_for_the_device(no_synchronisation: None) -> None:
+    torch.cuda.set_sync_debug_mode("default")
+    buffers = buffers_of_a_step(5003)
+    torch.cuda.set_sync_debug_mode("error")
+    accelerated_step(buffers)
+
+
+def test_a_step_is_captured_in_a_graph_and_replayed() -> None:
+    eager, captured = buffers_of_a_step(70_001), buffers_of_a_step(70_001)
+    for _ in range(3):
+        accelerated_step(eager)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        accelerated_step(captured)
+    side.synchronize()
+    captured = buffers_of_a_step(70_001)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        accelerated_step(captured)
+    for _ in range(3):
+        graph.replay()
+    torch.cuda.synchronize()
+    for name, value in eager.items():
+        if isinstance(value, Tensor):
+            assert torch.equal(value, captured[name]), name
+
+
+@pytest.mark.skipif(
+    torch.cuda.get_device_properties(0).total_memory < 60 << 30, reason="needs 60 GiB"
+)
+def test_vectors_beyond_two_to_the_31_entries() -> None:
+    size = 2**31 + 4099
+    point, out = torch.zeros(size, device="cuda"), torch.empty(size, device="cuda")
+    rows = torch.zeros(2, size, device="cuda", dtype=torch.bfloat16)
+    point[-1], rows[:, -2] = 3, 1
+    gamma = torch.tensor([[1.0, 2.0]], device="cuda", dtype=torch.float64)
+    largest = ops.extrapolate_(out, point, point, 1.0, rows, gamma, [0, size])
+    assert out[-3:].tolist() == [0, -3, 3]
+    assert float(largest) == 3
+    assert float(ops.squared_norm([out])) == 18
+    assert float(ops.window_statistics([point, out], rows.new_empty(size, dtype=torch.float32)))
+    dots = ops.cross_products(rows, [out], [0, size])
+    assert dots.flatten().tolist() == [-3, -3]

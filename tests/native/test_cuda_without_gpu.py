@@ -1,0 +1,65 @@
+"""What can be known of the CUDA kernels where there is no GPU: that ops choose and trace them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_dispatcher import SAMPLES
+from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_map_only
+
+from aadl_ext import ops
+from aadl_ext.ops import native
+
+if native.missing is not None:
+    pytest.skip(f"no compiled library: {native.missing}", allow_module_level=True)
+
+CASES = [(name, sample) for name, samples in SAMPLES.items() for sample in samples]
+
+
+def on(device: str, arguments: Any) -> Any:
+    """The same shapes there, without data."""
+
+    def like(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
+    return tree_map_only(torch.Tensor, like, arguments)
+
+
+@pytest.mark.parametrize(("name", "arguments"), CASES)
+def test_every_op_traces_on_cuda_as_on_the_cpu(name: str, arguments: tuple[Any, ...]) -> None:
+    op = getattr(torch.ops.aadl_ext, name)
+    with FakeTensorMode():
+        here, there = op(*on("cpu", arguments)), op(*on("cuda", arguments))
+    assert (here is None) == (there is None)
+    results = [] if here is None else [here] if isinstance(here, torch.Tensor) else list(here)
+    others = [] if there is None else [there] if isinstance(there, torch.Tensor) else list(there)
+    for one, other in zip(results, others, strict=True):
+        assert other.device.type == "cuda"
+        assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
+
+
+@pytest.mark.skipif(native.cuda_missing is not None, reason=f"{native.cuda_missing}")
+def test_every_op_has_a_cuda_kernel() -> None:
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert [name for name in SAMPLES if not has(f"aadl_ext::{name}", "CUDA")] == []
+    assert ops.backends()["cuda kernels"] == "available"
+
+
+@pytest.mark.skipif(native.cuda_missing is not None, reason=f"{native.cuda_missing}")
+def test_cuda_tensors_are_served_within_the_limits_of_the_kernels() -> None:
+    with FakeTensorMode():
+        vector, rows = torch.empty(8, device="cuda"), torch.empty(3, 8, device="cuda")
+        assert native.serves(vector, rows.half())
+        assert not native.serves(vector, torch.empty(3, 8))
+        assert not native.serves(torch.empty(8), rows)
+        assert native.serves_list([vector, rows], vector)
+        assert not native.serves_list([vector, torch.empty(3, 8)], vector)
+        assert native.serves_window([vector] * 256, vector)
+        assert not native.serves_window([vector] * 257, vector)
+        assert native.serves_window([torch.empty(8)] * 257, torch.empty(8))
+        tall = torch.empty(100, 40, device="cuda")
+        assert native.serves_matrix(tall, None)
+        assert not native.serves_matrix(tall, torch.empty(100, device="cuda"))
