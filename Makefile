@@ -3,6 +3,7 @@
 # make fallback  the same without the compiled library
 # make check     linters and type checks
 # make lab       the kernels without torch: their tests, under AddressSanitizer and UBSan
+# make races     the CUDA kernels on the host, a thread for a thread, under ThreadSanitizer
 # make cuda      the CUDA kernels compiled, and their registers and stack within their limits
 # make gpu       everything that needs a GPU: tests, sanitizers, benchmarks
 # make wheel     build a wheel and test it in an environment of its own
@@ -13,7 +14,7 @@ PIP := pip install --quiet --disable-pip-version-check
 # A process for each core; torch's own threads would only stand in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
-.PHONY: demo test fallback check lab cuda gpu wheel clean
+.PHONY: demo test fallback check lab races cuda gpu wheel clean
 
 demo: .venv/ready
 	$(BIN)/python -m aadl_ext demo $(ARGS)
@@ -44,6 +45,14 @@ lab: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/asan
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 AADL_LAB_PATH=build/asan \
 		$(PYTEST) -q tests/csrc $(ARGS)
+
+RACES = $(shell $(CXX) -print-file-name=libtsan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
+races: .venv/ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/tsan -G Ninja -DAADL_SANITIZE=thread \
+		-DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python"
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/tsan
+	LD_PRELOAD="$(RACES)" AADL_LAB_PATH=build/tsan $(BIN)/python -m pytest -q \
+		tests/csrc/test_cuda_on_host.py tests/csrc/test_cuda_on_host_races.py
 
 # AADL_EXT_CUDA_ARCHS="90" checks for one architecture only; objects of other targets are used again.
 cuda: .venv/ready

@@ -74,6 +74,42 @@ struct Resumption {
 };
 #endif
 
+#ifdef AADL_HOST_THREADS
+#ifdef __SANITIZE_THREAD__
+extern "C" void AnnotateIgnoreSyncBegin(const char*, int);
+extern "C" void AnnotateIgnoreSyncEnd(const char*, int);
+extern "C" void AnnotateIgnoreReadsBegin(const char*, int);
+extern "C" void AnnotateIgnoreReadsEnd(const char*, int);
+extern "C" void AnnotateIgnoreWritesBegin(const char*, int);
+extern "C" void AnnotateIgnoreWritesEnd(const char*, int);
+#endif
+
+// Holds a block's mutex for the housekeeping of the emulation, unseen by ThreadSanitizer: else
+// threads would seem to wait for each other where the kernel does not make them.
+class Unseen {
+ public:
+  explicit Unseen(Block& block) : block_(block) {
+#ifdef __SANITIZE_THREAD__
+    AnnotateIgnoreSyncBegin(__FILE__, __LINE__);
+    AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+    AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+#endif
+    block_.mutex.lock();
+  }
+  ~Unseen() {
+    block_.mutex.unlock();
+#ifdef __SANITIZE_THREAD__
+    AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+    AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+    AnnotateIgnoreSyncEnd(__FILE__, __LINE__);
+#endif
+  }
+
+ private:
+  Block& block_;
+};
+#endif
+
 struct Thread {
   Position position = {};
   Block* block = nullptr;
@@ -185,7 +221,7 @@ void run_half(const std::vector<dim3>& blocks, size_t first, std::vector<Thread>
       for (const auto& block : half) {
         thread.enter(*block);
         body();
-        const std::lock_guard<std::mutex> lock(block->mutex);
+        const Unseen lock(*block);
         leave(*block);
       }
     });
@@ -366,7 +402,7 @@ uint64_t exchange(uint64_t value, int source, Place place) {
 void* shared_memory(const void* tag, size_t bytes) {
   Block& block = *self->block;
 #ifdef AADL_HOST_THREADS
-  const std::lock_guard<std::mutex> lock(block.mutex);
+  const Unseen lock(block);
 #endif
   for (const SharedMemory& memory : block.shared) {
     if (memory.tag == tag) return memory.bytes.get();
