@@ -196,7 +196,7 @@ class SubspaceAccelerator(Machine):
         at the noise floor, it is positive, and where they could be longer it is negative.
         """
         line, self._line = self._line, None
-        if line is None:
+        if line is None or not (line.slope < 0 and math.isfinite(self._slopes)):
             return
         after = min(self._slopes / self.history.samples, -3 * line.slope)
         self._excess = FORGETTING * self._excess + after

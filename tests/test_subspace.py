@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from functools import partial
 from typing import Any
@@ -231,6 +232,19 @@ def test_damping_follows_the_slopes_over_the_block_after_a_jump(ratio: float) ->
     problem = Quadratic(**QUICK, gradient_guard=1e9)
     problem.accelerator.damping = 0.5
     assert land(problem, ratio) == pytest.approx(math.exp(-0.3 * max(ratio, -1)))
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 1.0), (1.0, 1.0), (-1.0, math.inf)])
+def test_damping_does_not_follow_slopes_that_tell_nothing(before: float, after: float) -> None:
+    problem = Quadratic(**QUICK, gradient_guard=1e9, safeguard="limits").until_pending()
+    accelerator = problem.accelerator
+    direction = accelerator.jump.direction
+    if math.isinf(after):
+        direction[0] = after
+    accelerator.jump = dataclasses.replace(accelerator.jump, slope=before)
+    for _ in range(accelerator.block):
+        problem.step()
+    assert accelerator.damping == 1
 
 
 def test_damping_stays_between_a_fiftieth_and_one() -> None:
