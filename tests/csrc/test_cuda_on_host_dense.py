@@ -13,6 +13,7 @@ import lab
 import numpy as np
 import pytest
 import scipy.linalg
+from small_problems import FORMS, check_factors, matrix, system_of, tall
 
 aadl_lab = lab.load()
 cuda = aadl_lab.cuda
@@ -45,31 +46,12 @@ def check(
     scales: np.ndarray | None = None,
     **settings: int,
 ) -> np.ndarray:
-    rng = np.random.default_rng(offsets[-1] + count)
-    values = rng.standard_normal((count, offsets[-1]))
-    if scales is not None:
-        values *= scales[:, None]
-    rows = lab.unaligned(lab.store(values.astype(np.float32), storage), shift)
-    last = lab.unaligned(rng.standard_normal(offsets[-1]).astype(vector), shift) if append else None
+    rows, last = tall(offsets, vector, storage, count, append, shift, scales)
     factors: np.ndarray = in_both_schedules(
         lambda: cuda.tsqr(rows, append=last, offsets=offsets, working=vector, **settings)
     )
     k = count + append
-    assert factors.shape == (len(offsets) - 1, k, k)
-    assert factors.dtype == vector
-    wide = lab.wide(rows) if last is None else np.vstack([lab.wide(rows), last[None]])
-    for factor, part in zip(factors, lab.segments(offsets), strict=True):
-        assert not np.tril(factor, -1).any()
-        assert (np.diagonal(factor) >= 0).all()
-        gram = wide[:, part] @ wide[:, part].T
-        lengths = np.sqrt(np.diagonal(gram))
-        error = np.abs(factor.astype(np.float64).T @ factor.astype(np.float64) - gram)
-        assert (error <= (10 + k) * np.finfo(vector).eps * np.outer(lengths, lengths)).all()
-        if part.stop - part.start >= 4 * k and lengths.all():
-            exact = np.linalg.qr(wide[:, part].T, mode="r")
-            exact *= np.sign(np.diagonal(exact))[:, None]
-            eps = 10 * k * np.finfo(vector).eps
-            np.testing.assert_allclose(factor / lengths, exact / lengths, rtol=0, atol=eps)
+    check_factors(factors, rows, last, offsets, vector, 10 + k, 10 * k)
     return factors
 
 
@@ -231,27 +213,12 @@ def test_what_is_not_finite_is_seen_in_its_segment_only(bad: float, place: int, 
 
 # ---- least squares ----------------------------------------------------------------
 
-# From the Gram matrix, singular values are known down to the root of its rounding only.
-FORMS = [pytest.param(False, 1e-6, id="gram"), pytest.param(True, 1e-11, id="factor")]
 COLUMNS = [1, 2, 3, 5, 10, 20, 31, 32]
-
-
-def matrix(n: int, m: int, condition: float = 10.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed + m)
-    left = np.linalg.qr(rng.standard_normal((n, m)))[0]
-    right = np.linalg.qr(rng.standard_normal((m, m)))[0]
-    rows = (left * np.geomspace(1, 1 / condition, m)) @ right.T
-    return rows, rng.standard_normal(n) / n**0.5
-
-
-def system_of(rows: np.ndarray, r: np.ndarray, factored: bool) -> np.ndarray:
-    joined = np.column_stack([rows, r])
-    return np.linalg.qr(joined, mode="r") if factored else joined.T @ joined
 
 
 def solve(rows: np.ndarray, r: np.ndarray, factored: bool, **settings: float) -> dict[str, Any]:
     """One problem; the fields without the batch dimension."""
-    system = np.ascontiguousarray(system_of(rows, r, factored)[None])
+    system = system_of(rows, r, factored)[None]
     found = in_both_schedules(lambda: cuda.solve_secants(system, factored=factored, **settings))
     return {name: value[0] for name, value in found.items()}
 
@@ -285,9 +252,7 @@ def test_block_finds_what_one_thread_finds(m: int, condition: float, factored: b
     rows, r = matrix(200, m, condition)
     settings = {"ridge": 1e-9, "tolerance": 1e-7}
     got = solve(rows, r, factored, **settings)
-    alone = aadl_lab.solve_secants(
-        np.ascontiguousarray(system_of(rows, r, factored)), factored=factored, **settings
-    )
+    alone = aadl_lab.solve_secants(system_of(rows, r, factored), factored=factored, **settings)
     assert got["rank"] == alone["rank"]
     # Directions are as accurate as the data: to a rounding times the condition that is kept.
     for name in ("gamma", "condition", "reduction"):

@@ -8,24 +8,14 @@ import lab
 import numpy as np
 import pytest
 import scipy.linalg
+from small_problems import FORMS, matrix, system_of
 
 aadl_lab = lab.load()
-# From the Gram matrix, singular values are known down to the root of its rounding only.
-FORMS = [pytest.param(False, 1e-6, id="gram"), pytest.param(True, 1e-11, id="factor")]
-
-
-def matrix(n: int, m: int, condition: float = 10.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed + m)
-    left = np.linalg.qr(rng.standard_normal((n, m)))[0]
-    right = np.linalg.qr(rng.standard_normal((m, m)))[0]
-    rows = (left * np.geomspace(1, 1 / condition, m)) @ right.T
-    return rows, rng.standard_normal(n) / n**0.5
 
 
 def solve(rows: np.ndarray, r: np.ndarray, factored: bool, **settings: float) -> dict[str, Any]:
-    joined = np.column_stack([rows, r])
-    system = np.linalg.qr(joined, mode="r") if factored else joined.T @ joined
-    return aadl_lab.solve_secants(np.ascontiguousarray(system), factored=factored, **settings)
+    system = system_of(rows, r, factored)
+    return aadl_lab.solve_secants(system, factored=factored, **settings)
 
 
 @pytest.mark.parametrize(("factored", "accuracy"), FORMS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lab
 import numpy as np
 import pytest
+from small_problems import check_factors, tall
 
 aadl_lab = lab.load()
 SIZES = [0, 1, 5, 63, 64, 65, 255, 256, 257, 511, 512, 1025, 20_000]
@@ -20,29 +21,10 @@ def check(
     scales: np.ndarray | None = None,
     threads: int = 1,
 ) -> np.ndarray:
-    rng = np.random.default_rng(offsets[-1] + count)
-    values = rng.standard_normal((count, offsets[-1]))
-    if scales is not None:
-        values *= scales[:, None]
-    rows = lab.unaligned(lab.store(values.astype(np.float32), storage), shift)
-    last = lab.unaligned(rng.standard_normal(offsets[-1]).astype(vector), shift) if append else None
+    rows, last = tall(offsets, vector, storage, count, append, shift, scales)
     factors = aadl_lab.tsqr(rows, append=last, offsets=offsets, working=vector, threads=threads)
     k = count + append
-    assert factors.shape == (len(offsets) - 1, k, k)
-    assert factors.dtype == vector
-    wide = lab.wide(rows) if last is None else np.vstack([lab.wide(rows), last[None]])
-    for factor, part in zip(factors, lab.segments(offsets), strict=True):
-        assert not np.tril(factor, -1).any()
-        assert (np.diagonal(factor) >= 0).all()
-        gram = wide[:, part] @ wide[:, part].T
-        lengths = np.sqrt(np.diagonal(gram))
-        error = np.abs(factor.astype(np.float64).T @ factor.astype(np.float64) - gram)
-        assert (error <= 30 * k * np.finfo(vector).eps * np.outer(lengths, lengths)).all()
-        if part.stop - part.start >= 4 * k and lengths.all():
-            exact = np.linalg.qr(wide[:, part].T, mode="r")
-            exact *= np.sign(np.diagonal(exact))[:, None]
-            eps = 200 * k * np.finfo(vector).eps
-            np.testing.assert_allclose(factor / lengths, exact / lengths, rtol=0, atol=eps)
+    check_factors(factors, rows, last, offsets, vector, 30 * k, 200 * k)
     return factors
 
 
