@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -58,6 +59,55 @@ inline void check_offsets(const std::vector<int64_t>& offsets, int64_t size) {
     STD_TORCH_CHECK(offsets[s - 1] <= offsets[s], "offsets must not decrease, got ", offsets[s - 1],
                     " before ", offsets[s]);
   }
+}
+
+// What the arguments of an op must be together, on any device.
+
+inline void check_push(int64_t size, const std::vector<double>& rates,
+                       const std::vector<int64_t>& offsets, const Tensor& step_rows,
+                       const Tensor& residual_rows, int64_t slot,
+                       const std::optional<Tensor>& systems) {
+  check_rows("step_rows", step_rows, size);
+  check_rows("residual_rows", residual_rows, size);
+  check_offsets(offsets, size);
+  const int64_t segments = static_cast<int64_t>(offsets.size()) - 1;
+  const int64_t rows = residual_rows.size(0);
+  STD_TORCH_CHECK(static_cast<int64_t>(rates.size()) == segments, "got ", rates.size(),
+                  " rates for ", segments, " segments");
+  STD_TORCH_CHECK(step_rows.size(0) == rows && step_rows.stride(0) == residual_rows.stride(0) &&
+                      step_rows.scalar_type() == residual_rows.scalar_type(),
+                  "step_rows and residual_rows must be alike");
+  STD_TORCH_CHECK(-1 <= slot && slot < rows, "slot is ", slot, " of ", rows, " rows");
+  const int64_t k = systems ? systems->size(1) : 0;
+  STD_TORCH_CHECK(!systems || (systems->dim() == 3 && systems->size(0) == segments &&
+                               systems->size(2) == k && k > rows && systems->is_contiguous() &&
+                               systems->scalar_type() == ScalarType::Double),
+                  "systems must be contiguous float64 [", segments, ", k, k] with k > ", rows);
+}
+
+inline void check_block(int64_t count, const Tensor& step_rows, const Tensor& gradient_rows,
+                        const Tensor& noise_rows, int64_t slot, int64_t noise_slot,
+                        bool has_noise) {
+  const ScalarType storage = step_rows.scalar_type();
+  STD_TORCH_CHECK(count > 0, "count is ", count, "; a block has at least one sample");
+  STD_TORCH_CHECK(gradient_rows.scalar_type() == storage && noise_rows.scalar_type() == storage,
+                  "all rows must have one dtype");
+  STD_TORCH_CHECK(-1 <= slot && slot < step_rows.size(0) && slot < gradient_rows.size(0) &&
+                      (noise_slot >= 0) == has_noise && noise_slot < noise_rows.size(0),
+                  "there is no row ", slot, " or no noise row ", noise_slot);
+}
+
+inline void check_subspace(const Tensor& metric, const Tensor& curvature, const Tensor& right_side,
+                           const Tensor& noise, const Tensor& radius) {
+  for (const Tensor* x : {&metric, &curvature, &right_side, &noise, &radius}) {
+    STD_TORCH_CHECK(x->is_contiguous() && x->scalar_type() == ScalarType::Double,
+                    "all matrices must be contiguous float64");
+  }
+  STD_TORCH_CHECK(right_side.dim() == 2 && noise.dim() == 3, "expected [S, m] and [S, m, J]");
+  const int64_t systems = right_side.size(0), m = right_side.size(1), samples = noise.size(2);
+  STD_TORCH_CHECK(metric.numel() == systems * m * m && curvature.numel() == systems * m * m &&
+                      noise.numel() == systems * m * samples && radius.numel() == systems,
+                  "matrices do not fit to ", systems, " systems of ", m);
 }
 
 inline cpu::Type kernel_type(const Tensor& tensor) {

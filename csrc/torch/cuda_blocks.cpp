@@ -69,12 +69,7 @@ void push_block(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> noi
   check_ring("step_rows", step_rows);
   check_ring("gradient_rows", gradient_rows);
   check_ring("noise_rows", noise_rows);
-  STD_TORCH_CHECK(count > 0, "count is ", count, "; a block has at least one sample");
-  STD_TORCH_CHECK(gradient_rows.scalar_type() == storage && noise_rows.scalar_type() == storage,
-                  "all rows must have one dtype");
-  STD_TORCH_CHECK(-1 <= slot && slot < step_rows.size(0) && slot < gradient_rows.size(0) &&
-                      (noise_slot >= 0) == noise_sum.has_value() && noise_slot < noise_rows.size(0),
-                  "there is no row ", slot, " or no noise row ", noise_slot);
+  check_block(count, step_rows, gradient_rows, noise_rows, slot, noise_slot, noise_sum.has_value());
   dispatch(type, storage, [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);
@@ -122,14 +117,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> solve_subspace(
   const OnDevice on(metric);
   for (const Tensor* x : {&metric, &curvature, &right_side, &noise, &radius}) {
     on.check("matrices", *x);
-    STD_TORCH_CHECK(x->is_contiguous() && x->scalar_type() == ScalarType::Double,
-                    "all matrices must be contiguous float64");
   }
-  STD_TORCH_CHECK(right_side.dim() == 2 && noise.dim() == 3, "expected [S, m] and [S, m, J]");
+  check_subspace(metric, curvature, right_side, noise, radius);
   const int64_t systems = right_side.size(0), m = right_side.size(1), samples = noise.size(2);
-  STD_TORCH_CHECK(metric.numel() == systems * m * m && curvature.numel() == systems * m * m &&
-                      noise.numel() == systems * m * samples && radius.numel() == systems,
-                  "matrices do not fit to ", systems, " systems of ", m);
   Tensor coefficients = doubles(metric, {systems, m}), eigenvalues = doubles(metric, {systems, m});
   Tensor slope = doubles(metric, {systems}), length = doubles(metric, {systems});
   Tensor reduction = doubles(metric, {systems});

@@ -27,23 +27,11 @@ Tensor push_secant(const Tensor& before, const Tensor& after, const Tensor& last
   check("residual", residual);
   on.check("step_rows", step_rows);
   on.check("residual_rows", residual_rows);
-  check_rows("step_rows", step_rows, size);
-  check_rows("residual_rows", residual_rows, size);
-  check_offsets(offsets, size);
+  if (systems) on.check("systems", *systems);
+  check_push(size, rates, offsets, step_rows, residual_rows, slot, systems);
   const int64_t segments = static_cast<int64_t>(offsets.size()) - 1;
   const int64_t rows = residual_rows.size(0);
-  STD_TORCH_CHECK(static_cast<int64_t>(rates.size()) == segments, "got ", rates.size(),
-                  " rates for ", segments, " segments");
-  STD_TORCH_CHECK(step_rows.size(0) == rows && step_rows.stride(0) == residual_rows.stride(0) &&
-                      step_rows.scalar_type() == residual_rows.scalar_type(),
-                  "step_rows and residual_rows must be alike");
-  STD_TORCH_CHECK(-1 <= slot && slot < rows, "slot is ", slot, " of ", rows, " rows");
   const int64_t k = systems ? systems->size(1) : 0;
-  if (systems) on.check("systems", *systems);
-  STD_TORCH_CHECK(!systems || (systems->dim() == 3 && systems->size(0) == segments &&
-                               systems->size(2) == k && k > rows && systems->is_contiguous() &&
-                               systems->scalar_type() == ScalarType::Double),
-                  "systems must be contiguous float64 [", segments, ", k, k] with k > ", rows);
   Tensor figures = doubles(before, {3});
   dispatch(type, residual_rows.scalar_type(), [&](auto t, auto s) {
     using T = decltype(t);
