@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from . import native, reference, small
-from .checks import STORAGE_DTYPES, check_offsets, check_rows, check_vector, names
+from .checks import (
+    STORAGE_DTYPES,
+    check_flag,
+    check_offsets,
+    check_rows,
+    check_vector,
+    names,
+)
 from .types import SubspaceSolution
 
 
@@ -72,6 +79,7 @@ def push_block(
     noise_rows: Tensor,
     slot: int | None,
     noise_slot: int | None,
+    accept: Tensor | bool = True,
 ) -> None:
     """Close a block: its means become the last ones, their changes enter the rings.
 
@@ -79,6 +87,9 @@ def push_block(
     the way from the last mean point, since the sums were taken from there;
     ``gradient_rows[slot] = g - last_gradient``; ``noise_rows[noise_slot] = a``;
     ``last_point += p``; ``last_gradient = g``; the sums become zero.
+
+    **A block that cannot be used**, since a sample of it is not finite, is not accepted: its rows
+    become zero, ``last_point`` and ``last_gradient`` stay as they are.
 
     Args:
         sums: two or three vectors ``[N]`` of :func:`add_sample_` with ``anchor=last_point``.
@@ -90,9 +101,10 @@ def push_block(
         noise_rows: ``[J, N]``, row ``noise_slot`` changed in place.
         slot: the row to write, or None after the first block.
         noise_slot: the row to write, or None without a third sum.
+        accept: a tensor is ``[]`` bool on the device of ``last_point`` and read there.
 
     Raises:
-        ValueError: shapes or dtypes do not fit together.
+        ValueError: shapes, dtypes or the device of ``accept`` do not fit together.
     """
     if count < 1:
         raise ValueError(f"count is {count}; a block has at least one sample")
@@ -119,7 +131,8 @@ def push_block(
             f"noise_slot is {noise_slot} beside {len(sums)} sums and {noises} noise rows; three "
             "sums need a row, two have none"
         )
-    served = all(native.serves(last_point, rows) for rows in rings.values())
+    flag = check_flag("accept", accept, last_point.device)
+    served = flag is None and all(native.serves(last_point, rows) for rows in rings.values())
     backend = native if served else reference
     backend.push_block(
         point_sum,
@@ -133,6 +146,7 @@ def push_block(
         noise_rows,
         slot,
         noise_slot,
+        flag,
     )
 
 

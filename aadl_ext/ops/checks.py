@@ -56,6 +56,20 @@ def check_systems(systems: Tensor, segments: int, rows: int) -> None:
         )
 
 
+def check_flag(name: str, flag: Tensor | bool, device: torch.device) -> Tensor | None:
+    """Require a bool, or one on this device, which is not read; returns None for True."""
+    if isinstance(flag, bool):
+        return None if flag else torch.zeros((), dtype=torch.bool, device=device)
+    if not isinstance(flag, Tensor):
+        raise ValueError(f"{name} is {flag!r}; expected a bool or a tensor of one")
+    if flag.ndim != 0 or flag.dtype != torch.bool or flag.device != device:
+        raise ValueError(
+            f"{name} is {names((flag.dtype,))} {tuple(flag.shape)} on {flag.device}; "
+            f"expected bool () on {device}"
+        )
+    return flag
+
+
 def names(dtypes: Sequence[torch.dtype | None]) -> str:
     """Dtypes as a user writes them."""
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

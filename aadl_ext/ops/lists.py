@@ -11,42 +11,51 @@ import torch
 from torch import Tensor
 
 from . import native, reference
-from .checks import check_flat
+from .checks import check_flag, check_flat
 
 
-def gather(tensors: Sequence[Tensor], out: Tensor) -> Tensor:
+def gather(tensors: Sequence[Tensor], out: Tensor, *, when: Tensor | bool = True) -> Tensor:
     """Copy ``tensors`` one behind the other into the flat vector ``out``.
 
     Args:
         tensors: any shapes, real floating dtypes and memory layouts; each is read in
             logical (row-major) order and converted to the dtype of ``out``.
         out: ``[>= sum of sizes]``, changed in place; entries beyond the sum become zero.
+        when: where false ``out`` stays as it is. A tensor is ``[]`` bool on the device of
+            ``out`` and read there.
 
     Returns:
         ``out``.
 
     Raises:
-        ValueError: ``out`` is too short or not a vector.
+        ValueError: ``out`` is too short or not a vector, or ``when`` is no such flag.
     """
     check_flat(tensors, out, "out")
-    backend = native if native.serves_list(tensors, out) else reference
+    flag = check_flag("when", when, out.device)
+    if when is False:
+        return out
+    backend = native if flag is None and native.serves_list(tensors, out) else reference
     with torch.no_grad():
-        backend.gather(tensors, out)
+        backend.gather(tensors, out, flag)
     return out
 
 
-def scatter_(tensors: Sequence[Tensor], flat: Tensor) -> None:
+def scatter_(tensors: Sequence[Tensor], flat: Tensor, *, when: Tensor | bool = True) -> None:
     """Inverse of :func:`gather`: copy a flat vector back into ``tensors``, in place.
 
-    Values are rounded to the dtype of each tensor.
+    Values are rounded to the dtype of each tensor. Where ``when`` is false (a tensor is ``[]``
+    bool on the device of ``flat`` and read there) the tensors stay as they are.
 
     Raises:
-        ValueError: ``flat`` is too short or not a vector.
+        ValueError: ``flat`` is too short or not a vector, or ``when`` is no such flag.
     """
     check_flat(tensors, flat, "flat")
-    backend = native if native.serves_list(tensors, flat) else reference
+    flag = check_flag("when", when, flat.device)
+    if when is False:
+        return
+    backend = native if flag is None and native.serves_list(tensors, flat) else reference
     with torch.no_grad():
-        backend.scatter_(tensors, flat)
+        backend.scatter_(tensors, flat, flag)
 
 
 def squared_norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -105,12 +105,12 @@ def serves_matrix(matrix: Tensor, append: Tensor | None) -> bool:
     return served and serves(matrix) and (matrix.is_cpu or columns <= _MOST_COLUMNS)
 
 
-def gather(tensors: Sequence[Tensor], out: Tensor) -> None:
+def gather(tensors: Sequence[Tensor], out: Tensor, when: Tensor | None = None) -> None:
     torch.ops.aadl_ext.gather(tensors, out)
     torch.autograd.graph.increment_version((out,))  # as every in-place op of torch does
 
 
-def scatter_(tensors: Sequence[Tensor], flat: Tensor) -> None:
+def scatter_(tensors: Sequence[Tensor], flat: Tensor, when: Tensor | None = None) -> None:
     torch.ops.aadl_ext.scatter(tensors, flat)
     torch.autograd.graph.increment_version(tensors)
 
@@ -157,6 +157,7 @@ def extrapolate_(
     rows: Tensor,
     coefficients: Tensor,
     offsets: Sequence[int],
+    accept: Tensor | None = None,
 ) -> Tensor:
     weights = coefficients.to(device=out.device, dtype=torch.float64).contiguous()
     largest: Tensor = torch.ops.aadl_ext.extrapolate(
@@ -218,6 +219,7 @@ def push_block(
     noise_rows: Tensor,
     slot: int | None,
     noise_slot: int | None,
+    accept: Tensor | None = None,
 ) -> None:
     torch.ops.aadl_ext.push_block(
         point_sum,

@@ -22,15 +22,24 @@ TILE = 256  # rows of a TSQR leaf
 # ---- parameters <-> flat vector ---------------------------------------------------
 
 
-def gather(tensors: Sequence[Tensor], out: Tensor) -> None:
-    out[sum(t.numel() for t in tensors) :] = 0
-    if tensors:
-        torch._foreach_copy_(_pieces(tensors, out), list(tensors))
+def gather(tensors: Sequence[Tensor], out: Tensor, when: Tensor | None = None) -> None:
+    rest = out[sum(t.numel() for t in tensors) :]
+    rest.zero_() if when is None else rest.masked_fill_(when, 0)
+    _copy(tensors, _pieces(tensors, out), when)
 
 
-def scatter_(tensors: Sequence[Tensor], flat: Tensor) -> None:
-    if tensors:
-        torch._foreach_copy_(list(tensors), _pieces(tensors, flat))
+def scatter_(tensors: Sequence[Tensor], flat: Tensor, when: Tensor | None = None) -> None:
+    _copy(_pieces(tensors, flat), tensors, when)
+
+
+def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor], when: Tensor | None) -> None:
+    if when is None:
+        if targets:
+            torch._foreach_copy_(list(targets), list(sources))
+        return
+    for source, target in zip(sources, targets, strict=True):
+        kept = target.to(when.device)  # itself but for a target elsewhere
+        target.copy_(torch.where(when, source.to(kept), kept, out=kept))
 
 
 def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -133,15 +142,21 @@ def extrapolate_(
     rows: Tensor,  # [m, N]
     coefficients: Tensor,  # [1 or S, m]
     offsets: Sequence[int],
+    accept: Tensor | None = None,  # []
 ) -> Tensor:
-    torch.lerp(before, after, relaxation, out=out)
     weights = coefficients.to(dtype=out.dtype, device=out.device).expand(len(offsets) - 1, -1)
     largest = out.new_zeros(())
     for index, (start, stop) in enumerate(pairwise(offsets)):
         for chunk in _chunks(start, stop):
-            out[chunk].addmv_(rows[:, chunk].to(out.dtype).T, weights[index], alpha=-1)
+            point = torch.lerp(before[chunk], after[chunk], relaxation)
+            point.addmv_(rows[:, chunk].to(out.dtype).T, weights[index], alpha=-1)
+            out[chunk] = _if_true(accept, point, after[chunk])
             largest = torch.maximum(largest, out[chunk].abs().amax())  # NaN passes through
     return largest
+
+
+def _if_true(flag: Tensor | None, new: Tensor, old: Tensor | float) -> Tensor:
+    return new if flag is None else torch.where(flag, new, old)
 
 
 def _chunks(start: int, stop: int) -> Iterator[slice]:
@@ -187,16 +202,18 @@ def push_block(
     noise_rows: Tensor,  # [J, N]
     slot: int | None,
     noise_slot: int | None,
+    accept: Tensor | None = None,  # []
 ) -> None:
     for chunk in _chunks(0, last_point.numel()):
         step, gradient = point_sum[chunk] / count, gradient_sum[chunk] / count
+        point, last = last_point[chunk], last_gradient[chunk]
         if slot is not None:
-            step_rows[slot, chunk] = step
-            gradient_rows[slot, chunk] = gradient - last_gradient[chunk]
+            step_rows[slot, chunk] = _if_true(accept, step, 0)
+            gradient_rows[slot, chunk] = _if_true(accept, gradient - last, 0)
         if noise_sum is not None:
-            noise_rows[noise_slot, chunk] = noise_sum[chunk] / count
-        last_point[chunk] += step
-        last_gradient[chunk] = gradient
+            noise_rows[noise_slot, chunk] = _if_true(accept, noise_sum[chunk] / count, 0)
+        point.copy_(_if_true(accept, point + step, point))
+        last.copy_(_if_true(accept, gradient, last))
     for total in (point_sum, gradient_sum, noise_sum):
         if total is not None:
             total.zero_()

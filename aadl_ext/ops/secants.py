@@ -12,6 +12,7 @@ from torch import Tensor
 from . import native, reference, small
 from .checks import (
     STORAGE_DTYPES,
+    check_flag,
     check_offsets,
     check_rows,
     check_systems,
@@ -199,11 +200,14 @@ def extrapolate_(
     rows: Tensor,
     coefficients: Tensor,
     offsets: Sequence[int],
+    *,
+    accept: Tensor | bool = True,
 ) -> Tensor:
     """Mix two points and subtract a combination of rows (Eq. 4 and 6), segment by segment.
 
     ``out[s] = before[s] + relaxation * (after - before)[s] - coefficients[s] @ rows[:, s]``,
     starting exactly from ``after`` with a relaxation of 1.
+    Where not accepted, ``out = after``.
 
     Args:
         out: ``[N]``, changed in place; may be ``before`` or ``after``.
@@ -214,12 +218,13 @@ def extrapolate_(
         coefficients: ``[S, m]``, or ``[1, m]`` for all segments; any floating dtype, rounded
             to the dtype of ``out``.
         offsets: ``[S + 1]``.
+        accept: a tensor is ``[]`` bool on the device of ``out`` and read there.
 
     Returns:
         ``[]`` the largest ``|out|``, NaN if an entry is.
 
     Raises:
-        ValueError: shapes, dtypes or offsets do not fit together.
+        ValueError: shapes, dtypes, offsets or the device of ``accept`` do not fit together.
     """
     for name, vector in (("out", out), ("before", before), ("after", after)):
         check_vector(name, vector, out.numel(), out.dtype)
@@ -231,9 +236,10 @@ def extrapolate_(
             f"coefficients have shape {tuple(coefficients.shape)}; for {len(offsets) - 1} "
             f"segments and {len(rows)} rows they must be {allowed[0]} or {allowed[1]}"
         )
-    backend = native if native.serves(out, rows) else reference
+    flag = check_flag("accept", accept, out.device)
+    backend = native if flag is None and native.serves(out, rows) else reference
     largest: Tensor = backend.extrapolate_(
-        out, before, after, relaxation, rows, coefficients, offsets
+        out, before, after, relaxation, rows, coefficients, offsets, flag
     )
     return largest
 
