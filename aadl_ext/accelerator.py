@@ -9,6 +9,18 @@ from torch import Tensor
 
 from . import safeguards
 from .averaging import MovingAverage
+from .decisions import (
+    Flag,
+    Number,
+    choose,
+    choose_vector,
+    finite,
+    negate,
+    number,
+    possible,
+    spoil,
+    told,
+)
 from .gradients import Gradients
 from .history import Observation, SecantHistory
 from .machine import Evaluate, Groups, Machine
@@ -23,7 +35,8 @@ class Accelerator(Machine):
     window: MovingAverage
     jump: Jump | None
     _before: Tensor | None  # w^k, between the two hooks of a step that needs it
-    _norm_before_jump: float | None
+    _vetoed: Flag  # whether the base step was held back
+    _norm_before_jump: Number
 
     # ---- Algorithm 1 --------------------------------------------------------------
 
@@ -54,11 +67,11 @@ class Accelerator(Machine):
         """Whether the parameters are at a jump that the next gradient may show to be useless."""
         return self.jump_pending and not self.skips
 
-    def see_gradient(self, gradients: Gradients) -> bool:
-        """Hold back (false) a base step from a pending jump whose gradient is not finite."""
-        usable = gradients.usable()
-        self._vetoed = self._vetoed or not usable
-        return usable
+    def see_gradient(self, gradients: Gradients) -> Flag:
+        """Hold back a base step from a pending jump whose gradient is not finite."""
+        useless = self.jump is not None and self.jump.made & negate(gradients.usable())
+        self._vetoed = self._vetoed | useless
+        return useless
 
     def after_step(self, evaluate: Evaluate | None = None) -> None:
         """Store the pair (w^k, r^k), jump, guard and average; the parameters become w^{k+1}.
@@ -66,125 +79,129 @@ class Accelerator(Machine):
         ``evaluate`` returns the loss at the present parameters (``safeguard="loss"``).
         """
         if self._skip:
-            self.stats.skipped[self._skip] += 1
+            self._stats.count("skipped", cause=self._skip)
             return
         self.k += 1
-        self.stats.steps += 1
+        self._stats.count("steps")
         before, self._before, self._left_at = self._before, None, None
         if before is None:
-            self._norm_before_jump = None
+            self._norm_before_jump = math.nan
             return
         plain = self.layout.gather(self._spare(before))  # w^k + r^k
         seen = self._observe(before, plain)
-        fault = self._judge(seen)
         pending, self.jump = self.jump, None
+        undone = self._judge(pending, seen)
+        sound, max_step = seen.finite & negate(undone), seen.max_step
+        if pending is not None:  # lines 22 to 24: an undone jump is as if it had not been
+            plain = choose_vector(undone, pending.plain, plain)
+            max_step = choose(undone, pending.max_step, max_step)
+        point, made = plain, self._extrapolate and sound
+        if possible(made):
+            point, made = self._try_jump(before, plain, seen, made, evaluate)
+        self.window.push(point, instead=undone)
 
-        if fault is None:
-            point, max_step = plain, seen.max_step
-            if self._extrapolate and self.history.count and seen.residual_norm > 0:
-                point = self._try_jump(before, plain, seen, evaluate)
-            self.window.push(point)
-        elif pending is not None:  # lines 22 to 24: as if the jump had not been
-            point, max_step = pending.plain, pending.max_step
-            self.window.replace_newest(point)
-        else:  # the base optimizer's own step is not finite: leave it, store nothing
-            self.stats.skipped[fault] += 1
-            self._forget_place()
-            return
-
+        lost = negate(seen.finite | undone)  # by the base optimizer's own step: leave it
+        if possible(lost):
+            self._stats.count("skipped", lost, "nonfinite")
+            self._forget_place(lost)
+        averaged: Flag = False
         if self.window.full:  # lines 5 to 7 of the next pass
-            mean = self._spare(point, plain)
-            if self.window.smooth(max_step, mean):
-                self.stats.averaged += 1
-                point = mean
-        if point is not plain:
-            self.layout.scatter_(point)
-        self._left_at = point if self.jump or self.options.average else None
+            averaged = self.window.smooth(max_step, self._spare(point, plain))
+            point = self.window.iterates[-1]
+            self._stats.count("averaged", averaged)
+        self.layout.scatter_(point, when=undone | made | averaged)
+        self._left_at = point if self.jump or self.window.iterates else None
+        self._place_known = negate(lost)
 
     def _observe(self, before: Tensor, plain: Tensor) -> Observation:
-        """Measure r^k and store the pair; a vetoed step was held back and measures nothing."""
-        if self._vetoed:
+        """Measure r^k and store the pair; a step that was held back measures nothing."""
+        if self._vetoed is True:
             return Observation(False, math.nan, math.nan)
+        spoil(plain, self._vetoed)
         seen = self.history.observe(before, plain, self.rates, self._store)
-        self.stats.pairs += self._store and seen.finite
+        self._stats.count("pairs", self._store & seen.finite)
         return seen
 
-    def _judge(self, seen: Observation) -> str | None:
-        """What is wrong with the step just measured, or with the jump it started from."""
-        reference, self._norm_before_jump = self._norm_before_jump, None
-        if seen.finite and reference:
-            self.stats.actual_reduction = seen.residual_norm / reference
-        fault = None if seen.finite else "nonfinite"
-        if self.jump is not None:
-            if fault is None and not safeguards.residual_decreased(self.jump, seen.residual_norm):
-                fault = "residual"
-            self._count_verdict(fault)
-        return fault
-
-    def _undo(self, jump: Jump) -> None:
-        self.layout.scatter_(jump.plain)
-        self.window.replace_newest(jump.plain)
-        self._norm_before_jump = None
+    def _judge(self, jump: Jump | None, seen: Observation) -> Flag:
+        """Whether the jump that the step has started from is to be undone."""
+        ratio = seen.residual_norm / self._norm_before_jump
+        self._norm_before_jump = math.nan
+        if possible(finite(ratio)):
+            self._stats.actual_reduction = ratio
+        if jump is None:
+            return False
+        decreased = safeguards.residual_decreased(jump, seen.residual_norm)
+        nonfinite = jump.made & negate(seen.finite)
+        residual = jump.made & seen.finite & negate(decreased)
+        undone = nonfinite | residual
+        accepted = jump.made & negate(undone)
+        self._count_verdict(accepted=accepted, nonfinite=nonfinite, residual=residual)
+        return undone
 
     def _try_jump(
-        self,
-        before: Tensor,
-        plain: Tensor,
-        seen: Observation,
-        evaluate: Evaluate | None,
-    ) -> Tensor:
-        """Lines 16 to 18: the extrapolated point, or ``plain``."""
-        options, stats = self.options, self.stats
+        self, before: Tensor, plain: Tensor, seen: Observation, due: Flag, evaluate: Evaluate | None
+    ) -> tuple[Tensor, Flag]:
+        """Lines 16 to 18, if ``due``: the extrapolated point, or ``plain``; and whether it is."""
+        options, stats = self.options, self._stats
+        due = due & self.history.solvable & (seen.residual_norm > 0)
+        if not possible(due):
+            return plain, False
         solution = self.history.solve()
-        stats.jumps += 1
+        stats.count("jumps", due)
         stats.gamma, stats.rank, stats.condition, stats.predicted_reduction = solution
 
-        size = float(solution.gamma.abs().sum())
-        if "limits" in options.safeguards and size > options.coefficient_limit:
-            self._count_verdict("limits")
-            return plain
-        beta, candidate = options.relaxation, self._spare(before, plain)
+        limit = options.coefficient_limit if "limits" in options.safeguards else math.inf
+        limits = due & (number(solution.gamma.abs().sum().to(plain.device)) > limit)
         if options.mixing == "paper":  # Eq. 6: (1 - beta) w + beta (w + r - (W + R) gamma)
-            gamma, rates = beta * solution.gamma, self.rates
+            gamma, rates = options.relaxation * solution.gamma, self.rates
         else:  # classic: (w - W gamma) + beta (r - R gamma)
-            gamma, rates = solution.gamma, tuple(beta * rate for rate in self.rates)
-        largest = self.history.extrapolate_(candidate, before, plain, beta, gamma, rates)
+            gamma, rates = solution.gamma, tuple(options.relaxation * x for x in self.rates)
+        made = due & negate(limits)
+        candidate = self._spare(before, plain)
+        largest = self.history.extrapolate_(
+            candidate, before, plain, options.relaxation, gamma, rates, made
+        )
+        nonfinite = made & negate(largest <= self.layout.limit)  # NaN is not either
+        made = made & negate(nonfinite)
+        loss = "loss" in options.safeguards and bool(made)  # it waits for losses anyway
+        loss = loss and not self._lowers_loss(plain, candidate, evaluate)
+        made = made & negate(loss)
 
-        if not float(largest) <= self.layout.limit:  # NaN is not either
-            self._count_verdict("nonfinite")
-            return plain
-        if "loss" in options.safeguards and not self._lowers_loss(plain, candidate, evaluate):
-            self._count_verdict("loss")
-            return plain
-        self._rescale_momentum(float(solution.reduction.max()))
-        if "residual" in options.safeguards:
-            self.jump = Jump(plain, seen.residual_norm, seen.max_step)
-        else:
-            self._count_verdict(None)
-        self._norm_before_jump = seen.residual_norm
-        return candidate
+        waits = "residual" in options.safeguards
+        accepted = made & (not waits)
+        self._count_verdict(accepted=accepted, limits=limits, nonfinite=nonfinite, loss=loss)
+        if waits and possible(made):
+            self.jump = Jump(plain, seen.residual_norm, seen.max_step, made)
+        self._norm_before_jump = choose(made, seen.residual_norm, math.nan)
+        self._rescale_momentum(number(solution.reduction.max().to(plain.device)), made)
+        return choose_vector(negate(made), plain, candidate), made
 
     # ---- its history and state ----------------------------------------------------------
 
-    def _notice_moves(self, before: Tensor) -> None:
-        super()._notice_moves(before)
-        if not self.window.iterates:
-            self.window.push(before)
+    def _undo(self, jump: Jump, when: Flag) -> None:
+        self.layout.scatter_(jump.plain, when=when)
+        self.window.push(jump.plain, instead=when)
+        self._norm_before_jump = math.nan
 
-    def _forget_place(self) -> None:
-        super()._forget_place()
-        self._norm_before_jump = None
-        self.window.clear()
+    def _notice_moves(self, before: Tensor) -> Flag:
+        moved = super()._notice_moves(before)
+        self.window.start_at(before, moved)
+        return moved
 
-    def _clear_history(self) -> None:
-        self.history.clear()
+    def _forget_place(self, when: Flag = True) -> None:
+        super()._forget_place(when)
+        self._norm_before_jump = choose(when, math.nan, self._norm_before_jump)
+        self.window.forget(when)
+
+    def _clear_history(self, when: Flag) -> None:
+        self.history.clear(when)
 
     def _start(self) -> None:
         options = self.options
         self.history = SecantHistory(self.layout, options)
         iterates = options.average_window if options.average else 0
         self.window = MovingAverage(iterates, options.average_threshold)
-        self._before = self._norm_before_jump = None
+        self._before, self._norm_before_jump = None, math.nan
 
     def _held(self) -> list[Tensor | None]:
         return [*super()._held(), self.history.last_point, *self.window.iterates]
@@ -196,14 +213,16 @@ class Accelerator(Machine):
         return {
             "history": self.history.state_dict(),
             "iterates": [iterate.clone() for iterate in self.window.iterates],
-            "jump": self.jump and (self.jump.plain.clone(), *self.jump.norms),
-            "norm_before_jump": self._norm_before_jump,
+            "known_iterates": told(self.window.known),
+            "jump": self.jump and (self.jump.plain.clone(), *self.jump.figures),
+            "norm_before_jump": told(self._norm_before_jump),
         }
 
     def _take_state(self, state: dict[str, Any]) -> None:
         self.history.load_state_dict(state["history"])
         self._vectors += [v for v in [self.history.last_point] if v is not None]
         self.window.iterates = [self._copy(iterate) for iterate in state["iterates"]]
+        self.window.known = state["known_iterates"]
         jump = state["jump"]
         self.jump = jump and Jump(self._copy(jump[0]), *jump[1:])
         self._norm_before_jump = state["norm_before_jump"]

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .decisions import Flag, Number, choose, flag, negate, number, numbers, told
 from .flat import Layout
+from .history import bordered
 from .options import Options
 
 
@@ -17,10 +19,10 @@ class Displacement(NamedTuple):
     """A way out of the small problem: ``-W^T coefficients``; sums over all segments."""
 
     coefficients: Tensor  #: [systems, rows in use]
-    slope: float  #: its product with the mean gradient
+    slope: Number  #: its product with the mean gradient
     rank: Tensor  #: [systems] independent directions
-    reduction: float  #: predicted norm of the gradient, relative to the one before
-    limited: bool  #: whether it would have been longer but for the trust
+    reduction: Number  #: predicted norm of the gradient, relative to the one before
+    limited: Flag  #: whether it would have been longer but for the trust
 
 
 class BlockHistory:
@@ -37,6 +39,7 @@ class BlockHistory:
         storage = options.history_dtype or layout.dtype
         self.options = options
         self.offsets = layout.offsets
+        self.device = layout.device
         self.compute_device = options.compute_device or layout.device
         self.sums = [layout.vector() for _ in range(3 if noises else 2)]
         self.last_point, self.last_gradient = layout.vector(), layout.vector()
@@ -53,25 +56,31 @@ class BlockHistory:
         self.slopes = matrices(depth)  # W g
         self.gram = matrices(depth + 1, depth + 1)  # of [G | g]
         self.noise = matrices(depth, noises)  # W A^T
-        self.noise_norms = torch.zeros(noises, dtype=torch.float64)  # |a|^2
+        self.noise_norms = matrices(noises)  # |a|^2
         self.clear()
 
     def clear(self) -> None:
         """Forget all blocks."""
         self.blocks = 0  # closed since the beginning
+        self.founded: Flag = False  # whether there was one that could be used
         self.slot = self.count = 0  # next row to write; rows in use
-        self.noise_ratio = math.nan  # |noise|^2 of a mean gradient over |its change|^2
+        self.noise_ratio: Number = math.nan  # |noise|^2 of a mean gradient over |its change|^2
         for matrix in (self.metric, self.curvature, self.slopes, self.gram, self.noise):
             matrix.zero_()
         self.drop_block()
 
-    def drop_block(self) -> None:
-        """Forget the samples of the block under way."""
-        self.samples = 0
+    def drop_block(self, when: Flag = True) -> None:
+        """Forget the samples of the block under way, at once or when it is closed."""
+        if when is not True:
+            self.spoiled = self.spoiled | when
+            return
+        self.samples, self.spoiled = 0, False
         for total in self.sums:
             total.zero_()
 
-    def add(self, point: Tensor, gradient: Tensor, direction: Tensor | None) -> tuple[float, float]:
+    def add(
+        self, point: Tensor, gradient: Tensor, direction: Tensor | None
+    ) -> tuple[Number, Number]:
         """Add a sample; returns ``|gradient|^2`` and its product with ``direction``."""
         if self.blocks == 0 and self.samples == 0:
             self.last_point.copy_(point)
@@ -80,12 +89,16 @@ class BlockHistory:
             self.sums, point, self.last_point, gradient, sign=sign, direction=direction
         )
         self.samples += 1
-        squared_norm, slope = figures.tolist()
+        squared_norm, slope = numbers(figures)
         return squared_norm, slope
 
-    def close_block(self) -> None:
-        """Make the samples a block: a row each of steps, gradients and noise, and its products."""
+    def close_block(self) -> Flag:
+        """Make the samples a block: a row each of steps, gradients and noise, and its products.
+
+        Returns whether it is one; else the rows are zero.
+        """
         first, slot = self.blocks == 0, self.slot
+        complete = negate(self.spoiled)
         noise_slot = self.blocks % self.options.noise_rows if len(self.noise_rows) else None
         ops.push_block(
             self.sums,
@@ -97,15 +110,23 @@ class BlockHistory:
             noise_rows=self.noise_rows,
             slot=None if first else slot,
             noise_slot=noise_slot,
+            accept=complete,
         )
+        for row in () if first else (self.step_rows[slot], self.gradient_rows[slot]):
+            ops.gather((), row, when=negate(self.founded))
+        self.founded = self.founded | complete
         self.blocks += 1
-        self.samples = 0
+        self.samples, self.spoiled = 0, False
         if not first:
             self.slot = (slot + 1) % len(self.step_rows)
             self.count = max(self.count, slot + 1)
             self._multiply_steps(slot)
         if noise_slot is not None:
             self._multiply_noise(slot, noise_slot)
+            if self.count:
+                ratio = self._noise_ratio(slot, noise_slot)
+                self.noise_ratio = choose(complete, ratio, self.noise_ratio)
+        return complete
 
     def _multiply_steps(self, slot: int) -> None:
         """Products of the new rows, and of the new mean gradient, with all rows."""
@@ -132,76 +153,88 @@ class BlockHistory:
         products = ops.cross_products(
             self.noise_rows[:noises], (self.step_rows[slot], noise), self.offsets
         )
-        self.noise_norms[noise_slot] = products[:, noise_slot, 1].sum()
+        self.noise_norms[:, noise_slot] = products[:, noise_slot, 1]
         if not n:
             return
         self.noise[:, slot, :noises] = products[..., 0]
         of_steps = ops.cross_products(self.step_rows[:n], (noise,), self.offsets)
         self.noise[:, :n, noise_slot] = of_steps[..., 0]
-        change = float(self.gram[:, slot, slot].sum())
-        last_two = self.noise_norms[[noise_slot, noise_slot - 1]]  # -1 is the last row
-        self.noise_ratio = float(last_two.mean()) / change if change > 0 else math.inf
 
-    def solve(self, trust: float, damping: float) -> Displacement:
+    def _noise_ratio(self, slot: int, noise_slot: int) -> Number:
+        """Of the last two blocks, to the last change."""
+        change = self.gram[:, slot, slot].sum()
+        noise = self.noise_norms[:, noise_slot].sum() + self.noise_norms[:, noise_slot - 1].sum()
+        return number(torch.where(change > 0, noise / 2 / change, math.inf))
+
+    def solve(self, trust: Number, damping: Number) -> Displacement:
         """``damping`` times the method's displacement, cut to ``trust`` times the last way."""
         solve = self._newton_step if self.options.newton else self._least_squares
         coefficients, slope, rank, reduction, limited = solve(trust)
         share = self.options.relaxation * damping
         return Displacement(share * coefficients, share * slope, rank, reduction, limited)
 
-    def _newton_step(self, trust: float) -> Displacement:
+    def _newton_step(self, trust: Number) -> Displacement:
         n, noises = self.count, min(self.blocks, len(self.noise_rows))
-        metric = self._joined(self.metric[:, :n, :n])
-        radius = self._radius(metric, trust)
+        radius = self._radius(trust)
         solution = ops.solve_subspace(
-            metric,
+            self._joined(self.metric[:, :n, :n]),
             self._joined(self.curvature[:, :n, :n]),
             self._joined(self.slopes[:, :n]),
             self._joined(self.noise[:, :n, :noises]),
-            radius=radius,
+            radius=radius.to(self.compute_device),
             ridge=self.options.reg_acc,
             floor=self.options.curvature_floor,
             shrinkage=self.options.noise_shrinkage,
         )
+        solution = ops.SubspaceSolution(*(x.to(self.device) for x in solution))
         return Displacement(
             solution.coefficients,
-            float(solution.slope.sum()),
+            number(solution.slope.sum()),
             solution.rank,
-            float(solution.reduction.max()),
-            bool((solution.length > (1 - 1e-9) * radius).any()),
+            number(solution.reduction.max()),
+            flag((solution.length > (1 - 1e-9) * radius).any()),
         )
 
-    def _least_squares(self, trust: float) -> Displacement:
+    def _least_squares(self, trust: Number) -> Displacement:
         """Type II: the combination of gradient changes next to the gradient (Eq. 5)."""
-        used = [*range(self.count), -1]
-        system = self._joined(self.gram[:, used][:, :, used])
+        n, radius = self.count, self._radius(trust)
+        system = bordered(self._joined(self.gram), n)
         solution = ops.solve_secants(system, factored=False, ridge=self.options.reg_acc)
-        metric = self._joined(self.metric[:, : self.count, : self.count])
-        gamma = solution.gamma.to(metric.device)
+        solution = ops.SecantSolution(*(x.to(self.device) for x in solution))
+        metric, slopes = self._joint(self.metric[:, :n, :n]), self._joint(self.slopes[:, :n])
+        gamma = solution.gamma
         length = (gamma.unsqueeze(1) @ metric @ gamma.unsqueeze(2)).flatten().clamp_min(0).sqrt()
-        radius = self._radius(metric, trust)
         limited = length > radius
         gamma = gamma * torch.where(limited, radius / length, 1.0).unsqueeze(1)
-        slope = -float((gamma * self._joined(self.slopes[:, : self.count])).sum())
-        reduction = float(solution.reduction.max())
-        return Displacement(gamma, slope, solution.rank, reduction, bool(limited.any()))
+        slope, reduction = -(gamma * slopes).sum(), solution.reduction.max()
+        return Displacement(
+            gamma, number(slope), solution.rank, number(reduction), flag(limited.any())
+        )
+
+    def _joint(self, matrices: Tensor) -> Tensor:
+        """One system for all segments with scope "all"."""
+        return matrices.sum(dim=0, keepdim=True) if self.options.scope == "all" else matrices
 
     def _joined(self, matrices: Tensor) -> Tensor:
-        """One system for all segments with scope "all", on the device that solves it."""
-        if self.options.scope == "all":
-            matrices = matrices.sum(dim=0, keepdim=True)
-        return matrices.to(self.compute_device)
+        """The same on the device that solves it."""
+        return self._joint(matrices).to(self.compute_device)
 
-    def _radius(self, metric: Tensor, trust: float) -> Tensor:
+    def _radius(self, trust: Number) -> Tensor:
+        """``trust`` times the length of the last row, for each system."""
         last = (self.slot - 1) % len(self.step_rows)
-        return trust * metric[:, last, last].clamp_min(0).sqrt()
+        return trust * self._joint(self.metric[:, last, last]).clamp_min(0).sqrt()
 
-    def move_(self, out: Tensor, point: Tensor, coefficients: Tensor) -> Tensor:
-        """``out = point - W^T coefficients``; returns the largest ``|out|``."""
-        rows, weights = self.step_rows[: self.count], coefficients.to(out.device)
-        return ops.extrapolate_(out, point, point, 1.0, rows, weights, self.offsets)
+    def move_(self, out: Tensor, point: Tensor, coefficients: Tensor, accept: Flag) -> Number:
+        """``out = point - W^T coefficients``; returns the largest ``|out|``.
 
-    _SCALARS = ("blocks", "slot", "count", "samples", "noise_ratio")
+        Where it is not to ``accept`` it, ``out = point``.
+        """
+        rows, offsets = self.step_rows[: self.count], self.offsets
+        return number(
+            ops.extrapolate_(out, point, point, 1.0, rows, coefficients, offsets, accept=accept)
+        )
+
+    _SCALARS = ("blocks", "slot", "count", "samples", "spoiled", "founded", "noise_ratio")
     _TENSORS = (
         "last_point",
         "last_gradient",
@@ -219,7 +252,7 @@ class BlockHistory:
     def state_dict(self) -> dict[str, Any]:
         """Everything; tensors are copies."""
         tensors = {name: getattr(self, name).clone() for name in self._TENSORS}
-        scalars = {name: getattr(self, name) for name in self._SCALARS}
+        scalars = {name: told(getattr(self, name)) for name in self._SCALARS}
         return {**scalars, **tensors, "sums": [total.clone() for total in self.sums]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -94,11 +94,14 @@ class Layout:
         """Copy the parameters into ``out``, zeros into its padding, and return it."""
         return ops.gather(self.parameters, out)
 
-    def scatter_(self, flat: Tensor) -> None:
-        """Copy ``flat`` into the parameters; ``flat`` takes over what they could hold of it."""
-        ops.scatter_(self.parameters, flat)
+    def scatter_(self, flat: Tensor, *, when: Tensor | bool = True) -> None:
+        """Copy ``flat`` into the parameters; ``flat`` takes over what they could hold of it.
+
+        Nothing happens where ``when`` is false.
+        """
+        ops.scatter_(self.parameters, flat, when=when)
         if self.rounds:
-            ops.gather(self.parameters, flat)
+            ops.gather(self.parameters, flat, when=when)
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 from torch.optim import (
     ASGD,
@@ -20,6 +20,7 @@ from torch.optim import (
 )
 
 from . import ops
+from .decisions import Flag, finite, number
 from .flat import Layout
 
 # They add weight_decay * w to the gradient, unless the group says that it is decoupled.
@@ -37,10 +38,10 @@ class Gradients:
         self._scale = getattr(optimizer, "grad_scale", None)
         self._decays = isinstance(optimizer, DECAY_IN_LOSS)
 
-    def usable(self) -> bool:
-        """Whether every entry and the sum of squares is finite; waits once for a device."""
+    def usable(self) -> Flag:
+        """Whether every entry and the sum of squares is finite."""
         dense = [_values(g) for g in self._gradients if g is not None]
-        return not dense or math.isfinite(float(ops.squared_norm(dense)))
+        return not dense or finite(number(ops.squared_norm(dense)))
 
     def gather(self, layout: Layout, point: Tensor, out: Tensor) -> bool:
         """Fill ``out`` with the gradient at ``point`` of what the optimizer minimizes.
@@ -89,6 +90,12 @@ class Gradients:
         """Leave the parameters without gradients."""
         for parameter in self._owners:
             parameter.grad = None
+
+    def clear_(self, when: Tensor) -> None:
+        """Make them zero, in place, where a flag on their device is true."""
+        present = [g._values() if g.is_sparse else g for g in self._gradients if g is not None]
+        zeros = torch.zeros(sum(g.numel() for g in present), device=when.device)
+        ops.scatter_(present, zeros, when=when)
 
     @property
     def absent(self) -> bool:

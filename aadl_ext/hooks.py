@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .decisions import Number
 from .gradients import Gradients
 from .machine import Machine
 
@@ -90,14 +91,21 @@ class StepHooks:
 
     @torch.no_grad()
     def _show_gradients(self, optimizer: Optimizer) -> None:
-        """Let the accelerator see them; from a step that it holds back they are taken away."""
+        """Let the accelerator see them; from a step that it holds back they are taken away.
+
+        Where only the device knows whether it is held back, they are made zero instead: the base
+        optimizer then moves on its momentum, which the accelerator undoes, and it counts the step.
+        """
         gradients = Gradients(optimizer)
-        if not self.accelerator.see_gradient(gradients):
+        held_back = self.accelerator.see_gradient(gradients)
+        if isinstance(held_back, Tensor):
+            gradients.clear_(held_back)
+        elif held_back:
             gradients.take_away()
             self._parked = self._parked or gradients
 
 
-def _scale_momentum(optimizer: Optimizer, factor: float) -> None:
+def _scale_momentum(optimizer: Optimizer, factor: Number) -> None:
     """Multiply the first moments of torch's optimizers."""
     for state in optimizer.state.values():
         for name in ("momentum_buffer", "exp_avg"):

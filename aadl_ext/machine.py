@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import safeguards
+from .decisions import Flag, Number, choose, differ, negate, possible, readable, smaller, told
 from .flat import Layout
 from .gradients import Gradients
 from .options import Options
@@ -31,13 +33,15 @@ class Machine:
     patience: int | None = None  # rejections in a row that clear the history
     layout: Layout
     rates: tuple[float, ...]  # learning rate of each segment
-    jump: Any  # pending until the next step judges it; has a vector `plain` to go back to
+    jump: Any  # the next step judges it if it is `made`; has a vector `plain` to go back to
     _left_at: Tensor | None  # where the parameters were left, if it matters
-    _momentum_factor: float | None
+    _place_known: Flag  # whether that is a place at all
+    _momentum_factor: Number | None
+    _rejections_in_a_row: Number
 
     def __init__(self, param_groups: Groups, options: Options) -> None:
         self.options = options
-        self.stats = Stats()
+        self._stats = Stats()
         self.k = 0
         self._lay_out(param_groups)
 
@@ -58,8 +62,8 @@ class Machine:
         """Whether the gradient at w^k has to be seen before the base optimizer uses it."""
         raise NotImplementedError
 
-    def see_gradient(self, gradients: Gradients) -> bool:
-        """Look at the gradient at w^k; false if the base step is to be held back."""
+    def see_gradient(self, gradients: Gradients) -> Flag:
+        """Look at the gradient at w^k; whether the base step is to be held back."""
         raise NotImplementedError
 
     def after_step(self, evaluate: Evaluate | None = None) -> None:
@@ -69,7 +73,7 @@ class Machine:
         """
         raise NotImplementedError
 
-    def _undo(self, jump: Any) -> None:
+    def _undo(self, jump: Any, when: Flag) -> None:
         """Put the parameters back to where ``jump`` began, and forget what was seen since."""
         raise NotImplementedError
 
@@ -77,11 +81,12 @@ class Machine:
         """Allocate what the layout asks for, and begin without history."""
         raise NotImplementedError
 
-    def _forget_place(self) -> None:
+    def _forget_place(self, when: Flag = True) -> None:
         """Forget what refers to the present place of the parameters."""
-        self._left_at = None
+        if when is True:
+            self._left_at = None
 
-    def _clear_history(self) -> None:
+    def _clear_history(self, when: Flag) -> None:
         raise NotImplementedError
 
     def _held(self) -> list[Tensor | None]:
@@ -98,7 +103,12 @@ class Machine:
     def _take_state(self, state: dict[str, Any]) -> None:
         raise NotImplementedError
 
-    # ---- what hooks ask and tell ------------------------------------------------------
+    # ---- what hooks and users ask and tell --------------------------------------------
+
+    @property
+    def stats(self) -> Stats:
+        """What was done so far; waits for the device."""
+        return self._stats.read()
 
     @property
     def skips(self) -> bool:
@@ -110,7 +120,7 @@ class Machine:
         """Whether the parameters are at a jump that the next step may take back."""
         return self.jump is not None
 
-    def take_momentum_factor(self) -> float | None:
+    def take_momentum_factor(self) -> Number | None:
         """What the base optimizer's first moments are to be multiplied by, told once."""
         factor, self._momentum_factor = self._momentum_factor, None
         return factor
@@ -134,10 +144,10 @@ class Machine:
             return False
         self._notice_moves(self.layout.gather(self._spare()))
         jump, self.jump, self._left_at = self.jump, None, None
-        if jump is None:
+        if jump is None or not jump.made:
             return False
-        self._undo(jump)
-        self._count_verdict("request")
+        self._undo(jump, True)
+        self._count_verdict(accepted=False, request=True)
         return True
 
     # ---- jumps and verdicts -------------------------------------------------------------
@@ -149,20 +159,23 @@ class Machine:
                 'call step(closure), or accelerate with safeguard="residual"'
             )
 
-    def _rescale_momentum(self, reduction: float) -> None:
-        """``reduction`` of the residual that a jump just made predicts."""
-        factors = {"keep": None, "reset": 0.0, "scale": min(reduction, 1.0)}
-        self._momentum_factor = factors[self.options.momentum]
+    def _rescale_momentum(self, reduction: Number, made: Flag) -> None:
+        """``reduction`` of the residual that a jump predicts, if it was just made."""
+        if self.options.momentum != "keep" and possible(made):
+            factor = 0.0 if self.options.momentum == "reset" else smaller(reduction, 1.0)
+            self._momentum_factor = choose(made, factor, 1.0)
 
-    def _count_verdict(self, fault: str | None) -> None:
-        if fault is None:
-            self.stats.accepted += 1
-            self._rejections_in_a_row = 0
-            return
-        self.stats.rejected[fault] += 1
-        self._rejections_in_a_row += 1
-        if self._rejections_in_a_row == self.patience:
-            self._restart("rejections")
+    def _count_verdict(self, *, accepted: Flag, **faults: Flag) -> None:
+        """At most one of the flags is true: a jump stands, or why it does not."""
+        rejected: Flag = False
+        for cause, fault in faults.items():
+            self._stats.count("rejected", fault, cause)
+            rejected = rejected | fault
+        self._stats.count("accepted", accepted)
+        in_a_row = choose(accepted, 0, self._rejections_in_a_row + rejected)
+        self._rejections_in_a_row = in_a_row
+        if self.patience is not None:
+            self._restart("rejections", in_a_row >= self.patience)
 
     def _lowers_loss(self, plain: Tensor, candidate: Tensor, evaluate: Evaluate | None) -> bool:
         """Evaluate at both; the parameters end at the candidate if it is better, else at plain."""
@@ -173,21 +186,25 @@ class Machine:
             self.layout.scatter_(candidate)
             lower = safeguards.loss_decreased(before, evaluate())
         except BaseException:
-            self.stats.dropped += 1
+            self._stats.count("dropped")
             raise
         finally:
             if not lower:
                 self.layout.scatter_(plain)
         return lower
 
-    def _restart(self, cause: str) -> None:
-        self.stats.restarts[cause] += 1
-        self._rejections_in_a_row = 0
-        self._clear_history()
+    def _restart(self, cause: str, when: Flag = True) -> None:
+        if not possible(when):
+            return
+        self._stats.count("restarts", when, cause)
+        self._rejections_in_a_row = choose(when, 0, self._rejections_in_a_row)
+        self._clear_history(when)
 
-    def _drop_jump(self) -> None:
-        self.stats.dropped += self.jump is not None
-        self.jump = None
+    def _drop_jump(self, when: Flag = True) -> None:
+        if self.jump is None:
+            return
+        self._stats.count("dropped", self.jump.made & when)
+        self.jump = None if when is True else replace(self.jump, made=self.jump.made & negate(when))
 
     # ---- what happens between steps -----------------------------------------------------
 
@@ -195,10 +212,10 @@ class Machine:
         """Notice changed parameters and learning rates; returns why this step cannot count."""
         if not self.layout.fits(param_groups):
             logger.info("parameters were added, (un)frozen or moved: the history starts anew")
-            self.stats.restarts["parameters"] += 1
+            self._stats.count("restarts", cause="parameters")
             self._drop_jump()
             self._lay_out(param_groups)
-        rates = tuple(float(param_groups[index].get("lr", 1.0)) for index in self.layout.groups)
+        rates = tuple(self._rate(param_groups[index].get("lr", 1.0)) for index in self.layout.groups)
         if rates and not any(rates):
             return "zero_lr"
         if self.rates and [not rate for rate in rates] != [not rate for rate in self.rates]:
@@ -206,19 +223,33 @@ class Machine:
         self.rates = rates
         return None
 
-    def _notice_moves(self, before: Tensor) -> None:
+    def _rate(self, rate: float | Tensor) -> float:
+        """A tensor on a device is read once, and again when it has changed."""
+        if not isinstance(rate, Tensor) or readable(rate):
+            return float(rate)
+        last, version, value = self._tensor_rates.get(id(rate), (None, 0, 0.0))
+        if last is not rate or version != rate._version:
+            value = float(rate)
+            self._tensor_rates[id(rate)] = (rate, rate._version, value)
+        return value
+
+    def _notice_moves(self, before: Tensor) -> Flag:
         """Whoever moved the parameters since the last step wants them there: do not undo it."""
-        if self._left_at is not None and not torch.equal(self._left_at, before):
-            self.stats.restarts["moved_outside"] += 1
-            self._drop_jump()
-            self._forget_place()
+        moved = self._left_at is not None and differ(self._left_at, before)
+        if possible(moved):
+            self._stats.count("restarts", moved & self._place_known, "moved_outside")
+            self._drop_jump(moved)
+            self._forget_place(moved)
+        return moved
 
     # ---- buffers and checkpoints --------------------------------------------------------
 
     def _lay_out(self, param_groups: Groups) -> None:
         self.layout = Layout.build(param_groups, self.options.scope, self.options.history_device)
         self.rates = ()
+        self._tensor_rates: dict[int, tuple[Tensor, int, float]] = {}
         self.jump = self._left_at = None
+        self._place_known = True
         self._skip: str | None = None
         self._momentum_factor = None
         self._rejections_in_a_row = 0
@@ -242,7 +273,7 @@ class Machine:
         return self._vectors[-1]
 
     def _count_bytes(self) -> None:
-        self.stats.bytes_held = sum(tensor.nbytes for tensor in (*self._tensors(), *self._vectors))
+        self._stats.bytes_held = sum(tensor.nbytes for tensor in (*self._tensors(), *self._vectors))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on bit for bit; tensors are copies."""
@@ -254,8 +285,8 @@ class Machine:
             "k": self.k,
             "rates": self.rates,
             "left_at": None if self._left_at is None else self._left_at.clone(),
-            "rejections_in_a_row": self._rejections_in_a_row,
-            "stats": self.stats.state_dict(),
+            "rejections_in_a_row": told(self._rejections_in_a_row),
+            "stats": self._stats.state_dict(),
             **self._state(),
         }
 
@@ -279,5 +310,5 @@ class Machine:
         left_at = state["left_at"]
         self._left_at = None if left_at is None else self._copy(left_at)
         self._rejections_in_a_row = state["rejections_in_a_row"]
-        self.stats.load_state_dict(state["stats"])
+        self._stats.load_state_dict(state["stats"])
         self._count_bytes()

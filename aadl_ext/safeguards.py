@@ -11,22 +11,25 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .decisions import Flag, Number, told
+
 
 @dataclass(frozen=True)
 class Jump:
     """A jump away from w that waits for its verdict, which the next training step brings."""
 
     plain: Tensor  #: [N] w + r, the point to go back to
-    residual_norm: float  #: |r / lr| at w
-    max_step: float  #: max |r| at w
+    residual_norm: Number  #: |r / lr| at w
+    max_step: Number  #: max |r| at w
+    made: Flag  #: whether it was made after all
 
     @property
-    def norms(self) -> tuple[float, float]:
-        """The two figures at w."""
-        return self.residual_norm, self.max_step
+    def figures(self) -> tuple[float, float, bool]:
+        """The figures at w and the flag, on the host."""
+        return told(self.residual_norm), told(self.max_step), bool(self.made)
 
 
-def residual_decreased(jump: Jump, residual_norm: float) -> bool:
+def residual_decreased(jump: Jump, residual_norm: Number) -> Flag:
     """Algorithm 1, lines 19 to 21: the residual at the jump is smaller than where it began."""
     return residual_norm < jump.residual_norm
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .decisions import Flag, possible
+
 
 @dataclass
 class Stats:
@@ -41,13 +43,36 @@ class Stats:
     damping: float | None = None  #: share of a jump that is made
     bytes_held: int = 0  #: memory of all buffers
 
+    def count(self, name: str, flag: Flag = True, cause: str | None = None) -> None:
+        """Add one to a count, or to one of its causes, if the flag is true."""
+        if not possible(flag):
+            return
+        count = getattr(self, name)
+        if cause is None:
+            setattr(self, name, count + flag)
+        else:
+            count[cause] += flag
+
+    def read(self) -> Stats:
+        """Itself, with all numbers on the host; waits for the device that has them."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor) and value.ndim == 0:
+                setattr(self, f.name, value.item())
+            elif isinstance(value, Counter):
+                for cause, count in list(value.items()):
+                    value[cause] = int(count)
+                    if not count:
+                        del value[cause]
+        return self
+
     def as_dict(self) -> dict[str, Any]:
         """All figures as plain numbers, dictionaries and lists."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
     def state_dict(self) -> dict[str, Any]:
         """The counts; figures of the last jump are not kept."""
-        counts = {f.name: getattr(self, f.name) for f in fields(self)}
+        counts = {f.name: getattr(self.read(), f.name) for f in fields(self)}
         return {name: _plain(x) for name, x in counts.items() if isinstance(x, (int, Counter))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

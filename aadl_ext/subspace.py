@@ -11,6 +11,23 @@ from torch import Tensor
 
 from . import ops
 from .blocks import BlockHistory
+from .decisions import (
+    Delayed,
+    Flag,
+    Number,
+    add_scaled_,
+    any_of,
+    choose,
+    choose_vector,
+    exp,
+    finite,
+    larger,
+    negate,
+    number,
+    possible,
+    smaller,
+    told,
+)
 from .gradients import Gradients
 from .machine import Evaluate, Groups, Machine
 
@@ -25,15 +42,22 @@ class SubspaceJump:
 
     plain: Tensor  #: [N] the point to go back to
     direction: Tensor  #: [N] what was added to it
-    slope: float  #: product of the direction with the mean gradient before, < 0
-    limited: bool  #: whether it would have been longer but for the trust
+    slope: Number  #: product of the direction with the mean gradient before, < 0
+    limited: Flag  #: whether it would have been longer but for the trust
+    made: Flag  #: whether it was made after all
+
+    @property
+    def figures(self) -> tuple[float, bool, bool]:
+        """Slope and flags, on the host."""
+        return told(self.slope), bool(self.limited), bool(self.made)
 
 
 class Line(NamedTuple):
     """The way of a jump that was made, while the block after it is under way."""
 
     direction: Tensor  #: [N]
-    slope: float  #: before the jump
+    slope: Number  #: before the jump
+    made: Flag
 
 
 class SubspaceAccelerator(Machine):
@@ -45,16 +69,17 @@ class SubspaceAccelerator(Machine):
 
     history: BlockHistory
     jump: SubspaceJump | None
-    trust: float  # largest jump, in units of the last way between block means
-    damping: float  # share of a jump that is made
+    trust: Number  # largest jump, in units of the last way between block means
+    damping: Number  # share of a jump that is made
     block: int  # samples of a block
     _line: Line | None  # of the jump after which the block under way began
-    _slopes: float  # sum over the block of the slopes along it
-    _excess: float  # recent slopes after jumps, and their sizes before; sums that fade
-    _expected: float
-    _reference: float  # recent norm of the gradient
+    _slopes: Number  # sum over the block of the slopes along it
+    _excess: Number  # recent slopes after jumps, and their sizes before; sums that fade
+    _expected: Number
+    _reference: Number  # recent norm of the gradient
     _gradient: Tensor | None  # of the step under way, and what is wrong with it at a jump
-    _fault: str | None
+    _faults: dict[str, Flag]
+    _change: Delayed  # of the length of blocks
 
     # ---- the method -----------------------------------------------------------------------
 
@@ -62,7 +87,7 @@ class SubspaceAccelerator(Machine):
         self, param_groups: Groups, has_closure: bool = False, skip: str | None = None
     ) -> None:
         """Keep w^k; ``skip`` names why this step does not count."""
-        self._gradient = self._fault = None
+        self._gradient, self._faults = None, {}
         self._skip = skip or self._follow(param_groups)
         if not self.wants_gradient:
             return
@@ -75,76 +100,89 @@ class SubspaceAccelerator(Machine):
         """Whether the gradient at w^k has to be seen before the base optimizer uses it."""
         return not self.skips and bool(self.layout.parameters)
 
-    def see_gradient(self, gradients: Gradients) -> bool:
-        """Keep the gradient at w^k; false if it shows that the base step is to be skipped."""
+    def see_gradient(self, gradients: Gradients) -> Flag:
+        """Keep the gradient at w^k; whether it shows that the base step is to be held back."""
         if self._gradient is not None:  # a closure that is called again, at another point
-            return self._fault is None
+            return self._held_back
         gradient = self._spare(self._before)
         if not gradients.gather(self.layout, self._before, gradient):
-            return True
+            return False
         self._gradient = gradient
         if self.jump is None:
-            return True
-        norm = math.sqrt(float(ops.squared_norm([gradient])))
+            return False
+        norm = number(ops.squared_norm([gradient])) ** 0.5
         guard = self.options.gradient_guard if "residual" in self.options.safeguards else math.inf
-        if not math.isfinite(norm):
-            self._fault = "nonfinite"
-        elif norm > guard * self._reference:
-            self._fault = "residual"
-        return self._fault is None
+        usable, large = finite(norm), norm > guard * self._reference
+        self._faults["nonfinite"] = self.jump.made & negate(usable)
+        self._faults["residual"] = self.jump.made & usable & large
+        return self._held_back
+
+    @property
+    def _held_back(self) -> Flag:
+        return any_of(*self._faults.values())
 
     def after_step(self, evaluate: Evaluate | None = None) -> None:
         """Add the sample (w^k, gradient), judge a pending jump; at the end of a block, jump."""
         if self._skip:
-            self.stats.skipped[self._skip] += 1
+            self._stats.count("skipped", cause=self._skip)
             return
         self.k += 1
-        self.stats.steps += 1
+        self._stats.count("steps")
         if self._gradient is None:
-            self.stats.skipped["no_gradient"] += 1
+            self._stats.count("skipped", cause="no_gradient")
             return
         jump, self.jump, self._left_at = self.jump, None, None
-        if jump is not None and self._fault:  # the base step has been held back
-            self._undo(jump)
-            self._count_verdict(self._fault)
+        undone = self._held_back
+        if jump is not None:
+            self._count_verdict(accepted=jump.made & negate(undone), **self._faults)
+            self._undo(jump, undone)
+        if undone is True:
             return
         if jump is not None:
-            self._line, self._slopes = Line(jump.direction, jump.slope), 0.0
-        direction = None if self._line is None else self._line.direction
-        squared_norm, slope = self.history.add(self._before, self._gradient, direction)
-        if not math.isfinite(squared_norm):
-            self.stats.skipped["nonfinite"] += 1
-            self._drop_block()
-            return
-        self._slopes += slope
-        self._reference = max(math.sqrt(squared_norm), 0.9 * self._reference)
-        if jump is not None:
-            self._judge(jump, slope)
+            self._line, self._slopes = Line(jump.direction, jump.slope, jump.made), 0.0
+        slope = self._add_sample(undone)
+        if jump is not None and slope is not None:
+            self._judge(jump, slope, jump.made & negate(undone))
         if self.history.samples >= self.block:
             self._adapt_damping()
-            self.history.close_block()
-            self.stats.pairs += 1
+            complete = self.history.close_block()
+            self._stats.count("pairs", complete)
             self._adapt_block()
             if self._due():
-                self._try_jump(evaluate)
+                self._try_jump(complete, evaluate)
 
-    def _undo(self, jump: SubspaceJump) -> None:
-        self.layout.scatter_(jump.plain)
-        self.trust = max(self.trust / 4, LEAST_TRUST)
-        self._drop_block()
+    def _add_sample(self, undone: Flag) -> Number | None:
+        """The slope along the last jump; None if the sample was not finite."""
+        direction = None if self._line is None else self._line.direction
+        squared_norm, slope = self.history.add(self._before, self._gradient, direction)
+        sound = finite(squared_norm)
+        self._stats.count("skipped", negate(sound | undone), "nonfinite")
+        spoilt = negate(sound) | undone
+        self._drop_block(spoilt)
+        if spoilt is True:
+            return None
+        self._slopes = choose(spoilt, math.nan, self._slopes + slope)
+        reference = larger(squared_norm**0.5, 0.9 * self._reference)
+        self._reference = choose(spoilt, self._reference, reference)
+        return slope
 
-    def _judge(self, jump: SubspaceJump, after: float) -> None:
+    def _undo(self, jump: SubspaceJump, when: Flag) -> None:
+        self.layout.scatter_(jump.plain, when=when)
+        self.trust = choose(when, larger(self.trust / 4, LEAST_TRUST), self.trust)
+        self._drop_block(when)
+
+    def _judge(self, jump: SubspaceJump, after: Number, stands: Flag) -> None:
         """Compare the slopes along the jump at its ends; come back from beyond the minimum."""
         before = jump.slope
-        if after > -before > 0:
+        beyond = stands & (before < 0) & (after > -before)
+        longer = stands & negate(beyond) & (after < -before / 2) & jump.limited
+        if possible(beyond):
             point = self.layout.gather(self._spare(jump.direction))
-            point.add_(jump.direction, alpha=before / (before - after) - 1)
-            self.layout.scatter_(point)
-            self.trust = max(self.trust / 2, LEAST_TRUST)
-            self.stats.shortened += 1
-        elif after < -before / 2 and jump.limited:
-            self.trust = min(2 * self.trust, MOST_TRUST)
-        self._count_verdict(None)
+            add_scaled_(point, jump.direction, before / (before - after) - 1)
+            self.layout.scatter_(point, when=beyond)
+            self.trust = choose(beyond, larger(self.trust / 2, LEAST_TRUST), self.trust)
+            self._stats.count("shortened", beyond)
+        self.trust = choose(longer, smaller(2 * self.trust, MOST_TRUST), self.trust)
 
     def _due(self) -> bool:
         options = self.options
@@ -152,36 +190,47 @@ class SubspaceAccelerator(Machine):
         known = self.history.count >= min(2, options.history_depth)
         return rested and known and self.k - 1 > options.wait_iterations
 
-    def _try_jump(self, evaluate: Evaluate | None) -> None:
-        safeguards, stats = self.options.safeguards, self.stats
-        limits = (self.trust, self.damping) if "limits" in safeguards else (math.inf, 1.0)
-        coefficients, slope, stats.rank, reduction, limited = self.history.solve(*limits)
-        size = float(coefficients.abs().sum())
-        if size == 0:  # nothing but noise
+    def _try_jump(self, due: Flag, evaluate: Evaluate | None) -> None:
+        safeguards, stats = self.options.safeguards, self._stats
+        trust, damping = (self.trust, self.damping) if "limits" in safeguards else (math.inf, 1.0)
+        coefficients, slope, rank, reduction, limited = self.history.solve(trust, damping)
+        size = number(coefficients.abs().sum())
+        due = due & (size != 0)  # 0: there is nothing but noise
+        if not possible(due):
             return
-        stats.jumps += 1
+        stats.count("jumps", due)
         self._last_jump = self.k
-        stats.gamma, stats.trust, stats.damping = coefficients, self.trust, self.damping
-        stats.predicted_reduction = reduction
-        if not math.isfinite(slope):
-            return self._count_verdict("nonfinite")
-        if slope >= 0 and "descent" in safeguards:
-            return self._count_verdict("descent")
-        if size > self.options.coefficient_limit and self._limits_coefficients:
-            return self._count_verdict("limits")
+        stats.gamma, stats.rank, stats.predicted_reduction = coefficients, rank, reduction
+        stats.trust, stats.damping = self.trust, self.damping
+
+        large = size > (self.options.coefficient_limit if self._limits_coefficients else math.inf)
+        uphill = (slope >= 0) & ("descent" in safeguards)
+        faults = {
+            "nonfinite": due & negate(finite(slope)),
+            "descent": due & uphill,
+            "limits": due & large & negate(uphill) & finite(slope),
+        }
+        made = due & negate(any_of(*faults.values()))
+        if not possible(made):
+            return self._count_verdict(accepted=False, **faults)
         plain = self.layout.gather(self._spare())
         candidate = self._spare(plain)
-        largest = self.history.move_(candidate, plain, coefficients)
-        if not float(largest) <= self.layout.limit:
-            return self._count_verdict("nonfinite")
-        if "loss" not in safeguards:
-            self.layout.scatter_(candidate)
-        elif not self._lowers_loss(plain, candidate, evaluate):
-            return self._count_verdict("loss")
+        largest = self.history.move_(candidate, plain, coefficients, made)
+        outside = made & negate(largest <= self.layout.limit)
+        faults["nonfinite"] |= outside
+        made = made & negate(outside)
+        if "loss" in safeguards and made:  # it waits for losses anyway
+            faults["loss"] = not self._lowers_loss(plain, candidate, evaluate)
+            made = negate(faults["loss"])
+        self._count_verdict(accepted=False, **faults)
+        if not possible(made):
+            return
+        candidate = choose_vector(negate(made), plain, candidate)
+        self.layout.scatter_(candidate, when=made)
         direction = torch.sub(candidate, plain, out=self._spare(plain, candidate))
-        self.jump = SubspaceJump(plain, direction, slope, limited)
+        self.jump = SubspaceJump(plain, direction, slope, limited, made)
         self._left_at = candidate
-        self._rescale_momentum(reduction)
+        self._rescale_momentum(reduction, made)
 
     @property
     def _limits_coefficients(self) -> bool:
@@ -196,44 +245,55 @@ class SubspaceAccelerator(Machine):
         at the noise floor, it is positive, and where they could be longer it is negative.
         """
         line, self._line = self._line, None
-        if line is None or not (line.slope < 0 and math.isfinite(self._slopes)):
+        if line is None:
             return
-        after = min(self._slopes / self.history.samples, -3 * line.slope)
-        self._excess = FORGETTING * self._excess + after
-        self._expected = FORGETTING * self._expected - line.slope
-        ratio = max(self._excess / self._expected, -1.0)
-        self.damping *= math.exp(-DAMPING_GAIN * ratio)
-        self.damping = min(max(self.damping, LEAST_DAMPING), 1.0)
+        known = line.made & (line.slope < 0) & finite(self._slopes)
+        if not possible(known):
+            return
+        after = smaller(self._slopes / self.history.samples, -3 * line.slope)
+        excess = FORGETTING * self._excess + after
+        expected = FORGETTING * self._expected - line.slope
+        damping = self.damping * exp(-DAMPING_GAIN * larger(excess / expected, -1.0))
+        damping = smaller(larger(damping, LEAST_DAMPING), 1.0)
+        self._excess = choose(known, excess, self._excess)
+        self._expected = choose(known, expected, self._expected)
+        self.damping = choose(known, damping, self.damping)
 
     def _adapt_block(self) -> None:
         """Longer blocks while jumps go too far because of noise.
 
         There is much of it where it makes .3 of the changes of mean gradients (1/2 is all); but
-        what looks like noise may be an oscillation, which does no harm.
+        what looks like noise may be an oscillation, which does no harm. A device tells its
+        decision a block later.
         """
-        ratio, shortest = self.history.noise_ratio, self.options.store_each_nth
         if not self.options.adapt_blocks:
             return
-        if ratio > 0.3 and self.damping < 0.7:
+        ratio, damping = self.history.noise_ratio, self.damping
+        shorter = (ratio < 0.1) | (damping > 0.95)
+        longer = (ratio > 0.3) & (damping < 0.7)
+        change = self._change.exchange(choose(longer, 1, choose(shorter, -1, 0)))
+        shortest = self.options.store_each_nth
+        if change > 0:
             self.block = min(2 * self.block, LONGEST_BLOCK * shortest)
-        elif ratio < 0.1 or self.damping > 0.95:
+        elif change < 0:
             self.block = max(self.block // 2, shortest)
 
-    def _drop_block(self) -> None:
-        self.history.drop_block()
-        self._line = None
+    def _drop_block(self, when: Flag) -> None:
+        self.history.drop_block(when)
+        if when is True:
+            self._line = None
 
     # ---- its history and state --------------------------------------------------------------
 
     def _start(self) -> None:
         self.history = BlockHistory(self.layout, self.options)
         self.trust, self.damping = self.options.trust, 1.0
-        self._line = None
+        self._line, self._change = None, Delayed()
         self._slopes = self._excess = self._expected = 0.0
         self.block = self.options.store_each_nth
         self._reference, self._last_jump = 0.0, -self.options.frequency
 
-    def _clear_history(self) -> None:
+    def _clear_history(self, when: Flag) -> None:
         self.history.clear()
         self._line = None
 
@@ -252,15 +312,17 @@ class SubspaceAccelerator(Machine):
         jump, line = self.jump, self._line
         return {
             "history": self.history.state_dict(),
-            "jump": jump and (jump.plain.clone(), jump.direction.clone(), jump.slope, jump.limited),
-            "line": line and (line.direction.clone(), line.slope),
-            **{name: getattr(self, name) for name in self._SCALARS},
+            "jump": jump and (jump.plain.clone(), jump.direction.clone(), *jump.figures),
+            "line": line and (line.direction.clone(), told(line.slope), bool(line.made)),
+            "change": self._change.value,
+            **{name: told(getattr(self, name)) for name in self._SCALARS},
         }
 
     def _take_state(self, state: dict[str, Any]) -> None:
         self.history.load_state_dict(state["history"])
         jump, line = state["jump"], state["line"]
         self.jump = jump and SubspaceJump(self._copy(jump[0]), self._copy(jump[1]), *jump[2:])
-        self._line = line and Line(self._copy(line[0]), line[1])
+        self._line = line and Line(self._copy(line[0]), *line[1:])
+        self._change = Delayed(state["change"])
         for name in self._SCALARS:
             setattr(self, name, state[name])

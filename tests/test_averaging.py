@@ -35,20 +35,18 @@ def test_the_last_iterates_are_held_as_they_are_newest_last() -> None:
     assert not window.full
 
 
-def test_the_newest_iterate_is_replaced_if_there_is_one() -> None:
+def test_an_iterate_takes_the_place_of_the_newest() -> None:
     window, (first, second, other) = MovingAverage(3, 0.1), points(1, 2, 3)
-    window.replace_newest(first)
-    assert window.iterates == []
     window.push(first)
     window.push(second)
-    window.replace_newest(other)
+    window.push(other, instead=True)
     assert list(map(id, window.iterates)) == [id(first), id(other)]
 
 
 def test_a_window_of_no_length_stays_empty_and_is_never_full() -> None:
     window = MovingAverage(0, 0.1)
     window.push(torch.ones(2))
-    window.replace_newest(torch.ones(2))
+    window.push(torch.ones(2), instead=True)
     assert window.iterates == []
     assert not window.full
 

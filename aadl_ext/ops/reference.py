@@ -86,32 +86,44 @@ def push_secant(
     new = [] if slot is None else [residual_rows[slot], step_rows[slot]]
     dots, squares = _dot_products(rows, [residual, *new], offsets)  # [S, m + 1, 1 or 3]
     squared_norm, row_norm = squares[0], squares[1:].sum()
-    if systems is not None and squared_norm.isfinite():
-        systems[:, : len(rows), -1] = systems[:, -1, : len(rows)] = dots[:, :-1, 0]
-        systems[:, -1, -1] = dots[:, -1, 0]
+    sound = squared_norm.isfinite()
+    if systems is not None:
+        n, last = len(rows), systems[:, -1].clone()
+        last[:, :n], last[:, -1] = dots[:, :-1, 0], dots[:, -1, 0]
+        systems[:, -1] = systems[:, :, -1] = torch.where(sound, last, systems[:, -1])
         if slot is not None:
-            systems[:, : len(rows), slot] = systems[:, slot, : len(rows)] = dots[:, :-1, 1]
-    if slot is not None and not (squared_norm.isfinite() and row_norm.isfinite()):
-        step_rows[slot] = residual_rows[slot] = 0
+            row = torch.where(sound, dots[:, :-1, 1], 0.0)
+            systems[:, :n, slot] = systems[:, slot, :n] = row
+    if slot is not None:
+        useless = ~(sound & row_norm.isfinite())
+        _zero(useless, step_rows[slot], residual_rows[slot])
         if systems is not None:
-            systems[:, slot] = systems[:, :, slot] = 0
+            _zero(useless, systems[:, slot], systems[:, :, slot])
     return torch.stack([max_step.double(), squared_norm, row_norm])
+
+
+def _zero(when: Tensor, *tensors: Tensor) -> None:
+    """Make tensors zero where a flag is true; one on a device is not read."""
+    for tensor in tensors:
+        if not when.is_cpu:
+            tensor.masked_fill_(when, 0)
+        elif when:
+            tensor.zero_()
 
 
 def _scale_to_unit_rate(residual: Tensor, rates: Sequence[float], offsets: Sequence[int]) -> Tensor:
     """Divide each segment by its rate, in place; returns the largest entry before, or NaN."""
-    max_step = 0.0
+    max_step = residual.new_zeros(())
     for rate, (start, stop) in zip(rates, pairwise(offsets), strict=True):
         segment = residual[start:stop]
-        least, most = map(float, segment.aminmax()) if stop > start else (0.0, 0.0)
-        peak = math.nan if math.isnan(least) else max(most, -least)
-        # max() alone would drop a NaN
-        max_step = math.nan if math.isnan(peak + max_step) else max(peak, max_step)
+        if stop > start:
+            least, most = segment.aminmax()
+            max_step = torch.maximum(max_step, torch.maximum(most, -least))  # NaN passes through
         if rate == 0:
             segment.mul_(0.0)  # not zero_(): a NaN shall be seen
         else:
             segment.div_(rate)
-    return residual.new_tensor(max_step)
+    return max_step
 
 
 def _dot_products(
