@@ -106,12 +106,12 @@ def serves_matrix(matrix: Tensor, append: Tensor | None) -> bool:
 
 
 def gather(tensors: Sequence[Tensor], out: Tensor, when: Tensor | None = None) -> None:
-    torch.ops.aadl_ext.gather(tensors, out)
+    torch.ops.aadl_ext.gather(tensors, out, when)
     torch.autograd.graph.increment_version((out,))  # as every in-place op of torch does
 
 
 def scatter_(tensors: Sequence[Tensor], flat: Tensor, when: Tensor | None = None) -> None:
-    torch.ops.aadl_ext.scatter(tensors, flat)
+    torch.ops.aadl_ext.scatter(tensors, flat, when)
     torch.autograd.graph.increment_version(tensors)
 
 
@@ -161,7 +161,7 @@ def extrapolate_(
 ) -> Tensor:
     weights = coefficients.to(device=out.device, dtype=torch.float64).contiguous()
     largest: Tensor = torch.ops.aadl_ext.extrapolate(
-        before, after, relaxation, rows, weights, offsets, out
+        before, after, relaxation, rows, weights, offsets, out, accept
     )
     return largest
 
@@ -233,6 +233,7 @@ def push_block(
         noise_rows,
         -1 if slot is None else slot,
         -1 if noise_slot is None else noise_slot,
+        accept,
     )
 
 
