@@ -132,7 +132,7 @@ def push_block(
             "sums need a row, two have none"
         )
     flag = check_flag("accept", accept, last_point.device)
-    served = flag is None and all(native.serves(last_point, rows) for rows in rings.values())
+    served = all(native.serves(last_point, rows) for rows in rings.values())
     backend = native if served else reference
     backend.push_block(
         point_sum,

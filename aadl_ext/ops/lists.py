@@ -34,7 +34,7 @@ def gather(tensors: Sequence[Tensor], out: Tensor, *, when: Tensor | bool = True
     flag = check_flag("when", when, out.device)
     if when is False:
         return out
-    backend = native if flag is None and native.serves_list(tensors, out) else reference
+    backend = native if native.serves_list(tensors, out) else reference
     with torch.no_grad():
         backend.gather(tensors, out, flag)
     return out
@@ -53,7 +53,7 @@ def scatter_(tensors: Sequence[Tensor], flat: Tensor, *, when: Tensor | bool = T
     flag = check_flag("when", when, flat.device)
     if when is False:
         return
-    backend = native if flag is None and native.serves_list(tensors, flat) else reference
+    backend = native if native.serves_list(tensors, flat) else reference
     with torch.no_grad():
         backend.scatter_(tensors, flat, flag)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from . import fakes
 from .checks import STORAGE_DTYPES
 from .types import SecantSolution, SubspaceSolution
 
@@ -41,6 +42,8 @@ def _load() -> str | None:
             RuntimeWarning,
             stacklevel=2,
         )
+    if missing is None:
+        fakes.register()
     return missing
 
 
@@ -106,12 +109,12 @@ def serves_matrix(matrix: Tensor, append: Tensor | None) -> bool:
 
 
 def gather(tensors: Sequence[Tensor], out: Tensor, when: Tensor | None = None) -> None:
-    torch.ops.aadl_ext.gather(tensors, out)
+    torch.ops.aadl_ext.gather(tensors, out, when)
     torch.autograd.graph.increment_version((out,))  # as every in-place op of torch does
 
 
 def scatter_(tensors: Sequence[Tensor], flat: Tensor, when: Tensor | None = None) -> None:
-    torch.ops.aadl_ext.scatter(tensors, flat)
+    torch.ops.aadl_ext.scatter(tensors, flat, when)
     torch.autograd.graph.increment_version(tensors)
 
 
@@ -161,7 +164,7 @@ def extrapolate_(
 ) -> Tensor:
     weights = coefficients.to(device=out.device, dtype=torch.float64).contiguous()
     largest: Tensor = torch.ops.aadl_ext.extrapolate(
-        before, after, relaxation, rows, weights, offsets, out
+        before, after, relaxation, rows, weights, offsets, out, accept
     )
     return largest
 
@@ -233,6 +236,7 @@ def push_block(
         noise_rows,
         -1 if slot is None else slot,
         -1 if noise_slot is None else noise_slot,
+        accept,
     )
 
 
@@ -256,63 +260,3 @@ def solve_subspace(
         *(x.double().contiguous() for x in inputs), ridge, floor, shrinkage
     )
     return SubspaceSolution(*solution)
-
-
-def _register_fakes() -> None:
-    """Shapes and dtypes of the results, for tracing without data."""
-    double = torch.float64
-    for name in ("gather", "scatter", "push_block"):
-        torch.library.register_fake(f"aadl_ext::{name}", lambda *_: None)
-
-    @torch.library.register_fake("aadl_ext::squared_norm")
-    def _(tensors):  # type: ignore[no-untyped-def]
-        return tensors[0].new_empty((), dtype=double)
-
-    @torch.library.register_fake("aadl_ext::add_sample")
-    def _(point_sum, *_):  # type: ignore[no-untyped-def]
-        return point_sum.new_empty(2, dtype=double)
-
-    @torch.library.register_fake("aadl_ext::cross_products")
-    def _(rows, vectors, offsets):  # type: ignore[no-untyped-def]
-        return rows.new_empty(len(offsets) - 1, rows.shape[0], len(vectors), dtype=double)
-
-    @torch.library.register_fake("aadl_ext::push_secant")
-    def _(before, *_):  # type: ignore[no-untyped-def]
-        return before.new_empty(3, dtype=double)
-
-    @torch.library.register_fake("aadl_ext::extrapolate")
-    def _(before, *_):  # type: ignore[no-untyped-def]
-        return before.new_empty(())
-
-    @torch.library.register_fake("aadl_ext::window_statistics")
-    def _(window, out):  # type: ignore[no-untyped-def]
-        return out.new_empty(())
-
-    @torch.library.register_fake("aadl_ext::tsqr")
-    def _(rows, append, offsets):  # type: ignore[no-untyped-def]
-        columns = rows.shape[0] + int(append is not None)
-        wide = double in (rows.dtype, None if append is None else append.dtype)
-        return rows.new_empty(
-            len(offsets) - 1, columns, columns, dtype=double if wide else torch.float32
-        )
-
-    @torch.library.register_fake("aadl_ext::solve_subspace")
-    def _(metric, curvature, right_side, *_):  # type: ignore[no-untyped-def]
-        systems, m = right_side.shape
-        vector, scalar = right_side.new_empty(systems, m), right_side.new_empty(systems)
-        rank = scalar.new_empty(systems, dtype=torch.int64)
-        return vector, scalar, scalar.clone(), rank, vector.clone(), scalar.clone()
-
-    @torch.library.register_fake("aadl_ext::solve_secants")
-    def _(system, factored, ridge, tolerance):  # type: ignore[no-untyped-def]
-        problems, size, _ = system.shape
-        return (
-            system.new_empty(problems, size - 1),
-            system.new_empty(problems, dtype=torch.int64),
-            system.new_empty(problems),
-            system.new_empty(problems),
-        )
-
-
-if missing is None:
-    _register_fakes()

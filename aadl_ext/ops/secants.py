@@ -237,7 +237,7 @@ def extrapolate_(
             f"segments and {len(rows)} rows they must be {allowed[0]} or {allowed[1]}"
         )
     flag = check_flag("accept", accept, out.device)
-    backend = native if flag is None and native.serves(out, rows) else reference
+    backend = native if native.serves(out, rows) else reference
     largest: Tensor = backend.extrapolate_(
         out, before, after, relaxation, rows, coefficients, offsets, flag
     )

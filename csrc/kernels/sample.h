@@ -40,8 +40,21 @@ AADL_INLINE SampleFigures sample_block(const cpu::Sample<T>& args, const Block& 
   return {norm, args.direction ? slope : 0};
 }
 
+// A block that cannot be used.
+template <class T, class S>
+AADL_INLINE void drop_block(const cpu::BlockMeans<T, S>& args, const Block& block) {
+  const int64_t count = block.end - block.begin;
+  for (T* const sum : {args.point_sum, args.gradient_sum, args.noise_sum}) {
+    if (sum) std::fill_n(sum + block.begin, count, T(0));
+  }
+  for (S* const row : {args.step_row, args.gradient_row, args.noise_row}) {
+    if (row) std::fill_n(row + block.begin, count, S{});
+  }
+}
+
 template <class T, class S>
 AADL_INLINE void close_block(const cpu::BlockMeans<T, S>& args, const Block& block, bool stream) {
+  if (args.accept && !*args.accept) return drop_block(args, block);
   const T count = static_cast<T>(args.count);
   alignas(64) S step_row[kChunk], gradient_row[kChunk], noise_row[kChunk];
   for (int64_t begin = block.begin; begin < block.end; begin += kChunk) {

@@ -44,7 +44,7 @@ std::pair<double, double> add_sample(const py::array& point_sum, const py::array
 void push_block(const py::array& point_sum, const py::array& gradient_sum, const Array& noise_sum,
                 int64_t count, const py::array& last_point, const py::array& last_gradient,
                 const Array& step_row, const Array& gradient_row, const Array& noise_row,
-                int64_t threads) {
+                const std::optional<bool>& accept, int64_t threads) {
   if (step_row.has_value() != gradient_row.has_value() ||
       noise_sum.has_value() != noise_row.has_value() || count < 1) {
     throw std::invalid_argument("the sums, their count and the rows do not fit together");
@@ -64,7 +64,8 @@ void push_block(const py::array& point_sum, const py::array& gradient_sum, const
                                         vector<S>(step_row, size, "step_row"),
                                         vector<S>(gradient_row, size, "gradient_row"),
                                         vector<S>(noise_row, size, "noise_row"),
-                                        size};
+                                        size,
+                                        accept ? &*accept : nullptr};
     py::gil_scoped_release release;
     cpu::push_block(args, run);
   });
@@ -121,7 +122,7 @@ void add_blocks(py::module_& m) {
         py::arg("noise_sum") = py::none(), py::arg("count"), py::arg("last_point"),
         py::arg("last_gradient"), py::arg("step_row") = py::none(),
         py::arg("gradient_row") = py::none(), py::arg("noise_row") = py::none(),
-        py::arg("threads") = 1);
+        py::arg("accept") = py::none(), py::arg("threads") = 1);
   m.def("products", &products, py::arg("rows"), py::arg("vectors"), py::kw_only(),
         py::arg("offsets"), py::arg("threads") = 1);
 }

@@ -50,7 +50,11 @@ auto with_type(const py::array& vector, const F& f) {
   throw std::invalid_argument("no kernel for vectors of this dtype");
 }
 
-void copy(const std::vector<py::array>& from, const std::vector<py::array>& to) {
+using Flag = std::optional<bool>;
+
+const bool* address(const Flag& flag) { return flag ? &*flag : nullptr; }
+
+void copy(const std::vector<py::array>& from, const std::vector<py::array>& to, const Flag& when) {
   std::vector<cuda::Piece> pieces;
   for (size_t i = 0; i < from.size(); ++i) {
     const cuda::Entries source = any_entries(from[i]), target = any_entries(to.at(i));
@@ -60,7 +64,7 @@ void copy(const std::vector<py::array>& from, const std::vector<py::array>& to) 
     pieces.push_back(
         {source.begin, const_cast<void*>(target.begin), source.count, source.type, target.type});
   }
-  cuda::copy(pieces, nullptr);
+  cuda::copy(pieces, address(when), nullptr);
 }
 
 double squared_norm(const std::vector<py::array>& arrays, bool compensated) {
@@ -111,14 +115,12 @@ std::vector<double> push(const py::array& before, const py::array& after,
 double extrapolate(const py::array& before, const py::array& after, double beta,
                    const py::array& rows,
                    const py::array_t<double, py::array::c_style>& coefficients,
-                   const Offsets& offsets, const py::array& out,
-                   const std::optional<bool>& accept) {
+                   const Offsets& offsets, const py::array& out, const Flag& accept) {
   return with_types(after, rows, [&](auto types) -> double {
     using T = typename decltype(types)::Vector;
     using S = typename decltype(types)::Storage;
     const int64_t size = offsets.back();
     T largest = std::numeric_limits<T>::quiet_NaN();
-    const bool flag = accept.value_or(false);
     const cuda::Extrapolate<T, S> args = {entries<T>(before, 1, size, "before"),
                                           entries<T>(after, 1, size, "after"),
                                           beta,
@@ -129,7 +131,7 @@ double extrapolate(const py::array& before, const py::array& after, double beta,
                                           coefficients.shape(0),
                                           offsets.data(),
                                           static_cast<int64_t>(offsets.size()) - 1,
-                                          accept ? &flag : nullptr,
+                                          address(accept),
                                           entries<T>(out, 1, size, "out"),
                                           &largest,
                                           most_tiles};
@@ -182,7 +184,8 @@ std::vector<double> add_sample(const py::array& point_sum, const py::array& grad
 
 void push_block(const py::array& point_sum, const py::array& gradient_sum, const Array& noise_sum,
                 int64_t count, const py::array& last_point, const py::array& last_gradient,
-                const Array& step_row, const Array& gradient_row, const Array& noise_row) {
+                const Array& step_row, const Array& gradient_row, const Array& noise_row,
+                const Flag& accept) {
   const py::array& stored = step_row ? *step_row : noise_row ? *noise_row : last_point;
   with_types(last_point, stored, [&](auto types) {
     using T = typename decltype(types)::Vector;
@@ -197,7 +200,8 @@ void push_block(const py::array& point_sum, const py::array& gradient_sum, const
                                          vector<S>(step_row, size, "step_row"),
                                          vector<S>(gradient_row, size, "gradient_row"),
                                          vector<S>(noise_row, size, "noise_row"),
-                                         size};
+                                         size,
+                                         address(accept)};
     cuda::push_block(args, nullptr);
   });
 }
@@ -225,7 +229,8 @@ py::array_t<double> products(const std::vector<py::array>& rows,
 
 void add_cuda_streaming(py::module_& m) {
   m.def("set_most_tiles", [](int64_t count) { most_tiles = count; }, py::arg("count"));
-  m.def("copy", &copy, py::arg("from_arrays"), py::arg("to_arrays"));
+  m.def("copy", &copy, py::arg("from_arrays"), py::arg("to_arrays"), py::kw_only(),
+        py::arg("when") = py::none());
   m.def("squared_norm", &squared_norm, py::arg("arrays"), py::kw_only(),
         py::arg("compensated") = false);
   m.def("push", &push, py::kw_only(), py::arg("before"), py::arg("after"), py::arg("last_point"),
@@ -242,7 +247,8 @@ void add_cuda_streaming(py::module_& m) {
   m.def("push_block", &push_block, py::kw_only(), py::arg("point_sum"), py::arg("gradient_sum"),
         py::arg("noise_sum") = py::none(), py::arg("count"), py::arg("last_point"),
         py::arg("last_gradient"), py::arg("step_row") = py::none(),
-        py::arg("gradient_row") = py::none(), py::arg("noise_row") = py::none());
+        py::arg("gradient_row") = py::none(), py::arg("noise_row") = py::none(),
+        py::arg("accept") = py::none());
   m.def("products", &products, py::arg("rows"), py::arg("vectors"), py::kw_only(),
         py::arg("offsets"), py::arg("compensated") = false);
 }

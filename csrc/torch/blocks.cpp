@@ -45,7 +45,8 @@ Tensor add_sample(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> n
 
 void push_block(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> noise_sum,
                 int64_t count, Tensor last_point, Tensor last_gradient, Tensor step_rows,
-                Tensor gradient_rows, Tensor noise_rows, int64_t slot, int64_t noise_slot) {
+                Tensor gradient_rows, Tensor noise_rows, int64_t slot, int64_t noise_slot,
+                std::optional<Tensor> accept) {
   const int64_t size = last_point.numel();
   const ScalarType type = last_point.scalar_type(), storage = step_rows.scalar_type();
   check_vector("point_sum", point_sum, size, type);
@@ -67,7 +68,7 @@ void push_block(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> noi
         cpu::BlockMeans<T, S>{out<T>(point_sum), out<T>(gradient_sum),
                               noise_sum ? out<T>(*noise_sum) : nullptr, count, out<T>(last_point),
                               out<T>(last_gradient), row(step_rows, slot), row(gradient_rows, slot),
-                              row(noise_rows, noise_slot), size},
+                              row(noise_rows, noise_slot), size, check_flag("accept", accept)},
         parallel);
   });
 }
@@ -139,7 +140,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(aadl_ext, m) {
   m.def(
       "push_block(Tensor(a!) point_sum, Tensor(b!) gradient_sum, Tensor(c!)? noise_sum, int count, "
       "Tensor(d!) last_point, Tensor(e!) last_gradient, Tensor(f!) step_rows, "
-      "Tensor(g!) gradient_rows, Tensor(h!) noise_rows, int slot, int noise_slot) -> ()");
+      "Tensor(g!) gradient_rows, Tensor(h!) noise_rows, int slot, int noise_slot, "
+      "Tensor? accept=None) -> ()");
   m.def(
       "solve_subspace(Tensor metric, Tensor curvature, Tensor right_side, Tensor noise, "
       "Tensor radius, float ridge, float floor, float shrinkage) -> "

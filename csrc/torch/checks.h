@@ -61,6 +61,19 @@ inline void check_offsets(const std::vector<int64_t>& offsets, int64_t size) {
   }
 }
 
+// Where a flag is; null for none, which counts as true.
+inline const bool* check_flag(const char* name, const std::optional<Tensor>& flag) {
+  STD_TORCH_CHECK(!flag || (flag->dim() == 0 && flag->scalar_type() == ScalarType::Bool), name,
+                  " must be bool [], got ", flag ? flag->dim() : 0, " dimensions");
+  return flag ? static_cast<const bool*>(flag->const_data_ptr()) : nullptr;
+}
+
+// The same, read: for ops on the CPU.
+inline bool is_true(const char* name, const std::optional<Tensor>& flag) {
+  const bool* const there = check_flag(name, flag);
+  return !there || *there;
+}
+
 // What the arguments of an op must be together, on any device.
 
 inline void check_push(int64_t size, const std::vector<double>& rates,

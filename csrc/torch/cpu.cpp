@@ -91,7 +91,8 @@ Tensor push_secant(const Tensor& before, const Tensor& after, const Tensor& last
 }
 
 Tensor extrapolate(const Tensor& before, const Tensor& after, double relaxation, const Tensor& rows,
-                   const Tensor& coefficients, std::vector<int64_t> offsets, Tensor result) {
+                   const Tensor& coefficients, std::vector<int64_t> offsets, Tensor result,
+                   std::optional<Tensor> accept) {
   const int64_t size = before.numel();
   const ScalarType type = before.scalar_type();
   check_vector("before", before, size, type);
@@ -105,6 +106,8 @@ Tensor extrapolate(const Tensor& before, const Tensor& after, double relaxation,
                       coefficients.is_contiguous() &&
                       coefficients.scalar_type() == ScalarType::Double,
                   "coefficients must be contiguous float64 [1 or ", segments, ", ", count, "]");
+  const bool accepted = is_true("accept", accept);
+  const double beta = accepted ? relaxation : 1;
   std::vector<double> weights;
   for (int64_t s = 0; s < segments; ++s) {
     const double* const set = in<double>(coefficients) + (sets == 1 ? 0 : s * count);
@@ -115,8 +118,8 @@ Tensor extrapolate(const Tensor& before, const Tensor& after, double relaxation,
     using T = decltype(t);
     using S = decltype(s);
     *out<T>(largest) = cpu::extrapolate(
-        cpu::Extrapolate<T, S>{in<T>(before), in<T>(after), relaxation, in<S>(rows), rows.stride(0),
-                               count, weights.data(), offsets, out<T>(result)},
+        cpu::Extrapolate<T, S>{in<T>(before), in<T>(after), beta, in<S>(rows), rows.stride(0),
+                               accepted ? count : 0, weights.data(), offsets, out<T>(result)},
         parallel);
   });
   return largest;
@@ -195,7 +198,7 @@ STABLE_TORCH_LIBRARY(aadl_ext, m) {
       "Tensor(c!) residual_rows, int slot, Tensor(d!)? systems) -> Tensor");
   m.def(
       "extrapolate(Tensor before, Tensor after, float relaxation, Tensor rows, "
-      "Tensor coefficients, int[] offsets, Tensor(a!) out) -> Tensor");
+      "Tensor coefficients, int[] offsets, Tensor(a!) out, Tensor? accept=None) -> Tensor");
   m.def("window_statistics(Tensor[] window, Tensor(a!) out) -> Tensor");
   m.def("tsqr(Tensor rows, Tensor? append, int[] offsets) -> Tensor");
   m.def(

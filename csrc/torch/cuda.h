@@ -35,6 +35,12 @@ class OnDevice {
                     " must be on CUDA device ", device, ", as the other tensors");
   }
 
+  // A flag as the launchers take it.
+  const bool* flag(const char* name, const std::optional<Tensor>& flag) const {
+    if (flag) check(name, *flag);
+    return check_flag(name, flag);
+  }
+
   const int32_t device;
 
  private:

@@ -49,7 +49,8 @@ Tensor add_sample(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> n
 
 void push_block(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> noise_sum,
                 int64_t count, Tensor last_point, Tensor last_gradient, Tensor step_rows,
-                Tensor gradient_rows, Tensor noise_rows, int64_t slot, int64_t noise_slot) {
+                Tensor gradient_rows, Tensor noise_rows, int64_t slot, int64_t noise_slot,
+                std::optional<Tensor> accept) {
   const OnDevice on(last_point);
   const int64_t size = last_point.numel();
   const ScalarType type = last_point.scalar_type(), storage = step_rows.scalar_type();
@@ -77,10 +78,10 @@ void push_block(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> noi
       return i < 0 ? nullptr : out<S>(rows) + i * rows.stride(0);
     };
     cuda::push_block(
-        cuda::BlockMeans<T, S>{out<T>(point_sum), out<T>(gradient_sum),
-                               noise_sum ? out<T>(*noise_sum) : nullptr, count, out<T>(last_point),
-                               out<T>(last_gradient), row(step_rows, slot),
-                               row(gradient_rows, slot), row(noise_rows, noise_slot), size},
+        cuda::BlockMeans<T, S>{
+            out<T>(point_sum), out<T>(gradient_sum), noise_sum ? out<T>(*noise_sum) : nullptr,
+            count, out<T>(last_point), out<T>(last_gradient), row(step_rows, slot),
+            row(gradient_rows, slot), row(noise_rows, noise_slot), size, on.flag("accept", accept)},
         on.stream);
   });
 }

@@ -8,9 +8,26 @@ namespace {
 
 enum class Way { kGather, kScatter };
 
+// A copy that no kernel makes. torch's own know no flag: with one, a contiguous copy of what is
+// there is overwritten or not, and put back.
+void copy_by_torch(Tensor to, const Tensor& from, const bool* when, cuda::Stream stream) {
+  if (!when) {
+    torch::stable::copy_(to, from);
+    return;
+  }
+  Tensor source = torch::stable::new_empty(to, to.sizes()), target = torch::stable::contiguous(to);
+  torch::stable::copy_(source, from);
+  const cuda::Type type = cuda_type(to);
+  cuda::copy({{source.const_data_ptr(), target.mutable_data_ptr(), to.numel(), type, type}}, when,
+             stream);
+  if (!to.is_contiguous()) torch::stable::copy_(to, target);
+}
+
 // Returns how many entries the tensors have.
-int64_t copy_tensors(const std::vector<Tensor>& tensors, const Tensor& flat, Way way) {
+int64_t copy_tensors(const std::vector<Tensor>& tensors, const Tensor& flat,
+                     const std::optional<Tensor>& flag, Way way) {
   const OnDevice on(flat);
+  const bool* const when = on.flag("when", flag);
   const cuda::Type flat_type = cuda_type(flat);
   const int64_t size = flat.dim() == 1 && flat.is_contiguous() ? flat.numel() : -1;
   const int64_t entry = static_cast<int64_t>(flat.element_size());
@@ -30,7 +47,7 @@ int64_t copy_tensors(const std::vector<Tensor>& tensors, const Tensor& flat, Way
       Tensor narrow = flat;
       Tensor part =
           torch::stable::view(torch::stable::narrow(narrow, 0, begin, count), tensor.sizes());
-      torch::stable::copy_(gathers ? part : tensor, gathers ? tensor : part);
+      copy_by_torch(gathers ? part : tensor, gathers ? tensor : part, when, on.stream);
     } else if (void* const there = flat_begin + begin * entry; gathers) {
       pieces.push_back({tensor.const_data_ptr(), there, count, type, flat_type});
     } else {
@@ -38,19 +55,25 @@ int64_t copy_tensors(const std::vector<Tensor>& tensors, const Tensor& flat, Way
     }
     begin += count;
   }
-  cuda::copy(pieces, on.stream);
+  cuda::copy(pieces, when, on.stream);
   return begin;
 }
 
-void gather(std::vector<Tensor> tensors, Tensor flat) {
-  const int64_t end = copy_tensors(tensors, flat, Way::kGather);
-  if (end == flat.numel()) return;
-  Tensor rest = torch::stable::narrow(flat, 0, end, flat.numel() - end);
-  torch::stable::zero_(rest);
+void gather(std::vector<Tensor> tensors, Tensor flat, std::optional<Tensor> when) {
+  const int64_t filled = copy_tensors(tensors, flat, when, Way::kGather);
+  if (filled == flat.numel()) return;
+  const OnDevice on(flat);
+  Tensor rest = torch::stable::narrow(flat, 0, filled, flat.numel() - filled);
+  if (when) {
+    const Tensor zeros = torch::stable::new_zeros(rest, {rest.numel()});
+    copy_by_torch(rest, zeros, on.flag("when", when), on.stream);
+  } else {
+    torch::stable::zero_(rest);
+  }
 }
 
-void scatter(std::vector<Tensor> tensors, Tensor flat) {
-  copy_tensors(tensors, flat, Way::kScatter);
+void scatter(std::vector<Tensor> tensors, Tensor flat, std::optional<Tensor> when) {
+  copy_tensors(tensors, flat, when, Way::kScatter);
 }
 
 Tensor squared_norm(std::vector<Tensor> tensors) {

@@ -60,7 +60,8 @@ Tensor push_secant(const Tensor& before, const Tensor& after, const Tensor& last
 }
 
 Tensor extrapolate(const Tensor& before, const Tensor& after, double relaxation, const Tensor& rows,
-                   const Tensor& coefficients, std::vector<int64_t> offsets, Tensor result) {
+                   const Tensor& coefficients, std::vector<int64_t> offsets, Tensor result,
+                   std::optional<Tensor> accept) {
   const OnDevice on(before);
   const int64_t size = before.numel();
   const ScalarType type = before.scalar_type();
@@ -93,7 +94,7 @@ Tensor extrapolate(const Tensor& before, const Tensor& after, double relaxation,
                                           sets,
                                           offsets.data(),
                                           segments,
-                                          nullptr,
+                                          on.flag("accept", accept),
                                           out<T>(result),
                                           out<T>(largest)};
     const Workspace workspace(before, cuda::extrapolate_workspace(args));

@@ -42,15 +42,16 @@ int64_t copy_tensors(const std::vector<Tensor>& tensors, const Tensor& flat, Way
   return begin;
 }
 
-void gather(std::vector<Tensor> tensors, Tensor flat) {
+void gather(std::vector<Tensor> tensors, Tensor flat, std::optional<Tensor> when) {
+  if (!is_true("when", when)) return;
   const int64_t end = copy_tensors(tensors, flat, Way::kGather);
   const int64_t entry = static_cast<int64_t>(flat.element_size());
   char* const rest = static_cast<char*>(flat.mutable_data_ptr()) + end * entry;
   std::memset(rest, 0, (flat.numel() - end) * entry);
 }
 
-void scatter(std::vector<Tensor> tensors, Tensor flat) {
-  copy_tensors(tensors, flat, Way::kScatter);
+void scatter(std::vector<Tensor> tensors, Tensor flat, std::optional<Tensor> when) {
+  if (is_true("when", when)) copy_tensors(tensors, flat, Way::kScatter);
 }
 
 Tensor squared_norm(std::vector<Tensor> tensors) {
@@ -70,8 +71,8 @@ Tensor squared_norm(std::vector<Tensor> tensors) {
 }  // namespace aadl
 
 STABLE_TORCH_LIBRARY_FRAGMENT(aadl_ext, m) {
-  m.def("gather(Tensor[] tensors, Tensor(a!) out) -> ()");
-  m.def("scatter(Tensor(a!)[] tensors, Tensor flat) -> ()");
+  m.def("gather(Tensor[] tensors, Tensor(a!) out, Tensor? when=None) -> ()");
+  m.def("scatter(Tensor(a!)[] tensors, Tensor flat, Tensor? when=None) -> ()");
   m.def("squared_norm(Tensor[] tensors) -> Tensor");
 }
 

@@ -48,6 +48,17 @@ def test_pieces_of_any_length_are_copied_and_rounded(source: str, target: str, s
         assert untouched(copy) == 0
 
 
+@pytest.mark.parametrize(("source", "target"), COPIES)
+@pytest.mark.parametrize("when", [False, True])
+def test_a_flag_on_the_device_decides_about_the_copy(when: bool, source: str, target: str) -> None:
+    pieces = [values(size, source) for size in SIZES]
+    copies, expected = ([values(size, target, seed=1) for size in SIZES] for _ in range(2))
+    if when:
+        cuda.copy(pieces, expected)
+    cuda.copy(pieces, copies, when=when)
+    assert all(map(lab.same_bits, copies, expected))
+
+
 @pytest.mark.parametrize("dtype", STORAGES)
 def test_not_a_number_and_infinities_are_copied(dtype: str) -> None:
     special = lab.store(np.array([np.nan, np.inf, -np.inf, -0.0, 0.0] * 7, np.float32), dtype)

@@ -217,8 +217,14 @@ def check_sample(
 @pytest.mark.parametrize(
     "without", [(), ("step_row", "gradient_row"), ("noise_sum", "noise_row")], ids=str
 )
+@pytest.mark.parametrize("accept", [None, True, False])
 def test_blocks_are_closed(
-    without: tuple[str, ...], shift: int, vector: str, storage: str, schedule: int
+    accept: bool | None,
+    without: tuple[str, ...],
+    shift: int,
+    vector: str,
+    storage: str,
+    schedule: int,
 ) -> None:
     for size in EDGES:
         names = ("point_sum", "gradient_sum", "noise_sum", "last_point", "last_gradient")
@@ -230,19 +236,20 @@ def test_blocks_are_closed(
             if name not in without
         }
         expected = {name: array.copy() for name, array in args.items()}
-        cuda.push_block(**args, count=3)
+        cuda.push_block(**args, count=3, accept=accept)
         three = np.dtype(vector).type(3)
-        step, gradient = expected["point_sum"] / three, expected["gradient_sum"] / three
-        if "step_row" in args:
-            expected["step_row"][:] = lab.store(step, storage)
-            change = gradient - expected["last_gradient"]
-            expected["gradient_row"][:] = lab.store(change, storage)
+        rows = {"step_row": expected["point_sum"] / three}
+        gradient = expected["gradient_sum"] / three
+        rows["gradient_row"] = gradient - expected["last_gradient"]
         if "noise_row" in args:
-            expected["noise_row"][:] = lab.store(expected["noise_sum"] / three, storage)
-            expected["noise_sum"][:] = 0
-        expected["last_point"] += step
-        expected["last_gradient"][:] = gradient
-        expected["point_sum"][:] = expected["gradient_sum"][:] = 0
+            rows["noise_row"] = expected["noise_sum"] / three
+        if accept is not False:
+            expected["last_point"] += rows["step_row"]
+            expected["last_gradient"][:] = gradient
+        for name in rows.keys() & args.keys():
+            expected[name][:] = 0 if accept is False else lab.store(rows[name], storage)
+        for name in {"point_sum", "gradient_sum", "noise_sum"} & args.keys():
+            expected[name][:] = 0
         for name, array in expected.items():
             assert lab.same_bits(args[name], array), (name, size)
             assert nothing_beside(args[name]), (name, size)

@@ -145,9 +145,34 @@ def block(size: int, vector: str = "float32", storage: str = "float32", shift: i
     return args
 
 
-def check_block(args: Arrays, count: int = 3, threads: int = 1, beside: bool = False) -> None:
+@pytest.mark.parametrize("left_out", [(), ("step_row", "gradient_row"), ("noise_sum", "noise_row")])
+@pytest.mark.parametrize("accept", [False, True])
+@pytest.mark.parametrize(("vector", "storage"), lab.PAIRS)
+def test_rows_of_a_block_that_is_not_accepted_are_zero(
+    vector: str, storage: str, accept: bool, left_out: tuple[str, ...]
+) -> None:
+    args = block(70_001, vector, storage)
+    args = {name: array for name, array in args.items() if name not in left_out}
+    if accept:
+        return check_block(args, accept=True)
+    expected = copies(args)
+    for name, array in expected.items():
+        if name.endswith(("_sum", "_row")):
+            array[:] = 0
+    args["gradient_sum"][5] = np.nan
+    aadl_lab.push_block(**args, count=3, accept=False, threads=2)
+    assert_same_bits(args, expected, beside=False)
+
+
+def check_block(
+    args: Arrays,
+    count: int = 3,
+    threads: int = 1,
+    beside: bool = False,
+    accept: bool | None = None,
+) -> None:
     expected, number = copies(args), args["last_point"].dtype.type(count)
-    aadl_lab.push_block(**args, count=count, threads=threads)
+    aadl_lab.push_block(**args, count=count, accept=accept, threads=threads)
     step, gradient = expected["point_sum"] / number, expected["gradient_sum"] / number
     with np.errstate(over="ignore"):
         if "step_row" in args:

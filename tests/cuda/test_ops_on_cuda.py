@@ -35,7 +35,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 
 
 def everything(size: int, vector: torch.dtype, storage: torch.dtype) -> dict[str, Any]:
-    """Arguments of every op."""
+    """Arguments of every op, and of those that take a flag with both."""
     bounds = [0, 5, 5, size // 3, size]
     vectors = list(normal(8, size, dtype=vector))
     rings = list(normal(3, 6, size, seed=1, dtype=storage))
@@ -46,7 +46,7 @@ def everything(size: int, vector: torch.dtype, storage: torch.dtype) -> dict[str
     tensors.append(normal(40, 30).T)
     system = torch.stack([normal(50, 5, seed=s, dtype=torch.float64) for s in range(3)])
     square = normal(2, 3, 4, 4, seed=3, dtype=torch.float64)
-    return {
+    cases = {
         "gather": (tensors, normal(size, dtype=vector)),
         "scatter": (tensors, normal(size, dtype=vector)),
         "squared_norm": (tensors,),
@@ -68,6 +68,10 @@ def everything(size: int, vector: torch.dtype, storage: torch.dtype) -> dict[str
             1e-4, 0.01, 4.0,
         ),
     }  # fmt: skip
+    for name in ("gather", "scatter", "extrapolate", "push_block"):
+        for flag in (False, True):
+            cases[f"{name} {flag}"] = (*cases[name], torch.tensor(flag))
+    return cases
 
 
 NAMES = list(everything(6, torch.float32, torch.float32))
@@ -79,7 +83,7 @@ def on(device: str, arguments: Any) -> Any:
 
 def run(name: str, arguments: Any) -> list[Tensor]:
     """Results and arguments, some of which the op has changed."""
-    results = getattr(torch.ops.aadl_ext, name)(*arguments)
+    results = getattr(torch.ops.aadl_ext, name.split(maxsplit=1)[0])(*arguments)
     return [leaf for leaf in tree_leaves((results, arguments)) if isinstance(leaf, Tensor)]
 
 

@@ -35,12 +35,12 @@ def sample_arguments(noise: bool, direction: bool) -> tuple[Any, ...]:
 
 
 def block_arguments(
-    slot: int, noise_slot: int, storage: torch.dtype = torch.float32
+    slot: int, noise_slot: int, storage: torch.dtype = torch.float32, accept: Tensor | None = None
 ) -> tuple[Any, ...]:
     vectors, rows = normal(5, 100), normal(2, 3, 100, seed=1, dtype=storage)
     noise = vectors[4] if noise_slot >= 0 else None
     noise_rows = normal(2, 100, seed=2, dtype=storage)
-    return (*vectors[:2], noise, 3, *vectors[2:4], *rows, noise_rows, slot, noise_slot)
+    return (*vectors[:2], noise, 3, *vectors[2:4], *rows, noise_rows, slot, noise_slot, accept)
 
 
 def mixed_tensors() -> list[Tensor]:
@@ -56,13 +56,16 @@ def mixed_tensors() -> list[Tensor]:
     ]
 
 
+NO = torch.tensor(False)
 SAMPLES = {
     "gather": [
+        (mixed_tensors(), normal(200), NO),
         (mixed_tensors(), normal(200)),
         (mixed_tensors(), normal(200, dtype=torch.bfloat16)),
         ([], normal(3)),
     ],
     "scatter": [
+        (mixed_tensors(), normal(200), NO),
         (mixed_tensors(), normal(200)),
         (mixed_tensors(), normal(200, dtype=torch.float64)),
         ([], normal(3)),
@@ -72,6 +75,7 @@ SAMPLES = {
     "extrapolate": [
         (*normal(2, 100), 0.3, normal(3, 100), normal(2, 3).double(), BOUNDS, normal(100)),
         (*normal(2, 100), 1.0, normal(3, 100), normal(1, 3).double(), BOUNDS, normal(100)),
+        (*normal(2, 100), 0.3, normal(3, 100), normal(1, 3).double(), BOUNDS, normal(100), NO),
     ],
     "window_statistics": [(list(normal(5, 100)), normal(100))],
     "tsqr": [
@@ -85,6 +89,7 @@ SAMPLES = {
         block_arguments(1, 0),
         block_arguments(-1, 1),
         block_arguments(2, -1, torch.bfloat16),
+        block_arguments(1, 0, accept=NO),
     ],
     "cross_products": [
         (normal(3, 100), list(normal(2, 100, seed=1)), BOUNDS),

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
     STORAGE_DTYPES,
+    flags,
     largest_temporary,
     mentions,
     normal,
@@ -100,6 +101,29 @@ def test_out_may_be_one_of_the_points(place: int, relaxation: float) -> None:
     largest = ops.extrapolate_(apart, *points, *rest)
     assert same_bits(ops.extrapolate_(points[place], *points, *rest), largest)
     assert same_bits(points[place], apart)
+
+
+@given(offsets(), st.integers(0, 5), storage_dtypes, flags, st.sampled_from([0, 1, 2]))
+def test_point_after_the_step_is_taken_where_the_other_is_not_accepted(
+    bounds: list[int], count: int, storage: torch.dtype, accept: Tensor | bool, place: int
+) -> None:
+    points = list(normal(3, bounds[-1], seed=0, dtype=torch.float32))
+    rows = normal(count, bounds[-1], seed=1, dtype=storage)
+    rest = (0.3, rows, normal(1, count, seed=2), bounds)
+    expected = points[1].clone()
+    if accept:
+        ops.extrapolate_(expected, *points[:2], *rest)
+    assert_largest(ops.extrapolate_(points[place], *points[:2], *rest, accept=accept), expected)
+    assert same_bits(points[place], expected)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_what_is_not_finite_does_not_spoil_a_point_that_is_not_accepted(bad: float) -> None:
+    after, out = normal(2, 50, seed=0, dtype=torch.float32)
+    no = torch.tensor(False)
+    spoilt = (torch.full((50,), bad), after, 0.3, torch.full((2, 50), bad), torch.full((1, 2), bad))
+    assert_largest(ops.extrapolate_(out, *spoilt, [0, 50], accept=no), after)
+    assert same_bits(out, after)
 
 
 def test_full_relaxation_starts_exactly_from_after() -> None:

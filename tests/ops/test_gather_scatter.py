@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from strategies import (
     LAYOUTS,
     STORAGE_DTYPES,
+    flags,
     in_logical_order,
     mentions,
     normal,
@@ -67,6 +68,31 @@ def test_scatter_rounds_to_the_dtype_of_each_tensor(
     places = flat[: len(flat) - tail].split([t.numel() for t in tensors])
     for tensor, place in zip(tensors, places, strict=True):
         assert same_bits(tensor, place.reshape(tensor.shape).to(tensor.dtype))
+
+
+@given(parameter_lists, st.integers(0, 3), st.sampled_from(STORAGE_DTYPES), flags)
+@example([], 2, torch.float32, torch.tensor(False))
+def test_nothing_is_written_where_the_flag_is_false(
+    tensors: list[Tensor], tail: int, dtype: torch.dtype, when: Tensor | bool
+) -> None:
+    size = sum(t.numel() for t in tensors) + tail
+    flat, other = normal(size, seed=1, dtype=dtype), normal(size, seed=2, dtype=dtype)
+    gathered, targets = flat.clone(), [t.clone() for t in tensors]
+    assert ops.gather(tensors, gathered, when=when) is gathered
+    ops.scatter_(targets, other, when=when)
+    if when:
+        ops.gather(tensors, flat)
+        ops.scatter_(tensors, other)
+    assert same_bits(gathered, flat)
+    assert all(map(same_bits, targets, tensors))
+
+
+@pytest.mark.parametrize("when", [False, True])
+def test_long_vectors_are_copied_or_left_whole(when: bool) -> None:
+    source, target = normal(2, 100_000, seed=0, dtype=torch.float32)
+    before = target.clone()
+    ops.gather((source,), target, when=torch.tensor(when))
+    assert same_bits(target, source if when else before)
 
 
 # Cut into blocks, shared among threads, and in some dtypes written past the caches.

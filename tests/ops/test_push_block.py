@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
     assert_within,
+    flags,
     largest_temporary,
     mentions,
     normal,
@@ -43,6 +44,7 @@ class Block:
     noise_rows: Tensor
     slot: int | None
     noise_slot: int | None
+    accept: Tensor | bool = True
 
     def __call__(self) -> None:
         named = {**vars(self)}
@@ -73,6 +75,7 @@ def random_block(
     dtype: torch.dtype = torch.float32,
     storage: torch.dtype | None = None,
     seed: int = 0,
+    accept: Tensor | bool = True,
 ) -> Block:
     """Sums of a few samples beside rings of rubbish, ``gap`` entries between their rows."""
     vectors = normal(5, size, seed=seed, dtype=dtype).clone()
@@ -89,6 +92,7 @@ def random_block(
         noise_rows=spaced(rings[2 * rows :], gap),
         slot=slot,
         noise_slot=noise_slot,
+        accept=accept,
     )
 
 
@@ -106,6 +110,7 @@ def blocks(draw: st.DrawFn) -> Block:
         dtype=draw(working_dtypes),
         storage=draw(storage_dtypes),
         seed=draw(seeds),
+        accept=draw(flags),
     )
 
 
@@ -113,24 +118,30 @@ def check(block: Block) -> None:
     """Call and compare with the definition in float64."""
     old = block.copy()
     block()
-    p, g = old.point_sum.double() / old.count, old.gradient_sum.double() / old.count
-    expected = {"step_rows": p, "gradient_rows": g - old.last_gradient.double()}
+    sums = [old.tensors[name].double() for name in SUMS if name in old.tensors]
+    p, g, *a = [total / old.count if old.accept else 0 * total for total in sums]
+    last_gradient = old.last_gradient.double() if old.accept else 0 * g
+    expected = {"step_rows": p, "gradient_rows": g - last_gradient}
     eps = torch.finfo(block.last_point.dtype).eps
-    if block.noise_sum is not None:
-        expected["noise_rows"] = old.noise_sum.double() / old.count
+    if a:
+        expected["noise_rows"] = a[0]
     for name, slot in zip(RINGS, (block.slot, block.slot, block.noise_slot), strict=True):
         ring, before = block.tensors[name], old.tensors[name]
         if slot is not None:
             stored = torch.finfo(ring.dtype)
-            scale = g.abs() + old.last_gradient.double().abs()
+            scale = g.abs() + last_gradient.abs()
             scale = scale if name == "gradient_rows" else expected[name].abs()
             bound = (eps + stored.eps) * scale + stored.smallest_normal * stored.eps
             assert_within(ring[slot], expected[name], bound)
         others = [index for index in range(len(ring)) if index != slot]
         assert same_bits(ring[others], before[others]), name
-    last = old.last_point.double()
-    assert_within(block.last_point, last + p, eps * (last.abs() + p.abs()))
-    assert_within(block.last_gradient, g, eps * g.abs())
+    if old.accept:
+        last = old.last_point.double()
+        assert_within(block.last_point, last + p, eps * (last.abs() + p.abs()))
+        assert_within(block.last_gradient, g, eps * g.abs())
+    else:
+        assert same_bits(block.last_point, old.last_point)
+        assert same_bits(block.last_gradient, old.last_gradient)
     for name in {*SUMS} & block.tensors.keys():
         assert same_bits(block.tensors[name], torch.zeros_like(block.tensors[name]))
 
@@ -151,8 +162,12 @@ def test_means_and_their_changes_are_stored_as_in_float64(block: Block) -> None:
     ],
     ids=str,
 )
-def test_long_blocks_are_stored_in_full(dtype: torch.dtype, storage: torch.dtype, gap: int) -> None:
-    check(random_block(5 * CHUNK + 3, dtype=dtype, storage=storage, gap=gap))
+@pytest.mark.parametrize("accept", [False, True])
+def test_long_blocks_are_stored_in_full(
+    accept: bool, dtype: torch.dtype, storage: torch.dtype, gap: int
+) -> None:
+    flag = torch.tensor(accept)
+    check(random_block(5 * CHUNK + 3, dtype=dtype, storage=storage, gap=gap, accept=flag))
 
 
 @pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16])
@@ -220,6 +235,21 @@ def test_sums_that_are_not_finite_are_stored_and_then_zero(
         assert row[place].isnan() if math.isnan(bad) else row[place] == bad
         assert (~row.isfinite()).nonzero().flatten().tolist() == [place]
     assert not any(total.any() for total in sums)
+
+
+@pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_block_that_is_not_accepted_leaves_no_trace_of_its_sums(
+    bad: float, storage: torch.dtype
+) -> None:
+    block = random_block(300, storage=storage, accept=torch.tensor(False))
+    old = block.copy()
+    for total in (block.point_sum, block.gradient_sum, block.noise_sum):
+        total[7] = bad
+    block()
+    assert not any(block.tensors[name].any() for name in SUMS)
+    assert not any(block.tensors[name][1].any() for name in RINGS)
+    assert block.changed(old) == {*SUMS, *RINGS}
 
 
 def test_mean_that_its_storage_cannot_hold_becomes_infinite_in_the_row_only() -> None:

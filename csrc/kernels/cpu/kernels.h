@@ -159,6 +159,7 @@ struct BlockMeans {
   S* gradient_row;
   S* noise_row;
   int64_t size;
+  const bool* accept;  // null counts as true
 };
 template <class T, class S>
 void push_block(const BlockMeans<T, S>& args, const Parallel& parallel);

@@ -27,8 +27,9 @@ bool copies(Type from, Type to) {
   return with_types(from, to, [](auto, auto) {});
 }
 
-void copy(const std::vector<Piece>& pieces, Stream stream) {
+void copy(const std::vector<Piece>& pieces, const bool* when, Stream stream) {
   CopyTiles own = {};
+  own.when = when;
   for_pieces(pieces, own, [&](int tiles) {
     AADL_LAUNCH(copy_tiles, tiles, kThreads, 0, stream, own);
     check_launch("a copy");

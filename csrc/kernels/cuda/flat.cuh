@@ -24,6 +24,7 @@ struct PieceTiles {
 struct CopyTiles {
   Piece pieces[kPiecesAtOnce];
   PieceTiles tiles;
+  const bool* when;
 };
 
 struct SquareTiles {
@@ -94,6 +95,7 @@ __host__ __device__ __forceinline__ bool with_types(Type from, Type to, const Us
 
 template <class Pieces>  // CopyTiles; a template, so that it may stand in a header
 __global__ void __launch_bounds__(kThreads) copy_tiles(Pieces own) {
+  if (own.when && !*own.when) return;
   const int tile = blockIdx.x, index = piece_of(own.tiles, tile);
   const Piece& piece = own.pieces[index];
   const int64_t begin = (tile - own.tiles.first[index]) * kPieceTile;

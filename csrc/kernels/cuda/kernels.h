@@ -5,6 +5,7 @@
 // type of history rows, T the type of working vectors, as in cpu/kernels.h. Where a launcher wants
 // a `workspace`, a function beside it tells of how many bytes. Sums are float64, or as accurate in
 // pairs of float32 if `compensated` and T = float. Same input, same bits on one kind of device.
+// Flags (`when`, `accept`) are on the device, where the kernels read them; null counts as true.
 // Errors of a launch are thrown as std::runtime_error.
 #pragma once
 
@@ -30,7 +31,8 @@ bool slow_float64(int device);
 
 // ---- lists of tensors -------------------------------------------------------------
 
-// Contiguous pieces, copied or converted; they must not overlap. Types as in cpu::copies.
+// Contiguous pieces, copied or converted, or not if `when` is false; they must not overlap. Types
+// as in cpu::copies.
 struct Piece {
   const void* from;
   void* to;
@@ -38,7 +40,7 @@ struct Piece {
   Type from_type, to_type;
 };
 bool copies(Type from, Type to);
-void copy(const std::vector<Piece>& pieces, Stream stream);
+void copy(const std::vector<Piece>& pieces, const bool* when, Stream stream);
 
 // *out = sum of squares of contiguous pieces.
 struct Entries {
@@ -78,8 +80,7 @@ int64_t push_workspace(const Push<T, S>& args);
 template <class T, class S>
 void push(const Push<T, S>& args, void* workspace, Stream stream);
 
-// ops.extrapolate_; with `accept` not null and false, out = after. Coefficients of 0 leave their
-// row out. *largest = max |out|.
+// ops.extrapolate_; coefficients of 0 leave their row out. *largest = max |out|.
 template <class T, class S>
 struct Extrapolate {
   const T* before;
@@ -91,7 +92,7 @@ struct Extrapolate {
   int64_t sets;                // one, or as many as segments
   const int64_t* offsets;      // [segments + 1], on the host
   int64_t segments;
-  const bool* accept;  // on the device
+  const bool* accept;
   T* out;
   T* largest;
   int64_t most_tiles = kMostTiles;
@@ -152,6 +153,7 @@ struct BlockMeans {
   S* gradient_row;
   S* noise_row;
   int64_t size;
+  const bool* accept;
 };
 template <class T, class S>
 void push_block(const BlockMeans<T, S>& args, Stream stream);

@@ -65,7 +65,21 @@ struct BlockTiles {
   bool aligned;
 };
 
-// One chunk.
+// One chunk of a block that cannot be used.
+template <class T, class S, bool packed>
+__device__ __forceinline__ void drop_chunk(const BlockMeans<T, S>& args,
+                                           const Share<T, S, packed>& share) {
+  const T zero[kHeld<T>] = {};
+  const S none[kHeld<T>] = {};
+  for (T* const sum : {args.point_sum, args.gradient_sum, args.noise_sum}) {
+    if (sum) share.store(sum, zero);
+  }
+  for (S* const row : {args.step_row, args.gradient_row, args.noise_row}) {
+    if (row) share.store(row, none);
+  }
+}
+
+// One chunk of any other.
 template <class T, class S, bool packed>
 __device__ __forceinline__ void close_chunk(const BlockMeans<T, S>& args,
                                             const Share<T, S, packed>& share) {
@@ -109,8 +123,14 @@ template <class T, class S>
 __global__ void __launch_bounds__(kThreads) close_block(BlockTiles<T, S> own) {
   const int64_t begin = blockIdx.x * kChunkSize<T>;
   const int64_t end = begin + kChunkSize<T> < own.args.size ? begin + kChunkSize<T> : own.args.size;
-  for_chunks<T, S>(begin, end, own.aligned,
-                   [&](const auto& share) { close_chunk(own.args, share); });
+  const bool accepted = !own.args.accept || *own.args.accept;
+  for_chunks<T, S>(begin, end, own.aligned, [&](const auto& share) {
+    if (accepted) {
+      close_chunk(own.args, share);
+    } else {
+      drop_chunk(own.args, share);
+    }
+  });
 }
 
 }  // namespace aadl::cuda
