@@ -111,7 +111,7 @@ class Accelerator(Machine):
             self._stats.count("averaged", averaged)
         self.layout.scatter_(point, when=undone | made | averaged)
         self._left_at = point if self.jump or self.window.iterates else None
-        self._place_known = negate(lost)
+        self._watched = negate(lost) & (bool(self.window.iterates) or made)
 
     def _observe(self, before: Tensor, plain: Tensor) -> Observation:
         """Measure r^k and store the pair; a step that was held back measures nothing."""

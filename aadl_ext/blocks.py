@@ -34,6 +34,10 @@ class BlockHistory:
     ``gradient_rows`` G, ``noise_rows`` A; g is the mean gradient of the last block.
     """
 
+    noise_ratio: Number  # |noise|^2 of a mean gradient over |its change|^2
+    spoiled: Flag  # whether the block under way has a sample that cannot be used
+    founded: Flag  # whether there was a block that can be used
+
     def __init__(self, layout: Layout, options: Options) -> None:
         depth, noises = options.history_depth, options.noise_rows if options.newton else 0
         storage = options.history_dtype or layout.dtype
@@ -62,9 +66,9 @@ class BlockHistory:
     def clear(self) -> None:
         """Forget all blocks."""
         self.blocks = 0  # closed since the beginning
-        self.founded: Flag = False  # whether there was one that could be used
+        self.founded = False
         self.slot = self.count = 0  # next row to write; rows in use
-        self.noise_ratio: Number = math.nan  # |noise|^2 of a mean gradient over |its change|^2
+        self.noise_ratio = math.nan
         for matrix in (self.metric, self.curvature, self.slopes, self.gram, self.noise):
             matrix.zero_()
         self.drop_block()

@@ -113,7 +113,7 @@ def any_of(*flags: Flag) -> Flag:
 
 
 def exp(value: Number) -> Number:
-    """e to the power of a number."""
+    """E to the power of a number."""
     return value.exp() if isinstance(value, Tensor) else math.exp(value)
 
 
@@ -147,6 +147,6 @@ class Delayed:
         self._number = torch.empty_like(number, device="cpu", pin_memory=number.is_cuda)
         self._number.copy_(number, non_blocking=True)
         if number.is_cuda:
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
         return value

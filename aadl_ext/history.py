@@ -43,6 +43,8 @@ class SecantHistory:
     is not ``live``.
     """
 
+    paired: Flag  # whether the last pair is one
+
     def __init__(self, layout: Layout, options: Options) -> None:
         depth = options.history_depth if options.accelerates else 0
         storage = options.history_dtype or layout.dtype
@@ -85,7 +87,7 @@ class SecantHistory:
             self._clear()
 
     def _clear(self) -> None:
-        self.paired: Flag = False  # whether the last pair is one
+        self.paired = False
         self.last_point = None
         self.slot = 0  # the next row to write
         self.count = 0  # rows in use: 0 .. count - 1
@@ -177,8 +179,8 @@ class SecantHistory:
         )
         # Rows hold W + R at the rate of their own step: correct those made at another one.
         if any(row != rates for row in self.row_rates):
-            rates_made = zip(*self.row_rates, strict=True)
-            excess = [[now - one for one in made] for now, made in zip(rates, rates_made, strict=True)]
+            made_at = zip(*self.row_rates, strict=True)
+            excess = [[now - x for x in made] for now, made in zip(rates, made_at, strict=True)]
             rows = self.residual_rows[: self.count]
             gamma = gamma * table(excess, gamma)
             largest = ops.extrapolate_(out, out, out, 1.0, rows, gamma, self.offsets, accept=accept)

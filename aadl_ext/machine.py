@@ -35,7 +35,7 @@ class Machine:
     rates: tuple[float, ...]  # learning rate of each segment
     jump: Any  # the next step judges it if it is `made`; has a vector `plain` to go back to
     _left_at: Tensor | None  # where the parameters were left, if it matters
-    _place_known: Flag  # whether that is a place at all
+    _watched: Flag  # whether it does
     _momentum_factor: Number | None
     _rejections_in_a_row: Number
 
@@ -215,7 +215,9 @@ class Machine:
             self._stats.count("restarts", cause="parameters")
             self._drop_jump()
             self._lay_out(param_groups)
-        rates = tuple(self._rate(param_groups[index].get("lr", 1.0)) for index in self.layout.groups)
+        rates = tuple(
+            self._rate(param_groups[index].get("lr", 1.0)) for index in self.layout.groups
+        )
         if rates and not any(rates):
             return "zero_lr"
         if self.rates and [not rate for rate in rates] != [not rate for rate in self.rates]:
@@ -237,7 +239,7 @@ class Machine:
         """Whoever moved the parameters since the last step wants them there: do not undo it."""
         moved = self._left_at is not None and differ(self._left_at, before)
         if possible(moved):
-            self._stats.count("restarts", moved & self._place_known, "moved_outside")
+            self._stats.count("restarts", moved & self._watched, "moved_outside")
             self._drop_jump(moved)
             self._forget_place(moved)
         return moved
@@ -249,7 +251,7 @@ class Machine:
         self.rates = ()
         self._tensor_rates: dict[int, tuple[Tensor, int, float]] = {}
         self.jump = self._left_at = None
-        self._place_known = True
+        self._watched = True
         self._skip: str | None = None
         self._momentum_factor = None
         self._rejections_in_a_row = 0

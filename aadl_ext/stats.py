@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .decisions import Flag, possible
+from .decisions import Flag, Number, possible
 
 
 @dataclass
@@ -38,9 +38,9 @@ class Stats:
     condition: Tensor | None = None  #: [systems] condition estimate of the scaled columns
     #: [systems] |r - R gamma| / |r|, or the largest of them
     predicted_reduction: Tensor | float | None = None
-    actual_reduction: float | None = None  #: |r| at the last judged jump over |r| before it
-    trust: float | None = None  #: largest jump, in units of the last way between block means
-    damping: float | None = None  #: share of a jump that is made
+    actual_reduction: Number | None = None  #: |r| at the last judged jump over |r| before it
+    trust: Number | None = None  #: largest jump, in units of the last way between block means
+    damping: Number | None = None  #: share of a jump that is made
     bytes_held: int = 0  #: memory of all buffers
 
     def count(self, name: str, flag: Flag = True, cause: str | None = None) -> None:

@@ -140,7 +140,7 @@ class SubspaceAccelerator(Machine):
             return
         if jump is not None:
             self._line, self._slopes = Line(jump.direction, jump.slope, jump.made), 0.0
-        slope = self._add_sample(undone)
+        slope = self._add_sample(self._gradient, undone)
         if jump is not None and slope is not None:
             self._judge(jump, slope, jump.made & negate(undone))
         if self.history.samples >= self.block:
@@ -151,10 +151,10 @@ class SubspaceAccelerator(Machine):
             if self._due():
                 self._try_jump(complete, evaluate)
 
-    def _add_sample(self, undone: Flag) -> Number | None:
+    def _add_sample(self, gradient: Tensor, undone: Flag) -> Number | None:
         """The slope along the last jump; None if the sample was not finite."""
         direction = None if self._line is None else self._line.direction
-        squared_norm, slope = self.history.add(self._before, self._gradient, direction)
+        squared_norm, slope = self.history.add(self._before, gradient, direction)
         sound = finite(squared_norm)
         self._stats.count("skipped", negate(sound | undone), "nonfinite")
         spoilt = negate(sound) | undone
@@ -229,7 +229,7 @@ class SubspaceAccelerator(Machine):
         self.layout.scatter_(candidate, when=made)
         direction = torch.sub(candidate, plain, out=self._spare(plain, candidate))
         self.jump = SubspaceJump(plain, direction, slope, limited, made)
-        self._left_at = candidate
+        self._left_at, self._watched = candidate, made
         self._rescale_momentum(reduction, made)
 
     @property

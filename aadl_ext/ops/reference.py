@@ -7,7 +7,6 @@ The public functions with shapes, dtypes and errors are in ``ops/__init__.py``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
