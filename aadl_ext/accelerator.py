@@ -14,7 +14,6 @@ from .decisions import (
     Number,
     choose,
     choose_vector,
-    finite,
     negate,
     number,
     possible,
@@ -36,7 +35,7 @@ class Accelerator(Machine):
     jump: Jump | None
     _before: Tensor | None  # w^k, between the two hooks of a step that needs it
     _vetoed: Flag  # whether the base step was held back
-    _norm_before_jump: Number
+    _norm_before_jump: Number | None
 
     # ---- Algorithm 1 --------------------------------------------------------------
 
@@ -69,7 +68,9 @@ class Accelerator(Machine):
 
     def see_gradient(self, gradients: Gradients) -> Flag:
         """Hold back a base step from a pending jump whose gradient is not finite."""
-        useless = self.jump is not None and self.jump.made & negate(gradients.usable())
+        if self.jump is None:
+            return False
+        useless = self.jump.made & negate(gradients.usable(self.layout.device))
         self._vetoed = self._vetoed | useless
         return useless
 
@@ -85,7 +86,7 @@ class Accelerator(Machine):
         self._stats.count("steps")
         before, self._before, self._left_at = self._before, None, None
         if before is None:
-            self._norm_before_jump = math.nan
+            self._norm_before_jump = None
             return
         plain = self.layout.gather(self._spare(before))  # w^k + r^k
         seen = self._observe(before, plain)
@@ -124,10 +125,9 @@ class Accelerator(Machine):
 
     def _judge(self, jump: Jump | None, seen: Observation) -> Flag:
         """Whether the jump that the step has started from is to be undone."""
-        ratio = seen.residual_norm / self._norm_before_jump
-        self._norm_before_jump = math.nan
-        if possible(finite(ratio)):
-            self._stats.actual_reduction = ratio
+        norm, self._norm_before_jump = self._norm_before_jump, None
+        if norm is not None and possible(seen.finite):
+            self._stats.actual_reduction = seen.residual_norm / norm
         if jump is None:
             return False
         decreased = safeguards.residual_decreased(jump, seen.residual_norm)
@@ -150,8 +150,10 @@ class Accelerator(Machine):
         stats.count("jumps", due)
         stats.gamma, stats.rank, stats.condition, stats.predicted_reduction = solution
 
-        limit = options.coefficient_limit if "limits" in options.safeguards else math.inf
-        limits = due & (number(solution.gamma.abs().sum().to(plain.device)) > limit)
+        limits: Flag = False
+        if "limits" in options.safeguards:
+            size = number(solution.gamma.abs().sum().to(plain.device))
+            limits = due & (size > options.coefficient_limit)
         if options.mixing == "paper":  # Eq. 6: (1 - beta) w + beta (w + r - (W + R) gamma)
             gamma, rates = options.relaxation * solution.gamma, self.rates
         else:  # classic: (w - W gamma) + beta (r - R gamma)
@@ -172,7 +174,8 @@ class Accelerator(Machine):
         self._count_verdict(accepted=accepted, limits=limits, nonfinite=nonfinite, loss=loss)
         if waits and possible(made):
             self.jump = Jump(plain, seen.residual_norm, seen.max_step, made)
-        self._norm_before_jump = choose(made, seen.residual_norm, math.nan)
+        if possible(made):
+            self._norm_before_jump = seen.residual_norm
         self._rescale_momentum(number(solution.reduction.max().to(plain.device)), made)
         return choose_vector(negate(made), plain, candidate), made
 
@@ -181,7 +184,7 @@ class Accelerator(Machine):
     def _undo(self, jump: Jump, when: Flag) -> None:
         self.layout.scatter_(jump.plain, when=when)
         self.window.push(jump.plain, instead=when)
-        self._norm_before_jump = math.nan
+        self._norm_before_jump = None
 
     def _notice_moves(self, before: Tensor) -> Flag:
         moved = super()._notice_moves(before)
@@ -190,8 +193,9 @@ class Accelerator(Machine):
 
     def _forget_place(self, when: Flag = True) -> None:
         super()._forget_place(when)
-        self._norm_before_jump = choose(when, math.nan, self._norm_before_jump)
         self.window.forget(when)
+        if when is True:
+            self._norm_before_jump = None
 
     def _clear_history(self, when: Flag) -> None:
         self.history.clear(when)
@@ -201,7 +205,7 @@ class Accelerator(Machine):
         self.history = SecantHistory(self.layout, options)
         iterates = options.average_window if options.average else 0
         self.window = MovingAverage(iterates, options.average_threshold)
-        self._before, self._norm_before_jump = None, math.nan
+        self._before = self._norm_before_jump = None
 
     def _held(self) -> list[Tensor | None]:
         return [*super()._held(), self.history.last_point, *self.window.iterates]
@@ -215,7 +219,7 @@ class Accelerator(Machine):
             "iterates": [iterate.clone() for iterate in self.window.iterates],
             "known_iterates": told(self.window.known),
             "jump": self.jump and (self.jump.plain.clone(), *self.jump.figures),
-            "norm_before_jump": told(self._norm_before_jump),
+            "norm_before_jump": self._norm_before_jump and told(self._norm_before_jump),
         }
 
     def _take_state(self, state: dict[str, Any]) -> None:

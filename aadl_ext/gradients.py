@@ -38,10 +38,10 @@ class Gradients:
         self._scale = getattr(optimizer, "grad_scale", None)
         self._decays = isinstance(optimizer, DECAY_IN_LOSS)
 
-    def usable(self) -> Flag:
-        """Whether every entry and the sum of squares is finite."""
+    def usable(self, device: torch.device) -> Flag:
+        """Whether every entry and the sum of squares is finite; told on a device."""
         dense = [_values(g) for g in self._gradients if g is not None]
-        return not dense or finite(number(ops.squared_norm(dense)))
+        return not dense or finite(number(ops.squared_norm(dense).to(device)))
 
     def gather(self, layout: Layout, point: Tensor, out: Tensor) -> bool:
         """Fill ``out`` with the gradient at ``point`` of what the optimizer minimizes.

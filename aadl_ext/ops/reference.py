@@ -87,12 +87,12 @@ def push_secant(
     squared_norm, row_norm = squares[0], squares[1:].sum()
     sound = squared_norm.isfinite()
     if systems is not None:
-        n, last = len(rows), systems[:, -1].clone()
-        last[:, :n], last[:, -1] = dots[:, :-1, 0], dots[:, -1, 0]
-        systems[:, -1] = systems[:, :, -1] = torch.where(sound, last, systems[:, -1])
+        n = len(rows)
+        right, square = systems[:, :n, -1], systems[:, -1, -1]
+        systems[:, :n, -1] = systems[:, -1, :n] = torch.where(sound, dots[:, :-1, 0], right)
+        systems[:, -1, -1] = torch.where(sound, dots[:, -1, 0], square)
         if slot is not None:
-            row = torch.where(sound, dots[:, :-1, 1], 0.0)
-            systems[:, :n, slot] = systems[:, slot, :n] = row
+            systems[:, :n, slot] = systems[:, slot, :n] = dots[:, :-1, 1]
     if slot is not None:
         useless = ~(sound & row_norm.isfinite())
         _zero(useless, step_rows[slot], residual_rows[slot])
