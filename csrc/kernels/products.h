@@ -28,11 +28,11 @@ AADL_INLINE void widen_as(const void* from, int64_t begin, int64_t n, double* to
 }
 
 // Entries begin .. begin + n - 1 of a vector, and zeros up to the end of the chunk.
-AADL_INLINE void widen_chunk(const cpu::Entries& vector, int64_t begin, int64_t n, double* to) {
-  if (vector.type == cpu::Type::kFloat) widen_as<float>(vector.begin, begin, n, to);
-  if (vector.type == cpu::Type::kDouble) widen_as<double>(vector.begin, begin, n, to);
-  if (vector.type == cpu::Type::kBFloat16) widen_as<BFloat16>(vector.begin, begin, n, to);
-  if (vector.type == cpu::Type::kHalf) widen_as<Half>(vector.begin, begin, n, to);
+AADL_INLINE void widen_chunk(const Entries& vector, int64_t begin, int64_t n, double* to) {
+  if (vector.type == Type::kFloat) widen_as<float>(vector.begin, begin, n, to);
+  if (vector.type == Type::kDouble) widen_as<double>(vector.begin, begin, n, to);
+  if (vector.type == Type::kBFloat16) widen_as<BFloat16>(vector.begin, begin, n, to);
+  if (vector.type == Type::kHalf) widen_as<Half>(vector.begin, begin, n, to);
   for (int64_t j = n; j < kChunk; ++j) to[j] = 0;
 }
 

@@ -42,7 +42,7 @@ AADL_INLINE SampleFigures sample_block(const cpu::Sample<T>& args, const Block& 
 
 // A block that cannot be used.
 template <class T, class S>
-AADL_INLINE void drop_block(const cpu::BlockMeans<T, S>& args, const Block& block) {
+AADL_INLINE void drop_block(const BlockMeans<T, S>& args, const Block& block) {
   const int64_t count = block.end - block.begin;
   for (T* const sum : {args.point_sum, args.gradient_sum, args.noise_sum}) {
     if (sum) std::fill_n(sum + block.begin, count, T(0));
@@ -53,7 +53,7 @@ AADL_INLINE void drop_block(const cpu::BlockMeans<T, S>& args, const Block& bloc
 }
 
 template <class T, class S>
-AADL_INLINE void close_block(const cpu::BlockMeans<T, S>& args, const Block& block, bool stream) {
+AADL_INLINE void close_block(const BlockMeans<T, S>& args, const Block& block, bool stream) {
   if (args.accept && !*args.accept) return drop_block(args, block);
   const T count = static_cast<T>(args.count);
   alignas(64) S step_row[kChunk], gradient_row[kChunk], noise_row[kChunk];

@@ -69,6 +69,45 @@ S* entries(const py::array& array, int64_t dimensions, int64_t size, const char*
 }
 
 template <class S>
+Entries entries_of(const py::array& array, Type type) {
+  return {entries<S>(array, 1, array.size(), "array"), array.size(), type};
+}
+
+// A vector of any storage type.
+inline Entries any_entries(const py::array& array) {
+  if (holds<float>(array)) return entries_of<float>(array, Type::kFloat);
+  if (holds<double>(array)) return entries_of<double>(array, Type::kDouble);
+  if (holds<BFloat16>(array)) return entries_of<BFloat16>(array, Type::kBFloat16);
+  if (holds<Half>(array)) return entries_of<Half>(array, Type::kHalf);
+  throw std::invalid_argument("no kernel for arrays of this dtype");
+}
+
+inline std::vector<Entries> all_entries(const std::vector<py::array>& arrays) {
+  std::vector<Entries> all;
+  for (const py::array& array : arrays) all.push_back(any_entries(array));
+  return all;
+}
+
+// Copies for which there are kernels, as `copies` tells.
+template <class Copies>
+std::vector<Piece> all_pieces(const std::vector<py::array>& from, const std::vector<py::array>& to,
+                              const Copies& copies) {
+  if (from.size() != to.size()) {
+    throw std::invalid_argument("there must be as many arrays to copy to as to copy from");
+  }
+  std::vector<Piece> pieces;
+  for (size_t i = 0; i < from.size(); ++i) {
+    const Entries source = any_entries(from[i]), target = any_entries(to[i]);
+    if (source.count != target.count || !copies(source.type, target.type)) {
+      throw std::invalid_argument("no copy between arrays of these lengths or dtypes");
+    }
+    pieces.push_back(
+        {source.begin, const_cast<void*>(target.begin), source.count, source.type, target.type});
+  }
+  return pieces;
+}
+
+template <class S>
 S* vector(const std::optional<py::array>& array, int64_t size, const char* name) {
   return array ? entries<S>(*array, 1, size, name) : nullptr;
 }
@@ -83,6 +122,14 @@ struct Types {
   using Vector = T;
   using Storage = S;
 };
+
+// Calls f with a zero of the type of a vector.
+template <class F>
+auto with_type(const py::array& vector, const F& f) {
+  if (holds<double>(vector)) return f(double{});
+  if (holds<float>(vector)) return f(float{});
+  throw std::invalid_argument("no kernel for vectors of this dtype");
+}
 
 // Calls f with the Types of a vector and of rows, if the kernels know this pair.
 template <class F>

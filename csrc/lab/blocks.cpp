@@ -7,14 +7,6 @@ namespace {
 
 using Array = std::optional<py::array>;
 
-// Calls f with a zero of the type of a vector.
-template <class F>
-auto with_type(const py::array& vector, const F& f) {
-  if (holds<double>(vector)) return f(double{});
-  if (holds<float>(vector)) return f(float{});
-  throw std::invalid_argument("no kernel for vectors of this dtype");
-}
-
 // |gradient|^2 and gradient . direction.
 std::pair<double, double> add_sample(const py::array& point_sum, const py::array& gradient_sum,
                                      const Array& noise_sum, const py::array& point,
@@ -55,43 +47,28 @@ void push_block(const py::array& point_sum, const py::array& gradient_sum, const
     using T = typename decltype(types)::Vector;
     using S = typename decltype(types)::Storage;
     const int64_t size = last_point.size();
-    const cpu::BlockMeans<T, S> args = {entries<T>(point_sum, 1, size, "point_sum"),
-                                        entries<T>(gradient_sum, 1, size, "gradient_sum"),
-                                        vector<T>(noise_sum, size, "noise_sum"),
-                                        count,
-                                        entries<T>(last_point, 1, size, "last_point"),
-                                        entries<T>(last_gradient, 1, size, "last_gradient"),
-                                        vector<S>(step_row, size, "step_row"),
-                                        vector<S>(gradient_row, size, "gradient_row"),
-                                        vector<S>(noise_row, size, "noise_row"),
-                                        size,
-                                        accept ? &*accept : nullptr};
+    const BlockMeans<T, S> args = {entries<T>(point_sum, 1, size, "point_sum"),
+                                   entries<T>(gradient_sum, 1, size, "gradient_sum"),
+                                   vector<T>(noise_sum, size, "noise_sum"),
+                                   count,
+                                   entries<T>(last_point, 1, size, "last_point"),
+                                   entries<T>(last_gradient, 1, size, "last_gradient"),
+                                   vector<S>(step_row, size, "step_row"),
+                                   vector<S>(gradient_row, size, "gradient_row"),
+                                   vector<S>(noise_row, size, "noise_row"),
+                                   size,
+                                   accept ? &*accept : nullptr};
     py::gil_scoped_release release;
     cpu::push_block(args, run);
   });
 }
 
-template <class S>
-cpu::Entries entries_of(const py::array& array, int64_t size, cpu::Type type) {
-  return {entries<S>(array, 1, size, "array"), type, size};
-}
-
-std::vector<cpu::Entries> all_entries(const std::vector<py::array>& arrays, int64_t size) {
-  std::vector<cpu::Entries> all;
+// Of one length.
+std::vector<Entries> equal_entries(const std::vector<py::array>& arrays, int64_t size) {
   for (const py::array& array : arrays) {
-    if (holds<float>(array)) {
-      all.push_back(entries_of<float>(array, size, cpu::Type::kFloat));
-    } else if (holds<double>(array)) {
-      all.push_back(entries_of<double>(array, size, cpu::Type::kDouble));
-    } else if (holds<BFloat16>(array)) {
-      all.push_back(entries_of<BFloat16>(array, size, cpu::Type::kBFloat16));
-    } else if (holds<Half>(array)) {
-      all.push_back(entries_of<Half>(array, size, cpu::Type::kHalf));
-    } else {
-      throw std::invalid_argument("no kernel for arrays of this dtype");
-    }
+    if (array.size() != size) throw std::invalid_argument("an array has another length");
   }
-  return all;
+  return all_entries(arrays);
 }
 
 // [segments, rows, vectors]; starts as rubbish, which the kernel has to overwrite.
@@ -102,7 +79,7 @@ py::array_t<double> products(const std::vector<py::array>& rows,
   const int64_t size = offsets.back();
   py::array_t<double> out({offsets.size() - 1, rows.size(), vectors.size()});
   std::fill_n(out.mutable_data(), out.size(), 7.0);
-  const cpu::Products args = {all_entries(rows, size), all_entries(vectors, size), offsets,
+  const cpu::Products args = {equal_entries(rows, size), equal_entries(vectors, size), offsets,
                               out.mutable_data()};
   const auto run = parallel(threads);
   {

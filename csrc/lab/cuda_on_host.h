@@ -7,8 +7,8 @@
 // missing barrier shows as a wrong result. A barrier that some threads do not reach, or that they
 // reach at different places, throws std::logic_error from the launch.
 //
-// With AADL_HOST_THREADS every CUDA thread is an std::thread and two blocks run at a time, so that
-// ThreadSanitizer sees races within and between blocks; a divergent barrier aborts.
+// With -DAADL_SANITIZE=thread every CUDA thread is an std::thread and two blocks run at a time, so
+// that ThreadSanitizer sees races within and between blocks; a divergent barrier aborts.
 #pragma once
 
 #include <cmath>

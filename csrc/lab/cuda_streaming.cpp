@@ -23,52 +23,16 @@ int64_t most_tiles = cuda::kMostTiles;
 
 constexpr double kUnset = std::numeric_limits<double>::quiet_NaN();
 
-template <class S>
-cuda::Entries entries_of(const py::array& array, cuda::Type type) {
-  return {entries<S>(array, 1, array.size(), "array"), array.size(), type};
-}
-
-cuda::Entries any_entries(const py::array& array) {
-  if (holds<float>(array)) return entries_of<float>(array, cuda::Type::kFloat);
-  if (holds<double>(array)) return entries_of<double>(array, cuda::Type::kDouble);
-  if (holds<BFloat16>(array)) return entries_of<BFloat16>(array, cuda::Type::kBFloat16);
-  if (holds<Half>(array)) return entries_of<Half>(array, cuda::Type::kHalf);
-  throw std::invalid_argument("no kernel for arrays of this dtype");
-}
-
-std::vector<cuda::Entries> all_entries(const std::vector<py::array>& arrays) {
-  std::vector<cuda::Entries> all;
-  for (const py::array& array : arrays) all.push_back(any_entries(array));
-  return all;
-}
-
-// Calls f with a zero of the type of a vector.
-template <class F>
-auto with_type(const py::array& vector, const F& f) {
-  if (holds<double>(vector)) return f(double{});
-  if (holds<float>(vector)) return f(float{});
-  throw std::invalid_argument("no kernel for vectors of this dtype");
-}
-
 using Flag = std::optional<bool>;
 
 const bool* address(const Flag& flag) { return flag ? &*flag : nullptr; }
 
 void copy(const std::vector<py::array>& from, const std::vector<py::array>& to, const Flag& when) {
-  std::vector<cuda::Piece> pieces;
-  for (size_t i = 0; i < from.size(); ++i) {
-    const cuda::Entries source = any_entries(from[i]), target = any_entries(to.at(i));
-    if (source.count != target.count || !cuda::copies(source.type, target.type)) {
-      throw std::invalid_argument("no copy between arrays of these lengths or dtypes");
-    }
-    pieces.push_back(
-        {source.begin, const_cast<void*>(target.begin), source.count, source.type, target.type});
-  }
-  cuda::copy(pieces, address(when), nullptr);
+  cuda::copy(all_pieces(from, to, cuda::copies), address(when), nullptr);
 }
 
 double squared_norm(const std::vector<py::array>& arrays, bool compensated) {
-  const std::vector<cuda::Entries> pieces = all_entries(arrays);
+  const std::vector<Entries> pieces = all_entries(arrays);
   Workspace workspace(cuda::squared_norm_workspace(pieces));
   double sum = kUnset;
   cuda::squared_norm(pieces, compensated, workspace.data(), &sum, nullptr);
@@ -191,17 +155,17 @@ void push_block(const py::array& point_sum, const py::array& gradient_sum, const
     using T = typename decltype(types)::Vector;
     using S = typename decltype(types)::Storage;
     const int64_t size = last_point.size();
-    const cuda::BlockMeans<T, S> args = {entries<T>(point_sum, 1, size, "point_sum"),
-                                         entries<T>(gradient_sum, 1, size, "gradient_sum"),
-                                         vector<T>(noise_sum, size, "noise_sum"),
-                                         count,
-                                         entries<T>(last_point, 1, size, "last_point"),
-                                         entries<T>(last_gradient, 1, size, "last_gradient"),
-                                         vector<S>(step_row, size, "step_row"),
-                                         vector<S>(gradient_row, size, "gradient_row"),
-                                         vector<S>(noise_row, size, "noise_row"),
-                                         size,
-                                         address(accept)};
+    const BlockMeans<T, S> args = {entries<T>(point_sum, 1, size, "point_sum"),
+                                   entries<T>(gradient_sum, 1, size, "gradient_sum"),
+                                   vector<T>(noise_sum, size, "noise_sum"),
+                                   count,
+                                   entries<T>(last_point, 1, size, "last_point"),
+                                   entries<T>(last_gradient, 1, size, "last_gradient"),
+                                   vector<S>(step_row, size, "step_row"),
+                                   vector<S>(gradient_row, size, "gradient_row"),
+                                   vector<S>(noise_row, size, "noise_row"),
+                                   size,
+                                   address(accept)};
     cuda::push_block(args, nullptr);
   });
 }
@@ -212,7 +176,7 @@ py::array_t<double> products(const std::vector<py::array>& rows,
                              bool compensated) {
   py::array_t<double> out({offsets.size() - 1, rows.size(), vectors.size()});
   std::fill_n(out.mutable_data(), out.size(), kUnset);
-  const std::vector<cuda::Entries> left = all_entries(rows), right = all_entries(vectors);
+  const std::vector<Entries> left = all_entries(rows), right = all_entries(vectors);
   const cuda::Products args = {left,
                                right,
                                offsets.data(),

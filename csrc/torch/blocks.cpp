@@ -65,10 +65,10 @@ void push_block(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> noi
       return i < 0 ? nullptr : out<S>(rows) + i * rows.stride(0);
     };
     cpu::push_block(
-        cpu::BlockMeans<T, S>{out<T>(point_sum), out<T>(gradient_sum),
-                              noise_sum ? out<T>(*noise_sum) : nullptr, count, out<T>(last_point),
-                              out<T>(last_gradient), row(step_rows, slot), row(gradient_rows, slot),
-                              row(noise_rows, noise_slot), size, check_flag("accept", accept)},
+        BlockMeans<T, S>{out<T>(point_sum), out<T>(gradient_sum),
+                         noise_sum ? out<T>(*noise_sum) : nullptr, count, out<T>(last_point),
+                         out<T>(last_gradient), row(step_rows, slot), row(gradient_rows, slot),
+                         row(noise_rows, noise_slot), size, check_flag("accept", accept)},
         parallel);
   });
 }
@@ -85,11 +85,11 @@ Tensor cross_products(const Tensor& rows, std::vector<Tensor> vectors,
   const char* const first = static_cast<const char*>(rows.const_data_ptr());
   const int64_t stride = rows.stride(0) * static_cast<int64_t>(rows.element_size());
   for (int64_t i = 0; i < count; ++i) {
-    args.rows.push_back({first + i * stride, kernel_type(rows), size});
+    args.rows.push_back({first + i * stride, size, kernel_type(rows)});
   }
   for (const Tensor& vector : vectors) {
     check_vector("vectors", vector, size, vector.scalar_type());
-    args.vectors.push_back({vector.const_data_ptr(), kernel_type(vector), size});
+    args.vectors.push_back({vector.const_data_ptr(), size, kernel_type(vector)});
   }
   cpu::products(args, parallel);
   return result;

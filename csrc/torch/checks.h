@@ -123,16 +123,16 @@ inline void check_subspace(const Tensor& metric, const Tensor& curvature, const 
                   "matrices do not fit to ", systems, " systems of ", m);
 }
 
-inline cpu::Type kernel_type(const Tensor& tensor) {
+inline Type kernel_type(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float:
-      return cpu::Type::kFloat;
+      return Type::kFloat;
     case ScalarType::Double:
-      return cpu::Type::kDouble;
+      return Type::kDouble;
     case ScalarType::BFloat16:
-      return cpu::Type::kBFloat16;
+      return Type::kBFloat16;
     case ScalarType::Half:
-      return cpu::Type::kHalf;
+      return Type::kHalf;
     default:
       STD_TORCH_CHECK(false, "tensors must be float32, float64, bfloat16 or float16");
   }

@@ -62,11 +62,4 @@ class Workspace {
   Tensor bytes_;
 };
 
-inline cuda::Type cuda_type(const Tensor& tensor) {
-  return static_cast<cuda::Type>(kernel_type(tensor));
-}
-static_assert(static_cast<int>(cuda::Type::kHalf) == static_cast<int>(cpu::Type::kHalf) &&
-                  static_cast<int>(cuda::Type::kBFloat16) == static_cast<int>(cpu::Type::kBFloat16),
-              "both lists of types have one order");
-
 }  // namespace aadl

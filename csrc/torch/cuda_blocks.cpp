@@ -78,10 +78,10 @@ void push_block(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> noi
       return i < 0 ? nullptr : out<S>(rows) + i * rows.stride(0);
     };
     cuda::push_block(
-        cuda::BlockMeans<T, S>{
-            out<T>(point_sum), out<T>(gradient_sum), noise_sum ? out<T>(*noise_sum) : nullptr,
-            count, out<T>(last_point), out<T>(last_gradient), row(step_rows, slot),
-            row(gradient_rows, slot), row(noise_rows, noise_slot), size, on.flag("accept", accept)},
+        BlockMeans<T, S>{out<T>(point_sum), out<T>(gradient_sum),
+                         noise_sum ? out<T>(*noise_sum) : nullptr, count, out<T>(last_point),
+                         out<T>(last_gradient), row(step_rows, slot), row(gradient_rows, slot),
+                         row(noise_rows, noise_slot), size, on.flag("accept", accept)},
         on.stream);
   });
 }
@@ -92,16 +92,16 @@ Tensor cross_products(const Tensor& rows, std::vector<Tensor> vectors,
   const int64_t size = rows.dim() == 2 ? rows.size(1) : -1;
   check_rows("rows", rows, size);
   check_offsets(offsets, size);
-  std::vector<cuda::Entries> left, right;
+  std::vector<Entries> left, right;
   const char* const first = static_cast<const char*>(rows.const_data_ptr());
   const int64_t stride = rows.stride(0) * static_cast<int64_t>(rows.element_size());
   for (int64_t i = 0; i < rows.size(0); ++i) {
-    left.push_back({first + i * stride, size, cuda_type(rows)});
+    left.push_back({first + i * stride, size, kernel_type(rows)});
   }
   for (const Tensor& vector : vectors) {
     on.check("vectors", vector);
     check_vector("vectors", vector, size, vector.scalar_type());
-    right.push_back({vector.const_data_ptr(), size, cuda_type(vector)});
+    right.push_back({vector.const_data_ptr(), size, kernel_type(vector)});
   }
   const int64_t segments = static_cast<int64_t>(offsets.size()) - 1;
   Tensor result = doubles(rows, {segments, rows.size(0), static_cast<int64_t>(vectors.size())});

@@ -17,7 +17,7 @@ void copy_by_torch(Tensor to, const Tensor& from, const bool* when, cuda::Stream
   }
   Tensor source = torch::stable::new_empty(to, to.sizes()), target = torch::stable::contiguous(to);
   torch::stable::copy_(source, from);
-  const cuda::Type type = cuda_type(to);
+  const Type type = kernel_type(to);
   cuda::copy({{source.const_data_ptr(), target.mutable_data_ptr(), to.numel(), type, type}}, when,
              stream);
   if (!to.is_contiguous()) torch::stable::copy_(to, target);
@@ -28,12 +28,12 @@ int64_t copy_tensors(const std::vector<Tensor>& tensors, const Tensor& flat,
                      const std::optional<Tensor>& flag, Way way) {
   const OnDevice on(flat);
   const bool* const when = on.flag("when", flag);
-  const cuda::Type flat_type = cuda_type(flat);
+  const Type flat_type = kernel_type(flat);
   const int64_t size = flat.dim() == 1 && flat.is_contiguous() ? flat.numel() : -1;
   const int64_t entry = static_cast<int64_t>(flat.element_size());
   char* const flat_begin = static_cast<char*>(flat.mutable_data_ptr());
   const bool gathers = way == Way::kGather;
-  std::vector<cuda::Piece> pieces;
+  std::vector<Piece> pieces;
   int64_t begin = 0;
   for (Tensor tensor : tensors) {
     const int64_t count = tensor.numel();
@@ -41,7 +41,7 @@ int64_t copy_tensors(const std::vector<Tensor>& tensors, const Tensor& flat,
                     begin + count, " entries or more, got ", flat.numel());
     if (count == 0) continue;
     on.check("tensors", tensor);
-    const cuda::Type type = cuda_type(tensor);
+    const Type type = kernel_type(tensor);
     if (!tensor.is_contiguous() || !cuda::copies(type, flat_type) ||
         !cuda::copies(flat_type, type)) {
       Tensor narrow = flat;
@@ -79,12 +79,12 @@ void scatter(std::vector<Tensor> tensors, Tensor flat, std::optional<Tensor> whe
 Tensor squared_norm(std::vector<Tensor> tensors) {
   STD_TORCH_CHECK(!tensors.empty(), "the list is empty");
   const OnDevice on(tensors[0]);
-  std::vector<cuda::Entries> pieces;
+  std::vector<Entries> pieces;
   for (Tensor& tensor : tensors) {
     on.check("tensors", tensor);
     if (!tensor.is_contiguous()) tensor = torch::stable::contiguous(tensor);
     if (tensor.numel() == 0) continue;
-    pieces.push_back({tensor.const_data_ptr(), tensor.numel(), cuda_type(tensor)});
+    pieces.push_back({tensor.const_data_ptr(), tensor.numel(), kernel_type(tensor)});
   }
   Tensor sum = doubles(tensors[0], {});
   const Workspace workspace(tensors[0], cuda::squared_norm_workspace(pieces));

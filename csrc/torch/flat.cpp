@@ -15,26 +15,26 @@ enum class Way { kGather, kScatter };
 
 // Returns how many entries the tensors have.
 int64_t copy_tensors(const std::vector<Tensor>& tensors, const Tensor& flat, Way way) {
-  const cpu::Type flat_type = kernel_type(flat);
+  const Type flat_type = kernel_type(flat);
   const int64_t size = flat.dim() == 1 && flat.is_contiguous() ? flat.numel() : -1;
   const int64_t entry = static_cast<int64_t>(flat.element_size());
   char* const flat_begin = static_cast<char*>(flat.mutable_data_ptr());
-  std::vector<cpu::Piece> pieces;
+  std::vector<Piece> pieces;
   int64_t begin = 0;
   for (Tensor tensor : tensors) {
     const int64_t count = tensor.numel();
     STD_TORCH_CHECK(begin + count <= size, "the flat vector must be contiguous and hold ",
                     begin + count, " entries or more, got ", flat.numel());
     if (count == 0) continue;
-    const cpu::Type type = kernel_type(tensor);
+    const Type type = kernel_type(tensor);
     const bool gathers = way == Way::kGather;
-    if (!tensor.is_contiguous() || !copies(type, flat_type) || !copies(flat_type, type)) {
+    if (!tensor.is_contiguous() || !cpu::copies(type, flat_type) || !cpu::copies(flat_type, type)) {
       Tensor part = part_of(flat, begin, tensor);
       torch::stable::copy_(gathers ? part : tensor, gathers ? tensor : part);
     } else if (void* const there = flat_begin + begin * entry; gathers) {
-      pieces.push_back({tensor.const_data_ptr(), type, there, flat_type, count});
+      pieces.push_back({tensor.const_data_ptr(), there, count, type, flat_type});
     } else {
-      pieces.push_back({there, flat_type, tensor.mutable_data_ptr(), type, count});
+      pieces.push_back({there, tensor.mutable_data_ptr(), count, flat_type, type});
     }
     begin += count;
   }
@@ -56,11 +56,11 @@ void scatter(std::vector<Tensor> tensors, Tensor flat, std::optional<Tensor> whe
 
 Tensor squared_norm(std::vector<Tensor> tensors) {
   STD_TORCH_CHECK(!tensors.empty(), "the list is empty");
-  std::vector<cpu::Entries> pieces;
+  std::vector<Entries> pieces;
   for (Tensor& tensor : tensors) {
     if (!tensor.is_contiguous()) tensor = torch::stable::contiguous(tensor);
     if (tensor.numel() == 0) continue;
-    pieces.push_back({tensor.const_data_ptr(), kernel_type(tensor), tensor.numel()});
+    pieces.push_back({tensor.const_data_ptr(), tensor.numel(), kernel_type(tensor)});
   }
   Tensor sum = doubles(tensors[0], {});
   *out<double>(sum) = cpu::squared_norm(pieces, parallel);

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lab
@@ -27,3 +27,18 @@ def tiles(request: pytest.FixtureRequest) -> Iterator[int]:
     cuda.set_most_tiles(request.param)
     yield request.param
     cuda.set_most_tiles(4096)
+
+
+def in_both_schedules(run: Callable[[], Any], seed: int = 1) -> Any:
+    """Results of a run in the natural and in a shuffled schedule, which have the same bits."""
+    natural = run()
+    cuda.set_schedule(seed)
+    try:
+        shuffled = run()
+    finally:
+        cuda.set_schedule(0)
+    both = zip(
+        *((r.values() if isinstance(r, dict) else [r]) for r in (natural, shuffled)), strict=True
+    )
+    assert all(lab.same_bits(*pair) for pair in both)
+    return natural

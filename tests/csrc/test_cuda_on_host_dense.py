@@ -1,4 +1,4 @@
-"""The CUDA kernels for TSQR and the small solves, emulated on the host, against float64 NumPy.
+"""The CUDA kernels for TSQR and steps in a subspace, emulated on the host, against float64 NumPy.
 
 Nearly everything runs in the natural and in a shuffled schedule, which must agree bit by bit: a
 missing barrier shows as a difference.
@@ -6,32 +6,13 @@ missing barrier shows as a difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import lab
 import numpy as np
 import pytest
-import scipy.linalg
-from small_problems import FORMS, check_factors, matrix, system_of, tall
-
-aadl_lab = lab.load()
-cuda = aadl_lab.cuda
-
-
-def in_both_schedules(run: Callable[[], Any], seed: int = 1) -> Any:
-    natural = run()
-    cuda.set_schedule(seed)
-    try:
-        shuffled = run()
-    finally:
-        cuda.set_schedule(0)
-    both = zip(
-        *((r.values() if isinstance(r, dict) else [r]) for r in (natural, shuffled)), strict=True
-    )
-    assert all(lab.same_bits(*pair) for pair in both)
-    return natural
-
+from cuda_on_host import cuda, in_both_schedules
+from small_problems import check_factors, tall
 
 # ---- TSQR -------------------------------------------------------------------------
 
@@ -209,117 +190,6 @@ def test_what_is_not_finite_is_seen_in_its_segment_only(bad: float, place: int, 
     factor = cuda.tsqr(rows, offsets=[0, 3000, 4000], working="float32")
     assert not np.isfinite(factor[0, :, 1]).all()
     assert np.isfinite(factor[1]).all()
-
-
-# ---- least squares ----------------------------------------------------------------
-
-COLUMNS = [1, 2, 3, 5, 10, 20, 31, 32]
-
-
-def solve(rows: np.ndarray, r: np.ndarray, factored: bool, **settings: float) -> dict[str, Any]:
-    """One problem; the fields without the batch dimension."""
-    system = system_of(rows, r, factored)[None]
-    found = in_both_schedules(lambda: cuda.solve_secants(system, factored=factored, **settings))
-    return {name: value[0] for name, value in found.items()}
-
-
-@pytest.mark.parametrize(("factored", "accuracy"), FORMS)
-@pytest.mark.parametrize("m", COLUMNS)
-def test_solution_is_that_of_scipy(m: int, factored: bool, accuracy: float) -> None:
-    rows, r = matrix(200, m)
-    got = solve(rows, r, factored)
-    exact = scipy.linalg.lstsq(rows, r)[0]
-    np.testing.assert_allclose(got["gamma"], exact, atol=accuracy * np.linalg.norm(exact))
-    left_over = np.linalg.norm(r - rows @ exact) / np.linalg.norm(r)
-    np.testing.assert_allclose(got["reduction"], left_over, atol=accuracy)
-    assert got["rank"] == m
-    sigma = np.linalg.svd(rows / np.linalg.norm(rows, axis=0), compute_uv=False)
-    np.testing.assert_allclose(got["condition"], sigma[0] / sigma[-1], rtol=1e-6)
-
-
-@pytest.mark.parametrize("factored", [False, True])
-def test_problem_too_large_for_shared_memory(factored: bool) -> None:
-    rows, r = matrix(100, 54)
-    system = np.stack([system_of(rows, r, factored)] * 2)
-    for gamma in cuda.solve_secants(system, factored=factored)["gamma"]:
-        np.testing.assert_allclose(gamma, scipy.linalg.lstsq(rows, r)[0], rtol=1e-9)
-
-
-@pytest.mark.parametrize("factored", [False, True])
-@pytest.mark.parametrize("condition", [1e2, 1e5, 1e9])
-@pytest.mark.parametrize("m", [7, 10])
-def test_block_finds_what_one_thread_finds(m: int, condition: float, factored: bool) -> None:
-    rows, r = matrix(200, m, condition)
-    settings = {"ridge": 1e-9, "tolerance": 1e-7}
-    got = solve(rows, r, factored, **settings)
-    alone = aadl_lab.solve_secants(system_of(rows, r, factored), factored=factored, **settings)
-    assert got["rank"] == alone["rank"]
-    # Directions are as accurate as the data: to a rounding times the condition that is kept.
-    for name in ("gamma", "condition", "reduction"):
-        error = np.linalg.norm(got[name] - alone[name])
-        assert error <= (1e-13 if factored else 1e-15) * 1e7**1.5 * np.linalg.norm(alone[name])
-
-
-@pytest.mark.parametrize(("factored", "accuracy"), FORMS)
-@pytest.mark.parametrize("ridge", [1e-4, 1.0])
-def test_ridge_weighs_in_column_lengths(ridge: float, factored: bool, accuracy: float) -> None:
-    rows, r = matrix(200, 6)
-    rows = rows * np.geomspace(1e-3, 1e3, 6)
-    got = solve(rows, r, factored, ridge=ridge)["gamma"]
-    lengths = np.linalg.norm(rows, axis=0)
-    longer = np.vstack([rows / lengths, ridge**0.5 * np.eye(6)])
-    exact = scipy.linalg.lstsq(longer, np.concatenate([r, np.zeros(6)]))[0]
-    np.testing.assert_allclose(got * lengths, exact, atol=accuracy * np.linalg.norm(exact))
-
-
-@pytest.mark.parametrize(("factored", "accuracy"), FORMS)
-def test_tolerance_drops_directions(factored: bool, accuracy: float) -> None:
-    rows, r = matrix(200, 6, condition=1e4)
-    rows /= np.linalg.norm(rows, axis=0)
-    got = solve(rows, r, factored, tolerance=1e-2)
-    exact, _, rank, _ = scipy.linalg.lstsq(rows, r, cond=1e-2)
-    assert got["rank"] == rank
-    assert rank < 6
-    np.testing.assert_allclose(got["gamma"], exact, atol=accuracy * np.linalg.norm(exact))
-
-
-@pytest.mark.parametrize("factored", [False, True])
-def test_zero_and_repeated_columns(factored: bool) -> None:
-    rows, r = matrix(200, 4)
-    padded = np.column_stack([np.zeros(200), rows, rows[:, 0]])
-    got = solve(padded, r, factored, tolerance=1e-6)
-    exact = scipy.linalg.lstsq(rows, r)[0]
-    assert got["rank"] == 4
-    assert got["gamma"][0] == 0
-    folded = got["gamma"][1:5].copy()
-    folded[0] += got["gamma"][5]
-    np.testing.assert_allclose(folded, exact, atol=1e-6 * np.linalg.norm(exact))
-    np.testing.assert_allclose(got["gamma"][1], got["gamma"][5], atol=1e-6 * np.linalg.norm(exact))
-
-
-@pytest.mark.parametrize("factored", [False, True])
-def test_nothing_to_solve(factored: bool) -> None:
-    empty = cuda.solve_secants(np.zeros((0, 4, 4)), factored=factored)
-    assert empty["gamma"].shape == (0, 3)
-    got = cuda.solve_secants(np.zeros((1, 4, 4)), factored=factored)
-    assert not got["gamma"].any()
-    assert got["rank"] == 0
-    rows, _ = matrix(50, 3)
-    assert not solve(rows, np.zeros(50), factored)["gamma"].any()
-
-
-@pytest.mark.parametrize("factored", [False, True])
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_system_that_is_not_finite_leaves_the_others_alone(bad: float, factored: bool) -> None:
-    systems = np.stack([system_of(*matrix(50, 9, seed=seed), factored) for seed in range(3)])
-    clean = cuda.solve_secants(systems, factored=factored)
-    systems[1, 2, 7] = bad
-    got = in_both_schedules(lambda: cuda.solve_secants(systems, factored=factored))
-    for name, value in got.items():
-        assert lab.same_bits(value[[0, 2]], clean[name][[0, 2]])
-    assert np.isnan(got["gamma"][1]).all()
-    assert np.isnan(got["reduction"][1])
-    assert got["rank"][1] == 0
 
 
 # ---- Newton step in a subspace ----------------------------------------------------

@@ -13,10 +13,6 @@
 namespace aadl::cpu {
 namespace {
 
-constexpr int64_t size_of(Type type) {
-  return type == Type::kDouble ? 8 : type == Type::kFloat ? 4 : 2;
-}
-
 #define AADL_CONVERT(From, To)                                              \
   AADL_TARGETS void convert(const From* from, To* to, int64_t count) {      \
     for (int64_t i = 0; i < count; ++i) to[i] = narrow<To>(widen(from[i])); \

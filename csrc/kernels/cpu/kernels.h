@@ -11,6 +11,7 @@
 #include <functional>
 #include <vector>
 
+#include "../records.h"
 #include "../scalar.h"
 
 namespace aadl::cpu {
@@ -19,25 +20,11 @@ namespace aadl::cpu {
 // are done. torch's thread pool in the extension, std::thread in the lab, a loop in small cases.
 using Parallel = std::function<void(int64_t count, const std::function<void(int64_t)>& body)>;
 
-// Copies or converts contiguous pieces, which must not overlap. Between different types there are
-// float <-> double, BFloat16, Half: `copies` tells.
-enum class Type { kFloat, kDouble, kBFloat16, kHalf };
-struct Piece {
-  const void* from;
-  Type from_type;
-  void* to;
-  Type to_type;
-  int64_t count;
-};
+// Between different types there are float <-> double, BFloat16, Half: `copies` tells.
 bool copies(Type from, Type to);
 void copy(const std::vector<Piece>& pieces, const Parallel& parallel);
 
-// Sum of squares of contiguous pieces.
-struct Entries {
-  const void* begin;
-  Type type;
-  int64_t count;
-};
+// Sum of squares.
 double squared_norm(const std::vector<Entries>& pieces, const Parallel& parallel);
 
 // residual = rho = (after - before) / rate, 0 at rate 0 for a finite step. With slot >= 0 also
@@ -146,21 +133,6 @@ struct Sample {
 template <class T>
 void add_sample(Sample<T>& args, const Parallel& parallel);
 
-// Means of `count` samples: see ops.push_block. The sums become zero.
-template <class T, class S>
-struct BlockMeans {
-  T* point_sum;
-  T* gradient_sum;
-  T* noise_sum;  // null without noise_row
-  int64_t count;
-  T* last_point;
-  T* last_gradient;
-  S* step_row;  // null after the first block, with gradient_row
-  S* gradient_row;
-  S* noise_row;
-  int64_t size;
-  const bool* accept;  // null counts as true
-};
 template <class T, class S>
 void push_block(const BlockMeans<T, S>& args, const Parallel& parallel);
 

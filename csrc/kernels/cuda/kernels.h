@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../records.h"
 #include "../scalar.h"
 
 struct CUstream_st;
@@ -24,30 +25,16 @@ using Stream = CUstream_st*;  // cudaStream_t
 // runs at once on the largest device, and few enough that their partial sums cost nothing.
 constexpr int64_t kMostTiles = 4096;
 
-enum class Type { kFloat, kDouble, kBFloat16, kHalf };
-
 // Whether this device computes float64 so slowly that `compensated` sums pay.
 bool slow_float64(int device);
 
 // ---- lists of tensors -------------------------------------------------------------
 
-// Contiguous pieces, copied or converted, or not if `when` is false; they must not overlap. Types
-// as in cpu::copies.
-struct Piece {
-  const void* from;
-  void* to;
-  int64_t count;
-  Type from_type, to_type;
-};
+// Pieces are copied or converted, types as in cpu::copies, or not if `when` is false.
 bool copies(Type from, Type to);
 void copy(const std::vector<Piece>& pieces, const bool* when, Stream stream);
 
-// *out = sum of squares of contiguous pieces.
-struct Entries {
-  const void* begin;
-  int64_t count;
-  Type type;
-};
+// *out = sum of squares.
 int64_t squared_norm_workspace(const std::vector<Entries>& pieces);
 void squared_norm(const std::vector<Entries>& pieces, bool compensated, void* workspace,
                   double* out, Stream stream);
@@ -140,21 +127,6 @@ int64_t sample_workspace(const Sample<T>& args);
 template <class T>
 void add_sample(const Sample<T>& args, void* workspace, Stream stream);
 
-// ops.push_block: null rows are left out.
-template <class T, class S>
-struct BlockMeans {
-  T* point_sum;
-  T* gradient_sum;
-  T* noise_sum;
-  int64_t samples;
-  T* last_point;
-  T* last_gradient;
-  S* step_row;
-  S* gradient_row;
-  S* noise_row;
-  int64_t size;
-  const bool* accept;
-};
 template <class T, class S>
 void push_block(const BlockMeans<T, S>& args, Stream stream);
 

@@ -1,6 +1,6 @@
 // Samples (point, gradient) of a block: added up, and turned into rows when the block is full. See
-// Sample and BlockMeans in kernels.h. One pass each: a sample reads six vectors (seven with a
-// direction) and writes three of them back; closing a block reads five and writes eight.
+// Sample in kernels.h and BlockMeans in records.h. One pass each: a sample reads six vectors (seven
+// with a direction) and writes three of them back; closing a block reads five and writes eight.
 #pragma once
 
 #include "chunk.h"
@@ -83,7 +83,7 @@ __device__ __forceinline__ void drop_chunk(const BlockMeans<T, S>& args,
 template <class T, class S, bool packed>
 __device__ __forceinline__ void close_chunk(const BlockMeans<T, S>& args,
                                             const Share<T, S, packed>& share) {
-  const T count = static_cast<T>(args.samples), zero[kHeld<T>] = {};
+  const T count = static_cast<T>(args.count), zero[kHeld<T>] = {};
   T mean[kHeld<T>], last[kHeld<T>];
   S row[kHeld<T>];
 
