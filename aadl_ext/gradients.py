@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,19 +73,26 @@ class Gradients:
     ) -> Iterator[tuple[slice, bool, float]]:
         """Neighbours that are treated alike: where they lie, whether maximized, their decay."""
         segment = start = stop = 0
-        last: tuple[bool, float] = (False, 0.0)
+        treatments = [self._treatment(group) for group in self._groups]
+        last = (False, 0.0)
+        if all(treatment == last for treatment in treatments):
+            return
         for parameter, gradient in zip(layout.parameters, gradients, strict=True):
             while stop >= layout.offsets[segment + 1]:
                 segment += 1
-            group = self._groups[layout.groups[segment]]
-            in_loss = self._decays and not group.get("decoupled_weight_decay", False)
-            decay = float(group.get("weight_decay", 0.0)) if in_loss and gradient is not None else 0
-            now = (bool(group.get("maximize", False)), decay)
+            negative, decay = treatments[layout.groups[segment]]
+            now = (negative, 0.0 if gradient is None else decay)
             if now != last:
                 yield slice(start, stop), *last
                 start, last = stop, now
             stop += parameter.numel()
         yield slice(start, stop), *last
+
+    def _treatment(self, group: dict[str, Any]) -> tuple[bool, float]:
+        """Whether its gradients are to be negated, and the weight decay in its loss."""
+        in_loss = self._decays and not group.get("decoupled_weight_decay", False)
+        decay = float(group.get("weight_decay", 0.0)) if in_loss else 0.0
+        return bool(group.get("maximize", False)), decay
 
     def take_away(self) -> None:
         """Leave the parameters without gradients."""

@@ -88,11 +88,16 @@ def serves_rows(rows: Tensor) -> bool:
 
 def serves_list(tensors: Sequence[Tensor], flat: Tensor | None = None) -> bool:
     """Whether there is a kernel for such a list, or for copies between it and a flat vector."""
-    everything = [*tensors] if flat is None else [*tensors, flat]
-    if len({tensor.device for tensor in everything}) > 1:
+    first = tensors[0] if flat is None else flat
+    device = first.device
+    if device.type not in _DEVICES or first.dtype not in STORAGE_DTYPES:
         return False
-    fits = flat is None or flat.is_contiguous()
-    return fits and all(t.device.type in _DEVICES and t.dtype in STORAGE_DTYPES for t in everything)
+    if flat is not None and not flat.is_contiguous():
+        return False
+    for tensor in tensors:  # thousands perhaps, at every step
+        if tensor.device != device or tensor.dtype not in STORAGE_DTYPES:
+            return False
+    return True
 
 
 def serves_window(window: Sequence[Tensor], out: Tensor) -> bool:
