@@ -30,11 +30,14 @@ class StepHooks:
         self._closure: Closure | None = None
         self._parked: Gradients | None = None
         self._open = False  # between the two hooks of a step
-        post = optimizer.register_step_post_hook(self.after)
+        # In a compiled step they run as they are: there is nothing to fuse around the ops.
+        before = torch.compiler.disable(self.before)  # type: ignore[no-untyped-call]
+        after = torch.compiler.disable(self.after)  # type: ignore[no-untyped-call]
+        post = optimizer.register_step_post_hook(after)
         # Hooks that others have registered shall see the accelerated parameters.
         registered = cast("OrderedDict[int, Any]", optimizer._optimizer_step_post_hooks)
         registered.move_to_end(post.id, last=False)
-        self._handles = [optimizer.register_step_pre_hook(self.before), post]
+        self._handles = [optimizer.register_step_pre_hook(before), post]
 
     def remove(self) -> None:
         """Untie the accelerator from its optimizer."""

@@ -257,3 +257,35 @@ def test_batch_norm_statistics_see_two_more_for_each_jump_judged_by_the_loss(
     jumps = training.accelerator.stats.jumps
     assert jumps > 3
     assert training.norm.num_batches_tracked == STEPS + 2 * jumps
+
+
+@variants
+def test_dropout_draws_the_same_masks(options: dict[str, Any]) -> None:
+    masks = []
+    for chosen in (None, options):
+        training = Training(sgd, chosen)
+        dropout = nn.Dropout(0.5)
+        training.model.insert(2, dropout)
+        drawn: list[Tensor] = []
+        dropout.register_forward_hook(lambda _, x, y, drawn=drawn: drawn.append(y == 0))
+        torch.manual_seed(0)
+        training.run(STEPS)
+        masks.append(drawn)
+    assert training.accelerator.stats.jumps > 3
+    assert len(masks[0]) == STEPS
+    assert same(*masks)
+
+
+@variants
+@pytest.mark.filterwarnings("ignore")  # torch warns of itself when it compiles
+@pytest.mark.parametrize("make", [sgd, momentum, adam], ids=["sgd", "momentum", "adam"])
+def test_a_compiled_step_is_accelerated(make: MakeOptimizer, options: dict[str, Any]) -> None:
+    training, compiled = Training(make, options), Training(make, options)
+    step = torch.compile(compiled.optimizer.step, backend="eager")
+    training.run(STEPS)
+    for _ in range(STEPS):
+        compiled.closure()
+        step()
+    assert compiled.accelerator.stats.jumps > 3
+    # torch's Adam has other formulas when it is compiled
+    assert make is adam or torch.equal(compiled.point(), training.point())
