@@ -91,11 +91,11 @@ def formulation(period: int) -> Accelerate:
     return lambda optimizer: Formulation(optimizer, period)
 
 
-def original(accelerate: Callable[..., Any], period: int) -> Accelerate:
+def original(accelerate: Callable[..., Any], period: int, device: torch.device) -> Accelerate:
     """AADL's own code, whose depth counts iterates."""
     return lambda optimizer: accelerate(
         optimizer, "anderson", relaxation=RELAXATION, history_depth=DEPTH + 2,
-        store_each_nth=period, frequency=period,
+        store_each_nth=period, frequency=period, history_device=device, compute_device=device,
     )  # fmt: skip
 
 
@@ -248,7 +248,8 @@ def main() -> int:
     others = {"AADL's formulation, p = q = 5": formulation(PERIOD)}
     if given.aadl is not None:
         sys.path.insert(0, str(given.aadl))
-        others["AADL, p = q = 5"] = original(importlib.import_module("AADL").accelerate, PERIOD)
+        package = importlib.import_module("AADL")
+        others["AADL, p = q = 5"] = original(package.accelerate, PERIOD, given.device)
     for name, method in others.items():
         report.add("optimizer.step()", name, partial(in_a_bowl, given, method))
     return int(report.failed)
