@@ -201,6 +201,8 @@ class Report:
     def __init__(self, given: argparse.Namespace) -> None:
         self.end, self.out = time.monotonic() + 60 * given.minutes, given.out
         self.record: dict[str, Any] = {"settings": {k: str(v) for k, v in vars(given).items()}}
+        if given.device.type == "cuda":
+            self.record["gpu"] = torch.cuda.get_device_name(given.device)
         self.failed = False
 
     def add(self, table: str, name: str, call: Callable[[], dict[str, float]]) -> None:
