@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from aadl_ext import ops
 
+DEVICE = "cuda"
 SIZES = (1_000_000, 25_600_000, 200_000_000)
 DEPTHS = (5, 10, 20, 32)
 
@@ -41,17 +43,17 @@ def milliseconds(call: Callable[[], object], repeats: int = 20) -> float:
 
 def copy_bandwidth(size: int = 500_000_000) -> float:
     """Bytes read and written a millisecond."""
-    source = torch.empty(size, device="cuda")
+    source = torch.empty(size, device=DEVICE)
     target = torch.empty_like(source)
     return 8 * size / milliseconds(lambda: target.copy_(source))
 
 
 def cases(size: int, depth: int, storage: torch.dtype) -> Iterator[tuple[str, int, Any]]:
     """Name, bytes moved, and call of each op."""
-    vectors = list(torch.randn(6, size, device="cuda"))
-    rows = torch.randn(2, depth, size, device="cuda", dtype=storage)
-    systems = torch.zeros(1, depth + 1, depth + 1, dtype=torch.float64, device="cuda")
-    gamma = torch.randn(1, depth, dtype=torch.float64, device="cuda")
+    vectors = list(torch.randn(6, size, device=DEVICE))
+    rows = torch.randn(2, depth, size, device=DEVICE, dtype=storage)
+    systems = torch.zeros(1, depth + 1, depth + 1, dtype=torch.float64, device=DEVICE)
+    gamma = torch.randn(1, depth, dtype=torch.float64, device=DEVICE)
     entry, bounds = rows.element_size(), [0, size]
 
     def push() -> Tensor:
@@ -75,8 +77,33 @@ def cases(size: int, depth: int, storage: torch.dtype) -> Iterator[tuple[str, in
         )
     both = size * 2 * depth * entry
     yield "cross_products", both, lambda: ops.cross_products(rows[0], list(rows[1]), bounds)
-    if depth < 40:
-        yield "tsqr", size * depth * entry, lambda: ops.tsqr(rows[0].mT)
+    yield "tsqr", size * depth * entry, lambda: ops.tsqr(rows[0].mT)
+
+
+def cases_of_vectors(size: int, storage: torch.dtype) -> Iterator[tuple[str, int, Any]]:
+    """The same for ops whose time does not depend on the depth; tensors are of this dtype, too."""
+    vectors = list(torch.randn(7, size, device=DEVICE))
+    rows = torch.randn(3, 1, size, device=DEVICE, dtype=storage)
+    long = torch.randn(size, device=DEVICE, dtype=storage)
+    tensors = list(long.split(size // 160 + 1))  # about as many as a ResNet-50 has
+    no = torch.tensor(False, device=DEVICE)
+
+    def add_sample() -> Tensor:
+        return ops.add_sample_(vectors[:3], *vectors[3:6], sign=1.0, direction=vectors[6])
+
+    def push_block() -> None:
+        ops.push_block(
+            vectors[:3], 3, last_point=vectors[3], last_gradient=vectors[4], step_rows=rows[0],
+            gradient_rows=rows[1], noise_rows=rows[2], slot=0, noise_slot=0,
+        )  # fmt: skip
+
+    entry = rows.element_size()
+    yield "add_sample_", 40 * size, add_sample
+    yield "push_block", size * (40 + 3 * entry), push_block
+    yield "gather", size * (4 + entry), lambda: ops.gather(tensors, vectors[0])
+    yield "gather, not", size * (4 + entry), lambda: ops.gather(tensors, vectors[0], when=no)
+    yield "scatter_", size * (4 + entry), lambda: ops.scatter_(tensors, vectors[0])
+    yield "squared_norm", size * entry, lambda: ops.squared_norm(tensors)
 
 
 def main() -> None:
@@ -87,33 +114,37 @@ def main() -> None:
     bandwidth = copy_bandwidth()
     device = torch.cuda.get_device_name()
     print(f"{device}, torch {torch.__version__}: a copy moves {bandwidth / 1e9:.2f} TB/s")
-    figures = []
+    report: dict[str, Any] = {"device": device, "bytes_per_millisecond": bandwidth, "figures": []}
+
+    def note(**figures: Any) -> None:
+        report["figures"].append(figures)
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+    def measure(size: int, depth: int | None, storage: torch.dtype, given: Any) -> None:
+        for name, moved, call in given:
+            time = milliseconds(call)
+            share = moved / bandwidth / time
+            at = f"{storage} N={size:<11} m={depth or '':<3}"
+            print(f"{name:18} {at} {time:9.3f} ms {share:.2f}", flush=True)
+            where = {"op": name, "storage": str(storage), "size": size, "depth": depth}
+            note(**where, milliseconds=time, share=share)
+
     for storage in (torch.float32, torch.bfloat16):
         for size in SIZES:
+            measure(size, None, storage, cases_of_vectors(size, storage))
             for depth in DEPTHS:
+                torch.cuda.empty_cache()  # what was freed counts as free then
                 if 3 * depth * size * storage.itemsize > torch.cuda.mem_get_info()[0]:
+                    print(f"no memory for {storage} N={size} m={depth}")
                     continue
-                for name, moved, call in cases(size, depth, storage):
-                    time = milliseconds(call)
-                    share = moved / bandwidth / time
-                    print(
-                        f"{name:18} {storage} N={size:<11} m={depth:<3} {time:9.3f} ms {share:.2f}"
-                    )
-                    figures.append(
-                        {
-                            "op": name, "storage": str(storage), "size": size, "depth": depth,
-                            "milliseconds": time, "share": share,
-                        }
-                    )  # fmt: skip
+                measure(size, depth, storage, cases(size, depth, storage))
     for depth in DEPTHS:
-        matrix = torch.randn(5_000_000, depth, device="cuda")
-        ours = milliseconds(lambda m=matrix: ops.tsqr(m))  # type: ignore[misc]
-        theirs = milliseconds(lambda m=matrix: torch.linalg.qr(m, mode="r"), 3)  # type: ignore[misc]
-        print(f"tsqr of 5e6 x {depth}: {ours:.3f} ms, torch.linalg.qr {theirs:.3f} ms")
-        figures.append({"op": "linalg.qr", "depth": depth, "milliseconds": theirs, "tsqr": ours})
-    if options.json:
-        report = {"device": device, "bytes_per_millisecond": bandwidth, "figures": figures}
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        matrix = torch.randn(5_000_000, depth, device=DEVICE)
+        ours = milliseconds(partial(ops.tsqr, matrix))
+        theirs = milliseconds(partial(torch.linalg.qr, matrix, mode="r"), 3)
+        print(f"tsqr of 5e6 x {depth}: {ours:.3f} ms, torch.linalg.qr {theirs:.3f} ms", flush=True)
+        note(op="linalg.qr", depth=depth, milliseconds=theirs, tsqr=ours)
 
 
 if __name__ == "__main__":

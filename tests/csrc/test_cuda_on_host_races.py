@@ -6,6 +6,7 @@ Other builds skip it: there the threads of a kernel are fibers, which cannot rac
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,14 +31,19 @@ CALLS = {
     "sample": "test_cuda_on_host_streaming.check_sample(2100, 'float32')",
     "products": "rows = test_cuda_on_host_streaming.several(5, 1100, ['float32'], 0); "
     "test_cuda_on_host_streaming.check_products(rows, rows, [0, 1100])",
+    "tsqr of few columns": "test_cuda_on_host_dense.check([0, 1100])",
+    "tsqr of many columns": "test_cuda_on_host_dense.check([0, 600], count=12)",
+    "least squares": "rows, r = small_problems.matrix(50, 7); test_solve_secants.on_cuda("
+    "small_problems.system_of(rows, r, factored=False), factored=False)",
+    "subspace": "test_cuda_on_host_dense.step_of(test_cuda_on_host_dense.products(6), 1.0)",
 }
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
 def test_no_races(call: str) -> None:
-    modules = "lists, test_cuda_on_host_push, test_cuda_on_host_streaming"
+    modules = ", ".join(sorted(set(re.findall(r"\b([a-z]\w+)\.", call))))
     done = subprocess.run(
-        [sys.executable, "-c", f"import test_cuda_on_host_{modules}; {call}"],
+        [sys.executable, "-c", f"import {modules}; {call}"],
         cwd=Path(__file__).parent,
         env={**os.environ, "AADL_LAB_PATH": str(lab.FOLDER)},
         capture_output=True,
