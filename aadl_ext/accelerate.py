@@ -127,9 +127,10 @@ def accelerate(
         trust: first limit of a jump under safeguard "limits", in units of the way between the
             last two block means; it doubles where jumps could have been longer and shrinks
             where they went too far (4).
-        adapt_blocks: whether blocks double, up to four times ``store_each_nth``, while jumps go
-            too far because of noise (True with "subspace_newton", where ``noise_rows`` are kept
-            to measure it).
+        adapt_blocks: whether blocks grow up to four times ``store_each_nth`` while jumps go too
+            far because of noise, and shrink to a quarter of it while there is hardly any and
+            whole jumps are right (True with "subspace_newton", where ``noise_rows`` are kept to
+            measure it).
         noise_rows: noise samples kept, each a vector (9; 3 save memory; 0: no shrinkage).
         noise_shrinkage: weight of the noise that reduces each direction's step (4).
         curvature_floor: least curvature taken for a direction, relative to the largest (0.01).

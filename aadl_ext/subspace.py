@@ -33,7 +33,7 @@ from .machine import Evaluate, Groups, Machine
 
 LEAST_TRUST, MOST_TRUST = 0.25, 1e6
 LEAST_DAMPING, DAMPING_GAIN, FORGETTING = 0.02, 0.3, 0.7
-LONGEST_BLOCK = 4  # in units of the shortest
+SHORTEST, LONGEST = -2, 2  # blocks: powers of two of their usual length
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class SubspaceAccelerator(Machine):
     jump: SubspaceJump | None
     trust: Number  # largest jump, in units of the last way between block means
     damping: Number  # share of a jump that is made
-    block: int  # samples of a block
+    level: int  # of the length of a block
     _line: Line | None  # of the jump after which the block under way began
     _slopes: Number  # sum over the block of the slopes along it
     _excess: Number  # recent slopes after jumps, and their sizes before; sums that fade
@@ -143,7 +143,7 @@ class SubspaceAccelerator(Machine):
         slope = self._add_sample(self._gradient, undone)
         if jump is not None and slope is not None:
             self._judge(jump, slope, jump.made & negate(undone))
-        if self.history.samples >= self.block:
+        if self.history.samples >= self.block_length:
             self._adapt_damping()
             complete = self.history.close_block()
             self._stats.count("pairs", complete)
@@ -260,23 +260,27 @@ class SubspaceAccelerator(Machine):
         self.damping = choose(known, damping, self.damping)
 
     def _adapt_block(self) -> None:
-        """Longer blocks while jumps go too far because of noise.
+        """Longer blocks while jumps go too far because of noise, shorter ones while all is well.
 
-        There is much of it where it makes .3 of the changes of mean gradients (1/2 is all); but
+        There is much noise where it makes .3 of the changes of mean gradients (1/2 is all); but
         what looks like noise may be an oscillation, which does no harm. A device tells its
         decision a block later.
         """
         if not self.options.adapt_blocks:
             return
-        ratio, damping = self.history.noise_ratio, self.damping
-        shorter = (ratio < 0.1) | (damping > 0.95)
-        longer = (ratio > 0.3) & (damping < 0.7)
-        change = self._change.exchange(choose(longer, 1, choose(shorter, -1, 0)))
-        shortest = self.options.store_each_nth
-        if change > 0:
-            self.block = min(2 * self.block, LONGEST_BLOCK * shortest)
-        elif change < 0:
-            self.block = max(self.block // 2, shortest)
+        noise, whole = self.history.noise_ratio, self.damping > 0.95
+        longer = self.damping < 0.8 if self.level < 0 else (noise > 0.3) & (self.damping < 0.7)
+        shorter = (noise < 0.1) | whole if self.level > 0 else (noise < 0.01) & whole
+        change = int(self._change.exchange(choose(longer, 1, choose(shorter, -1, 0))))
+        self.level = min(max(self.level + change, SHORTEST), LONGEST)
+
+    @property
+    def block_length(self) -> int:
+        """Samples of a block; short ones are even, so that what is not noise cancels in theirs."""
+        usual = self.options.store_each_nth
+        if self.level >= 0:
+            return usual << self.level
+        return min(2 * max(round(usual * 2.0**self.level / 2), 1), usual)
 
     def _drop_block(self, when: Flag) -> None:
         self.history.drop_block(when)
@@ -290,7 +294,7 @@ class SubspaceAccelerator(Machine):
         self.trust, self.damping = self.options.trust, 1.0
         self._line, self._change = None, Delayed()
         self._slopes = self._excess = self._expected = 0.0
-        self.block = self.options.store_each_nth
+        self.level = 0
         self._reference, self._last_jump = 0.0, -self.options.frequency
 
     def _clear_history(self, when: Flag) -> None:
@@ -305,7 +309,7 @@ class SubspaceAccelerator(Machine):
         return self.history.tensors
 
     _SCALARS = (
-        "trust", "damping", "block", "_slopes", "_excess", "_expected", "_reference", "_last_jump",
+        "trust", "damping", "level", "_slopes", "_excess", "_expected", "_reference", "_last_jump",
     )  # fmt: skip
 
     def _state(self) -> dict[str, Any]:

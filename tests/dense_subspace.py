@@ -29,6 +29,16 @@ class Jump(NamedTuple):
     limited: bool  # by the trust
 
 
+# Of blocks, for some store_each_nth.
+LENGTHS = {
+    2: [2, 2, 2, 4, 8],
+    3: [2, 2, 3, 6, 12],
+    4: [2, 2, 4, 8, 16],
+    10: [2, 4, 10, 20, 40],
+}
+USUAL = 2
+
+
 @dataclass
 class DenseSubspace:
     """The options have the names and the meaning that they have in ``accelerate``."""
@@ -57,7 +67,7 @@ class DenseSubspace:
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.length = self.store_each_nth  # of a block, now
+        self.level, self.length = USUAL, self.store_each_nth  # of a block, now
 
     def step(self, gradient: Vector, base_step: Callable[[Vector, Vector], Vector]) -> None:
         """Go on from ``w``; ``base_step`` maps a point and its gradient to the next point."""
@@ -115,11 +125,20 @@ class DenseSubspace:
         a, b = self.means[-2:]
         noises = [mean.noise for mean in self.means[-self.noise_rows :]][-2:]
         noise_ratio = np.mean(norm(noises, axis=1) ** 2) / norm(b.gradient - a.gradient) ** 2
-        if noise_ratio > 0.3 and self.damping < 0.7:
-            self.length = min(2 * self.length, 4 * self.store_each_nth)
-            self.counts["lengthened"] += 1
-        elif noise_ratio < 0.1 or self.damping > 0.95:
-            self.length = max(self.length // 2, self.store_each_nth)
+        too_long = noise_ratio < 0.01 and self.damping > 0.95
+        too_short = noise_ratio > 0.3 and self.damping < 0.7
+        if self.level < USUAL:
+            too_short = self.damping < 0.8
+        elif self.level > USUAL:
+            too_long = noise_ratio < 0.1 or self.damping > 0.95
+        lengths, before = LENGTHS[self.store_each_nth], self.length
+        if too_short:
+            self.level = min(self.level + 1, len(lengths) - 1)
+        elif too_long:
+            self.level = max(self.level - 1, 0)
+        self.length = lengths[self.level]
+        self.counts["longer blocks"] += self.length > before
+        self.counts["shorter blocks"] += self.length < before
 
     def _jump(self) -> None:
         d, limited = np.zeros_like(self.w), False

@@ -116,9 +116,9 @@ def step_with(training: Training, factor: float, offset: float = 0.0) -> None:
 # ---- it converges --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("size", "measured"), [(2, 14), (4, 18), (8, 30)])
-def test_a_quadratic_takes_a_few_blocks_per_dimension(size: int, measured: int) -> None:
-    # Condition 1e3; 10 steps a block. Bare gradient descent takes some 10 000 steps.
+@pytest.mark.parametrize(("size", "measured"), [(2, 53), (4, 175), (8, 171)])
+def test_a_quadratic_takes_some_tens_of_steps_per_dimension(size: int, measured: int) -> None:
+    # Condition 1e3. Bare gradient descent takes some 10 000 steps.
     def steps(problem: Quadratic, most: int) -> int:
         goal = 1e-8 * problem.gradient().norm()
         return next(
@@ -127,7 +127,7 @@ def test_a_quadratic_takes_a_few_blocks_per_dimension(size: int, measured: int) 
 
     fast = Quadratic(size, acceleration_type="subspace_newton", history_depth=size)
     taken = steps(fast, 1000)
-    assert fast.accelerator.stats.pairs <= 1.2 * measured + 2
+    assert taken <= 1.2 * measured
     assert steps(Quadratic(size), 10 * taken) == 10 * taken
 
 
@@ -220,7 +220,7 @@ def land(problem: Quadratic, ratio: float) -> float:
     before, jump = accelerator.damping, accelerator.jump
     size = len(problem.w)
     direction = jump.direction[:size].clone()
-    for _ in range(accelerator.block):
+    for _ in range(accelerator.block_length):
         across = 1e-3 * torch.randn(size, generator=problem.generator, dtype=torch.float64)
         across -= (across @ direction) / (direction @ direction) * direction
         problem.step(across - ratio * jump.slope / (direction @ direction) * direction)
@@ -242,7 +242,7 @@ def test_damping_does_not_follow_slopes_that_tell_nothing(before: float, after: 
     if math.isinf(after):
         direction[0] = after
     accelerator.jump = dataclasses.replace(accelerator.jump, slope=before)
-    for _ in range(accelerator.block):
+    for _ in range(accelerator.block_length):
         problem.step()
     assert accelerator.damping == 1
 
@@ -422,16 +422,16 @@ def noisy(problem: Quadratic, noise: float, generator: torch.Generator) -> Tenso
     return problem.step(problem.gradient() + noise * sample)
 
 
-@pytest.mark.parametrize("shortest", [2, 8])
-def test_blocks_are_up_to_four_times_as_long_while_there_is_noise(shortest: int) -> None:
-    problem = Quadratic(**{**QUICK, "store_each_nth": shortest, "noise_rows": 3})
+@pytest.mark.parametrize("usual", [2, 8])
+def test_blocks_grow_with_the_noise_and_shrink_without_it(usual: int) -> None:
+    problem = Quadratic(**{**QUICK, "store_each_nth": usual, "noise_rows": 3})
     generator, lengths = torch.Generator().manual_seed(0), []
     for noise in (1.0, 0.0):
-        for _ in range(80 * shortest):
+        for _ in range(80 * usual):
             noisy(problem, noise, generator)
-            lengths.append(problem.accelerator.block)
-    assert set(lengths) == {shortest, 2 * shortest, 4 * shortest}
-    assert lengths[-1] == shortest
+            lengths.append(problem.accelerator.block_length)
+    assert set(lengths) == {max(usual // 4, 2), max(usual // 2, 2), usual, 2 * usual, 4 * usual}
+    assert lengths[-1] <= usual
 
 
 @pytest.mark.parametrize("options", [{"noise_rows": 0}, {"noise_rows": 2, "adapt_blocks": False}])
@@ -441,7 +441,7 @@ def test_blocks_keep_their_length_without_measured_noise_or_when_told_to(
     problem, generator = Quadratic(**{**QUICK, **options}), torch.Generator().manual_seed(0)
     for _ in range(STEPS):
         noisy(problem, 1.0, generator)
-    assert problem.accelerator.block == 2
+    assert problem.accelerator.block_length == 2
     assert problem.accelerator.stats.pairs <= STEPS / 2
 
 
