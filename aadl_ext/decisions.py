@@ -140,9 +140,14 @@ class Delayed:
         return self._number.item()
 
     def exchange(self, number: Number) -> float:
-        """Send a number; returns the one sent before, or itself if it is on the host."""
+        """Send a number; returns the one sent before, or itself if it is on the host.
+
+        Nothing is sent while a CUDA graph is captured; 0 is returned.
+        """
         if not isinstance(number, Tensor):
             return number
+        if number.is_cuda and torch.cuda.is_current_stream_capturing():
+            return 0
         value = self.value
         self._number = torch.empty_like(number, device="cpu", pin_memory=number.is_cuda)
         self._number.copy_(number, non_blocking=True)

@@ -100,17 +100,19 @@ __device__ __forceinline__ void multiply_rows(const PushTile<T, S>& tile,
   const int lane = threadIdx.x % kWarp, rows = static_cast<int>(tile.rows);
   for (int begin = 0; begin < rows; begin += kRowGroup) {
     Sum dots[2 * kRowGroup];
+    const S* next = args.residual_rows + (tile.first_row + begin) * args.stride;
+    const int slot = static_cast<int>(args.slot - tile.first_row) - begin;
 #pragma unroll
     for (int k = 0; k < kRowGroup; ++k) {
-      const int64_t row = tile.first_row + begin + k;
       if (begin + k >= rows) continue;
       T x[kHeld<T>];
-      if (row == args.slot) {
+      if (k == slot) {
 #pragma unroll
         for (int j = 0; j < kHeld<T>; ++j) x[j] = pair.row[j];
       } else {
-        share.load(args.residual_rows + row * args.stride, x);
+        share.load(next, x);
       }
+      next += args.stride;
 #pragma unroll
       for (int j = 0; j < kHeld<T>; ++j) {
         const Factor factor = static_cast<Factor>(x[j]);
