@@ -170,10 +170,17 @@ def test_ratio_is_the_geometric_mean_over_common_seeds() -> None:
         assert math.isnan(reporting.ratio({"runs": runs}, "b", "a", "loss")[0])
 
 
-def test_a_method_is_an_acceleration_or_another_learning_rate() -> None:
-    plain, fast = Decay(1.0, 0).optimizer, Decay(1.0, 0).optimizer
-    harness.accelerate(plain, harness.CONTROL["Adam, smaller steps"])
-    assert plain.param_groups[0]["lr"] == pytest.approx(1 / 11)
-    assert harness.counts(plain) == {}
-    harness.accelerate(fast, {"history_depth": 3})
-    assert harness.counts(fast)["steps"] == 0
+def test_the_best_on_the_way_is_compared_where_a_run_ends_higher_or_is_lost() -> None:
+    def run(method: str, curve: list[float | None]) -> dict[str, Any]:
+        return {
+            "method": method,
+            "seed": 0,
+            "final": {"loss": curve[-1]},
+            "curves": {"loss": curve},
+        }
+
+    runs = [run("a", [3.0, 2.0, 4.0]), run("b", [1.0, 6.0, None]), run("c", [None, None])]
+    results = {"runs": runs}
+    assert math.isnan(reporting.ratio(results, "b", "a", "loss")[0])
+    assert reporting.ratio(results, "b", "a", "loss", reporting.best)[0] == pytest.approx(0.5)
+    assert math.isnan(reporting.ratio(results, "c", "a", "loss", reporting.best)[0])

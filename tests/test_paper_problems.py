@@ -191,9 +191,3 @@ def test_nine_columns_hold_the_target_among_the_inputs() -> None:
     table = admissions.all_columns(load(file), file)
     np.testing.assert_array_equal(table.features[:, -1], table.target)
     np.testing.assert_array_equal(table.features[:, 0], np.arange(1, 501))
-
-
-def test_aadl_itself_is_asked_for_by_name_where_it_is_missing() -> None:
-    options = admissions.AADL_CODE["AADL's code, average"]
-    with pytest.raises(admissions.harness.SettingsError, match=r"cannot be imported .* PYTHONPATH"):
-        admissions.accelerator(options)

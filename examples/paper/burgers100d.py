@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import harness
 import pinn
+import readings
 import torch
 from torch import Tensor, nn
 
-METHODS = pinn.methods(frequency=1, store_each_nth=1, history_depth=20, relaxation=1.0)
+ACCELERATION = {"frequency": 1, "store_each_nth": 1, "history_depth": 20, "relaxation": 1.0}
 PROBES = 1000  # points where the error is taken
 
 
@@ -71,12 +72,7 @@ class RootMeanSquareError:
 
 
 def experiment(
-    dimensions: int,
-    scale: float,
-    iterations: int,
-    device: torch.device,
-    resample: int,
-    control: bool = False,
+    dimensions: int, scale: float, iterations: int, device: torch.device, resample: int
 ) -> harness.Experiment:
     """With ``dimensions`` in space and ``scale`` times the paper's points."""
     problem = pinn.Problem(
@@ -98,7 +94,7 @@ def experiment(
         title,
         "iteration",
         iterations,
-        METHODS | (harness.CONTROL if control else {}),
+        readings.paper(**ACCELERATION),
         problem.settings(device),
         pinn.start(problem, device),
     )
@@ -111,7 +107,7 @@ def main() -> None:
     add("--dimensions", type=int, default=99, help="of space (99)")
     add("--scale", type=float, help="share of the paper's points (1; on a CPU 0.1)")
     add("--resample", type=int, default=100, help="iterations between two batches (100; 0: never)")
-    add("--control", action="store_true", help="Adam with smaller steps, too")
+    readings.add_options(parser)
     options = parser.parse_args()
     scale = options.scale or (0.1 if options.device.type == "cpu" else 1.0)
     made = experiment(
@@ -120,9 +116,8 @@ def main() -> None:
         options.iterations,
         options.device,
         options.resample,
-        options.control,
     )
-    harness.run(made, options.seeds, options.out)
+    readings.run(made, options, ACCELERATION)
 
 
 if __name__ == "__main__":

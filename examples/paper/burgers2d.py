@@ -16,11 +16,13 @@ import math
 import harness
 import numpy as np
 import pinn
+import readings
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-METHODS = pinn.methods(frequency=10, store_each_nth=5, history_depth=5, relaxation=1.0)
+ACCELERATION = {"frequency": 10, "store_each_nth": 5, "history_depth": 5, "relaxation": 1.0}
+RESAMPLE = 100  # iterations between two batches, as far as not said otherwise
 GRID = (256, 101)  # points in x and t where the error is taken
 TITLE = "2-d Burgers, {} network"
 
@@ -75,9 +77,10 @@ class RelativeError:
 
 
 def experiment(
-    unit: str, iterations: int, device: torch.device, resample: int, control: bool = False
+    unit: str, iterations: int, device: torch.device, resample: int = RESAMPLE
 ) -> harness.Experiment:
-    """With hidden units ``tanh`` or ``relu``."""
+    """With hidden units ``tanh`` or ``relu``; results of another ``resample`` go to other files."""
+    other = "" if resample == RESAMPLE else f"_resample_{resample}"
     problem = pinn.Problem(
         sample=sample,
         error=RelativeError(device),
@@ -92,11 +95,11 @@ def experiment(
         resample=resample,
     )
     return harness.Experiment(
-        f"burgers2d_{unit}",
-        TITLE.format("ReLU" if unit == "relu" else unit),
+        f"burgers2d_{unit}{other}",
+        TITLE.format("ReLU" if unit == "relu" else unit) + other.replace("_", " "),
         "iteration",
         iterations,
-        METHODS | (harness.CONTROL if control else {}),
+        readings.paper(**ACCELERATION),
         problem.settings(device),
         pinn.start(problem, device),
     )
@@ -107,14 +110,13 @@ def main() -> None:
     parser = harness.parser(__doc__ or "", iterations=2000, seeds=20)
     add = parser.add_argument
     add("--activation", nargs="+", choices=pinn.UNITS, default=["tanh", "relu"])
-    add("--resample", type=int, default=100, help="iterations between two batches (100; 0: never)")
-    add("--control", action="store_true", help="Adam with smaller steps, too")
+    help_ = f"iterations between two batches ({RESAMPLE}; 0: never)"
+    add("--resample", type=int, default=RESAMPLE, help=help_)
+    readings.add_options(parser)
     options = parser.parse_args()
     for unit in options.activation:
-        made = experiment(
-            unit, options.iterations, options.device, options.resample, options.control
-        )
-        harness.run(made, options.seeds, options.out)
+        made = experiment(unit, options.iterations, options.device, options.resample)
+        readings.run(made, options, ACCELERATION)
 
 
 if __name__ == "__main__":

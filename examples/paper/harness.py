@@ -33,10 +33,6 @@ LOOKS = 150  # points of a curve that are kept
 COUNTS = ("steps", "jumps", "accepted", "rejected", "averaged", "restarts", "skipped")
 
 
-#: Averaging at t = 5 moves at an eleventh of the optimizer's pace; this does so, too.
-CONTROL = {"Adam, smaller steps": {"rate": 1 / 11}}
-
-
 class SettingsError(ValueError):
     """The command cannot be carried out, with the reason and the remedy."""
 
@@ -132,17 +128,6 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
-
-
-def accelerate(optimizer: Optimizer, options: Record) -> None:
-    """Apply a method's settings: arguments of ``aadl_ext.accelerate``, or a factor ``rate`` of the
-    learning rate.
-    """
-    if "rate" not in options:
-        aadl_ext.accelerate(optimizer, **options)
-        return
-    for group in optimizer.param_groups:
-        group["lr"] *= options["rate"]
 
 
 # ---- running --------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import harness
+import readings
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam
@@ -144,9 +144,10 @@ class Training:
         model = network(problem.inputs, problem.width, problem.depth, problem.unit)
         self.model = model.to(device)
         self.optimizer = Adam(model.parameters(), lr=problem.rate)
+        readings.accelerate(self.optimizer, options)
+        self.closure = readings.wants_closure(options)
+        # Last: torch warns where ``step`` is replaced after this, as AADL does.
         self.schedule = StepLR(self.optimizer, *problem.drop)
-        if options is not None:
-            harness.accelerate(self.optimizer, options)
         self.iteration = 0
 
     def _sample(self, share: float) -> Points:
@@ -158,11 +159,20 @@ class Training:
         every = self.problem.resample
         if self.iteration == 0 or (every and self.iteration % every == 0):
             self.batch = self._sample(1 - HELD_OUT)
-        self.optimizer.zero_grad()
-        loss(self.model, self.batch).backward()
-        self.optimizer.step()
+        if self.closure:
+            self.optimizer.step(self._loss)
+        else:
+            self._loss()
+            self.optimizer.step()
         self.schedule.step()
         self.iteration += 1
+
+    def _loss(self) -> Tensor:
+        value = loss(self.model, self.batch)
+        if torch.is_grad_enabled():
+            self.optimizer.zero_grad()
+            torch.autograd.backward(value)
+        return value
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
@@ -174,13 +184,3 @@ class Training:
 def start(problem: Problem, device: torch.device) -> Callable[[Any, int], Training]:
     """For :class:`harness.Experiment`."""
     return partial(Training, problem, device)
-
-
-def methods(**acceleration: Any) -> dict[str, Any]:
-    """The paper's three, with the settings of one problem."""
-    common = {**acceleration, "average_window": 5, "average_threshold": 0.1}
-    return {
-        "Adam": None,
-        "Adam + AADL": {**common, "average": False},
-        "Adam + AADL + average": {**common, "average": True},
-    }

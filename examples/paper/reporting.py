@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from io import BytesIO
 from itertools import cycle
 from pathlib import Path
@@ -35,22 +36,42 @@ def of(results: Record, method: str) -> list[Record]:
     return [record for record in results["runs"] if record["method"] == method]
 
 
-def ratio(results: Record, method: str, base: str, figure: str) -> tuple[float, float, float]:
-    """Geometric mean over common seeds of final figure / that of ``base``, and its 95 % interval.
+def final(run: Record, figure: str) -> float | None:
+    """A figure at the end of a run; None where the run was lost."""
+    value: float | None = run["final"][figure]
+    return value
+
+
+def best(run: Record, figure: str) -> float | None:
+    """The smallest value on the way, as far as a run was looked at."""
+    return min((value for value in run["curves"][figure] if value is not None), default=None)
+
+
+def ratio(
+    results: Record,
+    method: str,
+    base: str,
+    figure: str,
+    pick: Callable[[Record, str], float | None] = final,
+) -> tuple[float, float, float]:
+    """Geometric mean over common seeds of a figure / that of ``base``, and its 95 % interval.
 
     NaN where a run was lost, or where a figure is zero.
     """
-    finals = {r["seed"]: r["final"][figure] for r in of(results, base)}
-    runs = [run for run in of(results, method) if run["seed"] in finals]
-    pairs = [(run["final"][figure], finals[run["seed"]]) for run in runs]
+    others = {run["seed"]: pick(run, figure) for run in of(results, base)}
+    runs = [run for run in of(results, method) if run["seed"] in others]
+    pairs = [(pick(run, figure), others[run["seed"]]) for run in runs]
     if not pairs or not all(value for pair in pairs for value in pair):
         return math.nan, math.nan, math.nan
-    mean, half = mean_and_interval(np.log([[one / other] for one, other in pairs]))
+    logarithms = np.log(_numbers(pairs))
+    mean, half = mean_and_interval(logarithms[:, :1] - logarithms[:, 1:])
     return tuple(math.exp(x) for x in (mean[0], mean[0] - half[0], mean[0] + half[0]))  # type: ignore[return-value]
 
 
 def show(results: Record, methods: list[str]) -> None:
-    """Print final figures: mean ± 95 % interval, median; the first as ratio to the first method."""
+    """Print final figures: mean ± 95 % interval, median; the first also as ratio to the first
+    method, and at its best on the way: median, ratio.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -60,12 +81,13 @@ def show(results: Record, methods: list[str]) -> None:
     for name in watched:
         table.add_column(f"{name}\nmean ± 95 % (median)", justify="right")
     table.add_column(f"{watched[0]}\n/ {methods[0]}", justify="right")
+    table.add_column(f"at its best\n(median), / {methods[0]}", justify="right")
     for heading in ("seeds", "lost", "accepted\nof jumps", "averaged\nof steps", "s"):
         table.add_column(heading, justify="right")
     for method in methods:
         if runs := of(results, method):
             table.add_row(method, *_cells(results, runs, methods[0]))
-    Console(width=None if os.isatty(1) else 150).print(table)
+    Console(width=None if os.isatty(1) else 170).print(table)
 
 
 def _cells(results: Record, runs: list[Record], base: str) -> list[str]:
@@ -74,8 +96,10 @@ def _cells(results: Record, runs: list[Record], base: str) -> list[str]:
         finals = _numbers([run["final"][name] for run in runs])
         mean, half = mean_and_interval(finals[:, None])
         cells.append(f"{mean[0]:.3g} ± {half[0]:.1g} ({np.median(finals):.3g})")
-    middle, low, high = ratio(results, runs[0]["method"], base, watched[0])
-    cells.append(f"{middle:.3g} [{low:.3g}, {high:.3g}]")
+    for pick in (final, best):
+        middle, low, high = ratio(results, runs[0]["method"], base, watched[0], pick)
+        cells.append(f"{middle:.3g} [{low:.3g}, {high:.3g}]")
+    cells[-1] = f"({np.median(_numbers([best(run, watched[0]) for run in runs])):.3g}) {cells[-1]}"
     lost = sum(run["final"][watched[0]] is None for run in runs)
     cells += [str(len(runs)), str(lost)]
     total = {
