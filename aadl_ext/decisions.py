@@ -113,7 +113,7 @@ def any_of(*flags: Flag) -> Flag:
 
 
 def exp(value: Number) -> Number:
-    """E to the power of a number."""
+    """The exponential function."""
     return value.exp() if isinstance(value, Tensor) else math.exp(value)
 
 

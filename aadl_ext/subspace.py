@@ -12,14 +12,12 @@ from torch import Tensor
 from . import ops
 from .blocks import BlockHistory
 from .decisions import (
-    Delayed,
     Flag,
     Number,
     add_scaled_,
     any_of,
     choose,
     choose_vector,
-    exp,
     finite,
     larger,
     negate,
@@ -30,10 +28,9 @@ from .decisions import (
 )
 from .gradients import Gradients
 from .machine import Evaluate, Groups, Machine
+from .pace import Pace
 
 LEAST_TRUST, MOST_TRUST = 0.25, 1e6
-LEAST_DAMPING, DAMPING_GAIN, FORGETTING = 0.02, 0.3, 0.7
-SHORTEST, LONGEST = -2, 2  # blocks: powers of two of their usual length
 
 
 @dataclass(frozen=True)
@@ -70,16 +67,12 @@ class SubspaceAccelerator(Machine):
     history: BlockHistory
     jump: SubspaceJump | None
     trust: Number  # largest jump, in units of the last way between block means
-    damping: Number  # share of a jump that is made
-    level: int  # of the length of a block
+    pace: Pace
     _line: Line | None  # of the jump after which the block under way began
     _slopes: Number  # sum over the block of the slopes along it
-    _excess: Number  # recent slopes after jumps, and their sizes before; sums that fade
-    _expected: Number
     _reference: Number  # recent norm of the gradient
     _gradient: Tensor | None  # of the step under way, and what is wrong with it at a jump
     _faults: dict[str, Flag]
-    _change: Delayed  # of the length of blocks
 
     # ---- the method -----------------------------------------------------------------------
 
@@ -143,11 +136,14 @@ class SubspaceAccelerator(Machine):
         slope = self._add_sample(self._gradient, undone)
         if jump is not None and slope is not None:
             self._judge(jump, slope, jump.made & negate(undone))
-        if self.history.samples >= self.block_length:
-            self._adapt_damping()
+        if self.history.samples >= self.pace.block_length:
+            line, self._line = self._line, None
+            if line is not None:
+                self.pace.learn(line.slope, self._slopes / self.history.samples, line.made)
             complete = self.history.close_block()
             self._stats.count("pairs", complete)
-            self._adapt_block()
+            if self.options.adapt_blocks:
+                self.pace.adapt_block(self.history.noise_ratio)
             if self._due():
                 self._try_jump(complete, evaluate)
 
@@ -192,8 +188,8 @@ class SubspaceAccelerator(Machine):
 
     def _try_jump(self, due: Flag, evaluate: Evaluate | None) -> None:
         safeguards, stats = self.options.safeguards, self._stats
-        trust, damping = (self.trust, self.damping) if "limits" in safeguards else (math.inf, 1.0)
-        coefficients, slope, rank, reduction, limited = self.history.solve(trust, damping)
+        limits = (self.trust, self.pace.damping) if "limits" in safeguards else (math.inf, 1.0)
+        coefficients, slope, rank, reduction, limited = self.history.solve(*limits)
         size = number(coefficients.abs().sum())
         due = due & (size != 0)  # 0: there is nothing but noise
         if not possible(due):
@@ -201,7 +197,7 @@ class SubspaceAccelerator(Machine):
         stats.count("jumps", due)
         self._last_jump = self.k
         stats.gamma, stats.rank, stats.predicted_reduction = coefficients, rank, reduction
-        stats.trust, stats.damping = self.trust, self.damping
+        stats.trust, stats.damping = self.trust, self.pace.damping
 
         large = size > (self.options.coefficient_limit if self._limits_coefficients else math.inf)
         uphill = (slope >= 0) & ("descent" in safeguards)
@@ -237,51 +233,6 @@ class SubspaceAccelerator(Machine):
         """A Newton step is limited by its length alone: its rows are not equally long."""
         return "limits" in self.options.safeguards and not self.options.newton
 
-    def _adapt_damping(self) -> None:
-        """Shorter jumps while they end, on average, beyond the minimum along them.
-
-        The slope before a jump is what noise and the choice of the direction make of it; that
-        over the block after it is measured with new samples. Where jumps go uphill, as they do
-        at the noise floor, it is positive, and where they could be longer it is negative.
-        """
-        line, self._line = self._line, None
-        if line is None:
-            return
-        known = line.made & (line.slope < 0) & finite(self._slopes)
-        if not possible(known):
-            return
-        after = smaller(self._slopes / self.history.samples, -3 * line.slope)
-        excess = FORGETTING * self._excess + after
-        expected = FORGETTING * self._expected - line.slope
-        damping = self.damping * exp(-DAMPING_GAIN * larger(excess / expected, -1.0))
-        damping = smaller(larger(damping, LEAST_DAMPING), 1.0)
-        self._excess = choose(known, excess, self._excess)
-        self._expected = choose(known, expected, self._expected)
-        self.damping = choose(known, damping, self.damping)
-
-    def _adapt_block(self) -> None:
-        """Longer blocks while jumps go too far because of noise, shorter ones while all is well.
-
-        There is much noise where it makes .3 of the changes of mean gradients (1/2 is all); but
-        what looks like noise may be an oscillation, which does no harm. A device tells its
-        decision a block later.
-        """
-        if not self.options.adapt_blocks:
-            return
-        noise, whole = self.history.noise_ratio, self.damping > 0.95
-        longer = self.damping < 0.8 if self.level < 0 else (noise > 0.3) & (self.damping < 0.7)
-        shorter = (noise < 0.1) | whole if self.level > 0 else (noise < 0.01) & whole
-        change = int(self._change.exchange(choose(longer, 1, choose(shorter, -1, 0))))
-        self.level = min(max(self.level + change, SHORTEST), LONGEST)
-
-    @property
-    def block_length(self) -> int:
-        """Samples of a block; short ones are even, so that what is not noise cancels in theirs."""
-        usual = self.options.store_each_nth
-        if self.level >= 0:
-            return usual << self.level
-        return min(2 * max(round(usual * 2.0**self.level / 2), 1), usual)
-
     def _drop_block(self, when: Flag) -> None:
         self.history.drop_block(when)
         if when is True:
@@ -291,10 +242,8 @@ class SubspaceAccelerator(Machine):
 
     def _start(self) -> None:
         self.history = BlockHistory(self.layout, self.options)
-        self.trust, self.damping = self.options.trust, 1.0
-        self._line, self._change = None, Delayed()
-        self._slopes = self._excess = self._expected = 0.0
-        self.level = 0
+        self.trust, self.pace = self.options.trust, Pace(self.options.store_each_nth)
+        self._line, self._slopes = None, 0.0
         self._reference, self._last_jump = 0.0, -self.options.frequency
 
     def _clear_history(self, when: Flag) -> None:
@@ -308,9 +257,7 @@ class SubspaceAccelerator(Machine):
     def _tensors(self) -> list[Tensor]:
         return self.history.tensors
 
-    _SCALARS = (
-        "trust", "damping", "level", "_slopes", "_excess", "_expected", "_reference", "_last_jump",
-    )  # fmt: skip
+    _SCALARS = ("trust", "_slopes", "_reference", "_last_jump")
 
     def _state(self) -> dict[str, Any]:
         jump, line = self.jump, self._line
@@ -318,7 +265,7 @@ class SubspaceAccelerator(Machine):
             "history": self.history.state_dict(),
             "jump": jump and (jump.plain.clone(), jump.direction.clone(), *jump.figures),
             "line": line and (line.direction.clone(), told(line.slope), bool(line.made)),
-            "change": self._change.value,
+            "pace": self.pace.state_dict(),
             **{name: told(getattr(self, name)) for name in self._SCALARS},
         }
 
@@ -327,6 +274,6 @@ class SubspaceAccelerator(Machine):
         jump, line = state["jump"], state["line"]
         self.jump = jump and SubspaceJump(self._copy(jump[0]), self._copy(jump[1]), *jump[2:])
         self._line = line and Line(self._copy(line[0]), *line[1:])
-        self._change = Delayed(state["change"])
+        self.pace.load_state_dict(state["pace"])
         for name in self._SCALARS:
             setattr(self, name, state[name])

@@ -217,20 +217,20 @@ def land(problem: Quadratic, ratio: float) -> float:
     Returns the damping of the jump over that of the one before.
     """
     accelerator = problem.until_pending().accelerator
-    before, jump = accelerator.damping, accelerator.jump
+    before, jump = accelerator.pace.damping, accelerator.jump
     size = len(problem.w)
     direction = jump.direction[:size].clone()
-    for _ in range(accelerator.block_length):
+    for _ in range(accelerator.pace.block_length):
         across = 1e-3 * torch.randn(size, generator=problem.generator, dtype=torch.float64)
         across -= (across @ direction) / (direction @ direction) * direction
         problem.step(across - ratio * jump.slope / (direction @ direction) * direction)
-    return float(accelerator.damping / before)
+    return float(accelerator.pace.damping / before)
 
 
 @pytest.mark.parametrize("ratio", [0.9, 0.3, -0.2, -1.5])
 def test_damping_follows_the_slopes_over_the_block_after_a_jump(ratio: float) -> None:
     problem = Quadratic(**QUICK, gradient_guard=1e9)
-    problem.accelerator.damping = 0.5
+    problem.accelerator.pace.damping = 0.5
     assert land(problem, ratio) == pytest.approx(math.exp(-0.3 * max(ratio, -1)))
 
 
@@ -242,24 +242,24 @@ def test_damping_does_not_follow_slopes_that_tell_nothing(before: float, after: 
     if math.isinf(after):
         direction[0] = after
     accelerator.jump = dataclasses.replace(accelerator.jump, slope=before)
-    for _ in range(accelerator.block_length):
+    for _ in range(accelerator.pace.block_length):
         problem.step()
-    assert accelerator.damping == 1
+    assert accelerator.pace.damping == 1
 
 
 def test_damping_stays_between_a_fiftieth_and_one() -> None:
     problem = Quadratic(**QUICK, gradient_guard=1e9)
     land(problem, -1.0)
-    assert problem.accelerator.damping == 1
+    assert problem.accelerator.pace.damping == 1
     for _ in range(40):
         land(problem, 0.9)
-    assert problem.accelerator.damping == 0.02
+    assert problem.accelerator.pace.damping == 0.02
     assert problem.accelerator.stats.damping == 0.02
 
 
 def test_jumps_are_as_long_as_the_damping_tells() -> None:
     full, half = Quadratic(**QUICK), Quadratic(**QUICK)
-    half.accelerator.damping = 0.5
+    half.accelerator.pace.damping = 0.5
     expected = 0.5 * full.until_pending().jump()[1]
     torch.testing.assert_close(half.until_pending().jump()[1], expected, rtol=1e-12, atol=0)
 
@@ -429,7 +429,7 @@ def test_blocks_grow_with_the_noise_and_shrink_without_it(usual: int) -> None:
     for noise in (1.0, 0.0):
         for _ in range(80 * usual):
             noisy(problem, noise, generator)
-            lengths.append(problem.accelerator.block_length)
+            lengths.append(problem.accelerator.pace.block_length)
     assert set(lengths) == {max(usual // 4, 2), max(usual // 2, 2), usual, 2 * usual, 4 * usual}
     assert lengths[-1] <= usual
 
@@ -441,7 +441,7 @@ def test_blocks_keep_their_length_without_measured_noise_or_when_told_to(
     problem, generator = Quadratic(**{**QUICK, **options}), torch.Generator().manual_seed(0)
     for _ in range(STEPS):
         noisy(problem, 1.0, generator)
-    assert problem.accelerator.block_length == 2
+    assert problem.accelerator.pace.block_length == 2
     assert problem.accelerator.stats.pairs <= STEPS / 2
 
 

@@ -119,8 +119,8 @@ def compare(
     }
     assert counted == {name: dense.counts[name] for name in counted}
     assert accelerator.trust == dense.trust
-    assert accelerator.block_length == dense.length
-    assert abs(accelerator.damping - dense.damping) < 1e-6
+    assert accelerator.pace.block_length == dense.length
+    assert abs(accelerator.pace.damping - dense.damping) < 1e-6
     assert accelerator.jump_pending == (dense.pending is not None)
     assert stats.steps == steps
     return dense.counts
