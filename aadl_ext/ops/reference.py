@@ -88,9 +88,10 @@ def push_secant(
     sound = squared_norm.isfinite()
     if systems is not None:
         n = len(rows)
-        right, square = systems[:, :n, -1], systems[:, -1, -1]
-        systems[:, :n, -1] = systems[:, -1, :n] = torch.where(sound, dots[:, :-1, 0], right)
-        systems[:, -1, -1] = torch.where(sound, dots[:, -1, 0], square)
+        products = (dots[:, :-1, 0], dots[:, :-1, 0], dots[:, -1, 0])
+        entries = (systems[:, :n, -1], systems[:, -1, :n], systems[:, -1, -1])
+        for entry, product in zip(entries, products, strict=True):
+            entry.copy_(torch.where(sound, product, entry))
         if slot is not None:
             systems[:, :n, slot] = systems[:, slot, :n] = dots[:, :-1, 1]
     if slot is not None:
