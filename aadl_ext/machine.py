@@ -11,7 +11,18 @@ import torch
 from torch import Tensor
 
 from . import safeguards
-from .decisions import Flag, Number, choose, differ, negate, possible, readable, smaller, told
+from .decisions import (
+    Flag,
+    Number,
+    any_of,
+    choose,
+    differ,
+    negate,
+    possible,
+    readable,
+    smaller,
+    told,
+)
 from .flat import Layout
 from .gradients import Gradients
 from .options import Options
@@ -167,11 +178,10 @@ class Machine:
 
     def _count_verdict(self, *, accepted: Flag, **faults: Flag) -> None:
         """At most one of the flags is true: a jump stands, or why it does not."""
-        rejected: Flag = False
         for cause, fault in faults.items():
             self._stats.count("rejected", fault, cause)
-            rejected = rejected | fault
         self._stats.count("accepted", accepted)
+        rejected = any_of(*faults.values())
         in_a_row = choose(accepted, 0, self._rejections_in_a_row + rejected)
         self._rejections_in_a_row = in_a_row
         if self.patience is not None:

@@ -89,14 +89,13 @@ def experiment(
         resample=resample,
     )
     title = f"{dimensions + 1}-d Burgers" + (f", {scale:g} of the points" if scale != 1 else "")
-    return harness.Experiment(
+    return pinn.experiment(
         f"burgers{dimensions + 1}d",
         title,
-        "iteration",
         iterations,
-        readings.paper(**ACCELERATION),
-        problem.settings(device),
-        pinn.start(problem, device),
+        ACCELERATION,
+        problem,
+        device,
     )
 
 

@@ -94,14 +94,13 @@ def experiment(
         inside=4000,
         resample=resample,
     )
-    return harness.Experiment(
+    return pinn.experiment(
         f"burgers2d_{unit}{other}",
         TITLE.format("ReLU" if unit == "relu" else unit) + other.replace("_", " "),
-        "iteration",
         iterations,
-        readings.paper(**ACCELERATION),
-        problem.settings(device),
-        pinn.start(problem, device),
+        ACCELERATION,
+        problem,
+        device,
     )
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import harness
 import readings
 import torch
 from torch import Tensor, nn
@@ -181,6 +182,15 @@ class Training:
         return {"validation MSE": held_out, **self.problem.error(self.model)}
 
 
-def start(problem: Problem, device: torch.device) -> Callable[[Any, int], Training]:
-    """For :class:`harness.Experiment`."""
-    return partial(Training, problem, device)
+def experiment(
+    name: str,
+    title: str,
+    iterations: int,
+    acceleration: dict[str, Any],
+    problem: Problem,
+    device: torch.device,
+) -> harness.Experiment:
+    """The paper's three methods, with its p, q, m and beta, on a problem."""
+    methods, settings = readings.paper(**acceleration), problem.settings(device)
+    start = partial(Training, problem, device)
+    return harness.Experiment(name, title, "iteration", iterations, methods, settings, start)
