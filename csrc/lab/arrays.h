@@ -145,6 +145,28 @@ auto with_types(const py::array& vector, const py::array& rows, const F& f) {
   throw std::invalid_argument("no kernel for vectors and rows of these dtypes");
 }
 
+// The arguments of push_block; all arrays have the length of `last_point`.
+template <class T, class S>
+BlockMeans<T, S> block_means(const py::array& point_sum, const py::array& gradient_sum,
+                             const std::optional<py::array>& noise_sum, int64_t count,
+                             const py::array& last_point, const py::array& last_gradient,
+                             const std::optional<py::array>& step_row,
+                             const std::optional<py::array>& gradient_row,
+                             const std::optional<py::array>& noise_row, const bool* accept) {
+  const int64_t size = last_point.size();
+  return {entries<T>(point_sum, 1, size, "point_sum"),
+          entries<T>(gradient_sum, 1, size, "gradient_sum"),
+          vector<T>(noise_sum, size, "noise_sum"),
+          count,
+          entries<T>(last_point, 1, size, "last_point"),
+          entries<T>(last_gradient, 1, size, "last_gradient"),
+          vector<S>(step_row, size, "step_row"),
+          vector<S>(gradient_row, size, "gradient_row"),
+          vector<S>(noise_row, size, "noise_row"),
+          size,
+          accept};
+}
+
 void add_blocks(py::module_& m);
 void add_cuda_dense(py::module_& m);
 void add_cuda_emulation(py::module_& m);

@@ -154,18 +154,9 @@ void push_block(const py::array& point_sum, const py::array& gradient_sum, const
   with_types(last_point, stored, [&](auto types) {
     using T = typename decltype(types)::Vector;
     using S = typename decltype(types)::Storage;
-    const int64_t size = last_point.size();
-    const BlockMeans<T, S> args = {entries<T>(point_sum, 1, size, "point_sum"),
-                                   entries<T>(gradient_sum, 1, size, "gradient_sum"),
-                                   vector<T>(noise_sum, size, "noise_sum"),
-                                   count,
-                                   entries<T>(last_point, 1, size, "last_point"),
-                                   entries<T>(last_gradient, 1, size, "last_gradient"),
-                                   vector<S>(step_row, size, "step_row"),
-                                   vector<S>(gradient_row, size, "gradient_row"),
-                                   vector<S>(noise_row, size, "noise_row"),
-                                   size,
-                                   address(accept)};
+    const auto args =
+        block_means<T, S>(point_sum, gradient_sum, noise_sum, count, last_point, last_gradient,
+                          step_row, gradient_row, noise_row, address(accept));
     cuda::push_block(args, nullptr);
   });
 }
