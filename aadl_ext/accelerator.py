@@ -176,7 +176,7 @@ class Accelerator(Machine):
             self.jump = Jump(plain, seen.residual_norm, seen.max_step, made)
         if possible(made):
             self._norm_before_jump = seen.residual_norm
-        self._rescale_momentum(number(solution.reduction.max().to(plain.device)), made)
+        self._rescale_momentum(solution.reduction, made)
         return choose_vector(negate(made), plain, candidate), made
 
     # ---- its history and state ----------------------------------------------------------

@@ -21,7 +21,7 @@ class Displacement(NamedTuple):
     coefficients: Tensor  #: [systems, rows in use]
     slope: Number  #: its product with the mean gradient
     rank: Tensor  #: [systems] independent directions
-    reduction: Number  #: predicted norm of the gradient, relative to the one before
+    reduction: Tensor  #: [systems] predicted norm of the gradient, relative to the one before
     limited: Flag  #: whether it would have been longer but for the trust
 
 
@@ -195,7 +195,7 @@ class BlockHistory:
             solution.coefficients,
             number(solution.slope.sum()),
             solution.rank,
-            number(solution.reduction.max()),
+            solution.reduction,
             flag((solution.length > (1 - 1e-9) * radius).any()),
         )
 
@@ -210,10 +210,8 @@ class BlockHistory:
         length = (gamma.unsqueeze(1) @ metric @ gamma.unsqueeze(2)).flatten().clamp_min(0).sqrt()
         limited = length > radius
         gamma = gamma * torch.where(limited, radius / length, 1.0).unsqueeze(1)
-        slope, reduction = -(gamma * slopes).sum(), solution.reduction.max()
-        return Displacement(
-            gamma, number(slope), solution.rank, number(reduction), flag(limited.any())
-        )
+        slope = number(-(gamma * slopes).sum())
+        return Displacement(gamma, slope, solution.rank, solution.reduction, flag(limited.any()))
 
     def _joint(self, matrices: Tensor) -> Tensor:
         """One system for all segments with scope "all"."""

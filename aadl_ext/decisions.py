@@ -125,6 +125,23 @@ def add_scaled_(vector: Tensor, other: Tensor, factor: Number) -> None:
         vector.add_(other, alpha=factor)
 
 
+class Scalars:
+    """Reads numbers that users give; a tensor on a device once, and again when it has changed."""
+
+    def __init__(self) -> None:
+        self._read: dict[int, tuple[Tensor, int, float]] = {}
+
+    def read(self, value: float | Tensor) -> float:
+        """The number on the host."""
+        if not isinstance(value, Tensor) or readable(value):
+            return float(value)
+        last, version, known = self._read.get(id(value), (None, 0, 0.0))
+        if last is not value or version != value._version:
+            known = float(value)
+            self._read[id(value)] = (value, value._version, known)
+        return known
+
+
 class Delayed:
     """Lets the host learn a number of a device without waiting: the next time that it asks."""
 

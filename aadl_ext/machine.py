@@ -14,12 +14,13 @@ from . import safeguards
 from .decisions import (
     Flag,
     Number,
+    Scalars,
     any_of,
     choose,
     differ,
     negate,
+    number,
     possible,
-    readable,
     smaller,
     told,
 )
@@ -119,6 +120,7 @@ class Machine:
     @property
     def stats(self) -> Stats:
         """What was done so far; waits for the device."""
+        self._stats.bytes_held = sum(x.nbytes for x in (*self._tensors(), *self._vectors))
         return self._stats.read()
 
     @property
@@ -170,11 +172,14 @@ class Machine:
                 'call step(closure), or accelerate with safeguard="residual"'
             )
 
-    def _rescale_momentum(self, reduction: Number, made: Flag) -> None:
-        """``reduction`` of the residual that a jump predicts, if it was just made."""
-        if self.options.momentum != "keep" and possible(made):
-            factor = 0.0 if self.options.momentum == "reset" else smaller(reduction, 1.0)
-            self._momentum_factor = choose(made, factor, 1.0)
+    def _rescale_momentum(self, reduction: Tensor, made: Flag) -> None:
+        """``reduction [systems]`` of the residual that a jump predicts, if it was just made."""
+        if self.options.momentum == "keep" or not possible(made):
+            return
+        factor: Number = 0.0
+        if self.options.momentum == "scale":
+            factor = smaller(number(reduction.max().to(self.layout.device)), 1.0)
+        self._momentum_factor = choose(made, factor, 1.0)
 
     def _count_verdict(self, *, accepted: Flag, **faults: Flag) -> None:
         """At most one of the flags is true: a jump stands, or why it does not."""
@@ -188,20 +193,12 @@ class Machine:
             self._restart("rejections", in_a_row >= self.patience)
 
     def _lowers_loss(self, plain: Tensor, candidate: Tensor, evaluate: Evaluate | None) -> bool:
-        """Evaluate at both; the parameters end at the candidate if it is better, else at plain."""
         assert evaluate is not None  # before_step has asked for it
-        lower = False
         try:
-            before = evaluate()
-            self.layout.scatter_(candidate)
-            lower = safeguards.loss_decreased(before, evaluate())
+            return safeguards.loss_decreases(self.layout, plain, candidate, evaluate)
         except BaseException:
             self._stats.count("dropped")
             raise
-        finally:
-            if not lower:
-                self.layout.scatter_(plain)
-        return lower
 
     def _restart(self, cause: str, when: Flag = True) -> None:
         if not possible(when):
@@ -225,25 +222,14 @@ class Machine:
             self._stats.count("restarts", cause="parameters")
             self._drop_jump()
             self._lay_out(param_groups)
-        rates = tuple(
-            self._rate(param_groups[index].get("lr", 1.0)) for index in self.layout.groups
-        )
+        given = [param_groups[index].get("lr", 1.0) for index in self.layout.groups]
+        rates = tuple(map(self._scalars.read, given))
         if rates and not any(rates):
             return "zero_lr"
         if self.rates and [not rate for rate in rates] != [not rate for rate in self.rates]:
             self._restart("learning_rate")
         self.rates = rates
         return None
-
-    def _rate(self, rate: float | Tensor) -> float:
-        """A tensor on a device is read once, and again when it has changed."""
-        if not isinstance(rate, Tensor) or readable(rate):
-            return float(rate)
-        last, version, value = self._tensor_rates.get(id(rate), (None, 0, 0.0))
-        if last is not rate or version != rate._version:
-            value = float(rate)
-            self._tensor_rates[id(rate)] = (rate, rate._version, value)
-        return value
 
     def _notice_moves(self, before: Tensor) -> Flag:
         """Whoever moved the parameters since the last step wants them there: do not undo it."""
@@ -259,7 +245,7 @@ class Machine:
     def _lay_out(self, param_groups: Groups) -> None:
         self.layout = Layout.build(param_groups, self.options.scope, self.options.history_device)
         self.rates = ()
-        self._tensor_rates: dict[int, tuple[Tensor, int, float]] = {}
+        self._scalars = Scalars()
         self.jump = self._left_at = None
         self._watched = True
         self._skip: str | None = None
@@ -267,7 +253,6 @@ class Machine:
         self._rejections_in_a_row = 0
         self._vectors: list[Tensor] = []
         self._start()
-        self._count_bytes()
 
     def _spare(self, *busy: Tensor) -> Tensor:
         """A working vector that nobody needs."""
@@ -276,16 +261,12 @@ class Machine:
             if all(vector is not other for other in held):
                 return vector
         self._vectors.append(self.layout.vector())
-        self._count_bytes()
         return self._vectors[-1]
 
     def _copy(self, vector: Tensor) -> Tensor:
         """A working vector with these entries."""
         self._vectors.append(self.layout.vector().copy_(vector))
         return self._vectors[-1]
-
-    def _count_bytes(self) -> None:
-        self._stats.bytes_held = sum(tensor.nbytes for tensor in (*self._tensors(), *self._vectors))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on bit for bit; tensors are copies."""
@@ -298,7 +279,7 @@ class Machine:
             "rates": self.rates,
             "left_at": None if self._left_at is None else self._left_at.clone(),
             "rejections_in_a_row": told(self._rejections_in_a_row),
-            "stats": self._stats.state_dict(),
+            "stats": self.stats.state_dict(),
             **self._state(),
         }
 
@@ -323,4 +304,3 @@ class Machine:
         self._left_at = None if left_at is None else self._copy(left_at)
         self._rejections_in_a_row = state["rejections_in_a_row"]
         self._stats.load_state_dict(state["stats"])
-        self._count_bytes()

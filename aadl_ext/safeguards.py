@@ -7,11 +7,13 @@ whether the jump may stand. Comparisons are written so that NaN never passes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from .decisions import Flag, Number, told
+from .flat import Layout
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,21 @@ def residual_decreased(jump: Jump, residual_norm: Number) -> Flag:
     return residual_norm < jump.residual_norm
 
 
-def loss_decreased(plain: float, candidate: float) -> bool:
-    """The loss of the same batch is smaller than after the plain step (the test of AADL)."""
-    return candidate < plain and math.isfinite(candidate)
+def loss_decreases(
+    layout: Layout, plain: Tensor, candidate: Tensor, evaluate: Callable[[], float]
+) -> bool:
+    """The loss of the same batch is smaller than after the plain step (the test of AADL).
+
+    The parameters are at ``plain`` before; they end at the candidate if it is better, else at
+    ``plain`` again, also if ``evaluate`` raises.
+    """
+    lower = False
+    try:
+        before = evaluate()
+        layout.scatter_(candidate)
+        after = evaluate()
+        lower = after < before and math.isfinite(after)
+    finally:
+        if not lower:
+            layout.scatter_(plain)
+    return lower

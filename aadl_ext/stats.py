@@ -36,8 +36,7 @@ class Stats:
     gamma: Tensor | None = None  #: [systems, columns] float64 coefficients of the last jump
     rank: Tensor | None = None  #: [systems] columns that were independent
     condition: Tensor | None = None  #: [systems] condition estimate of the scaled columns
-    #: [systems] |r - R gamma| / |r|, or the largest of them
-    predicted_reduction: Tensor | float | None = None
+    predicted_reduction: Tensor | None = None  #: [systems] |r - R gamma| / |r|
     actual_reduction: Number | None = None  #: |r| at the last judged jump over |r| before it
     trust: Number | None = None  #: largest jump, in units of the last way between block means
     damping: Number | None = None  #: share of a jump that is made

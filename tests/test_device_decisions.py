@@ -15,7 +15,6 @@ from training import AVERAGED, JUMPY, NEWTON, MakeOptimizer, Training, adam, sam
 
 import aadl_ext.decisions
 import aadl_ext.history
-import aadl_ext.machine
 from aadl_ext import accelerate, get_accelerator
 
 EACH: dict[str, Any] = {**JUMPY, "frequency": 1, "wait_iterations": 3}
@@ -48,7 +47,7 @@ def unseen(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Let all later decisions stay in tensors, as on a device, though they are on the CPU."""
 
     def blind() -> None:
-        for module in (aadl_ext.decisions, aadl_ext.history, aadl_ext.machine):
+        for module in (aadl_ext.decisions, aadl_ext.history):
             monkeypatch.setattr(module, "readable", lambda tensor: False)
 
     return blind

@@ -14,8 +14,9 @@ from torch.optim import SparseAdam
 from training import JUMPY, MakeOptimizer, Training, adam, momentum, plain_twin, same, sgd
 
 from aadl_ext import accelerate, get_accelerator
+from aadl_ext.flat import Layout
 from aadl_ext.history import SecantHistory
-from aadl_ext.safeguards import Jump, loss_decreased, residual_decreased
+from aadl_ext.safeguards import Jump, loss_decreases, residual_decreased
 
 Land = Callable[[float], None]
 Step = Callable[[Training], None]
@@ -314,4 +315,9 @@ def test_a_jump_stands_on_a_smaller_residual_only(norm: float, stands: bool) -> 
 def test_a_jump_stands_on_a_smaller_finite_loss_only(
     plain: float, candidate: float, stands: bool
 ) -> None:
-    assert loss_decreased(plain, candidate) == stands
+    parameter = nn.Parameter(torch.full((3,), 1.0))
+    layout = Layout.build([{"params": [parameter]}], "all", None)
+    points, losses = (torch.full((3,), 1.0), torch.full((3,), 2.0)), iter([plain, candidate])
+    with torch.no_grad():
+        assert loss_decreases(layout, *points, lambda: next(losses)) == stands
+    assert torch.equal(parameter, points[stands])

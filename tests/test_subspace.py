@@ -402,8 +402,9 @@ def test_first_moments_after_a_jump(make: MakeOptimizer, name: str, choice: str)
         if training.accelerator.stats.rejected.total() > rejected:
             continue
         jumped = training.accelerator.jump_pending
-        predicted = training.accelerator.stats.predicted_reduction or 0.0
-        factor = {"keep": 1.0, "reset": 0.0, "scale": min(predicted, 1.0)}[choice]
+        predicted = training.accelerator.stats.predicted_reduction
+        scale = 0.0 if predicted is None else min(predicted.max().item(), 1.0)
+        factor = {"keep": 1.0, "reset": 0.0, "scale": scale}[choice]
         factors += [factor] if jumped else []
         states = (x.optimizer.state.values() for x in (training, twin))
         for mine, expected in zip(*states, strict=True):
