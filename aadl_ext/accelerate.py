@@ -52,6 +52,7 @@ def accelerate(
     noise_rows: int = DEFAULT,
     noise_shrinkage: float = DEFAULT,
     curvature_floor: float = DEFAULT,
+    memory_light: bool = False,
 ) -> AnyOptimizer:
     """Accelerate ``optimizer`` from its next ``step()`` on.
 
@@ -131,9 +132,13 @@ def accelerate(
             far because of noise, and shrink to a quarter of it while there is hardly any and
             whole jumps are right (True with "subspace_newton", where ``noise_rows`` are kept to
             measure it).
-        noise_rows: noise samples kept, each a vector (9; 3 save memory; 0: no shrinkage).
-        noise_shrinkage: weight of the noise that reduces each direction's step (4).
-        curvature_floor: least curvature taken for a direction, relative to the largest (0.01).
+        noise_rows: of "subspace_newton": noise samples kept, each a vector (9; 0: no shrinkage).
+        noise_shrinkage: of "subspace_newton": weight of the noise that reduces each direction's
+            step (4).
+        curvature_floor: of "subspace_newton": least curvature taken for a direction, relative to
+            the largest (0.01).
+        memory_light: of "subspace_newton": 23 vectors of the size of the parameters in place of
+            35, by ``history_depth`` 5 and ``noise_rows`` 3 unless they are given.
 
     Returns:
         The same optimizer.
@@ -184,7 +189,7 @@ def accelerate(
     if acceleration_type is DEFAULT:
         as_aadl = of_anderson or any(devices.values()) or residual == "step"
         acceleration_type = "anderson" if as_aadl else "subspace_newton"
-    options = Options.of(acceleration_type, **of_anderson, **of_both, **devices)
+    options = Options.of(acceleration_type, memory_light, **of_anderson, **of_both, **devices)
     gradients = options.uses_gradients(optimizer)
     machine = SubspaceAccelerator if gradients else Accelerator
     _hooks[optimizer] = StepHooks(optimizer, machine(optimizer.param_groups, options))

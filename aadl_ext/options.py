@@ -42,6 +42,8 @@ SUBSPACE_NEWTON = {
     "safeguard": ("residual", "descent", "limits"),
     "residual": "gradient",
 }
+MEMORY_LIGHT = {"history_depth": 5, "noise_rows": 3}
+OF_NEWTON = ("noise_rows", "noise_shrinkage", "curvature_floor")  # options that no other method reads
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,27 @@ class Options:
     curvature_floor: float = 0.01
 
     @classmethod
-    def of(cls, acceleration_type: str, **given: Any) -> Options:
+    def of(cls, acceleration_type: str, memory_light: bool = False, **given: Any) -> Options:
         """The options that are given, over the defaults of the type."""
+        if not isinstance(memory_light, bool):
+            raise ValueError(f"memory_light is {memory_light!r}; it must be True or False")
         defaults: dict[str, Any] = {}
         if str(acceleration_type).lower() == "subspace_newton":
             measured = given.get("noise_rows", cls.noise_rows) != 0
             defaults = {**SUBSPACE_NEWTON, "adapt_blocks": measured}
+            defaults |= MEMORY_LIGHT if memory_light else {}
         elif given.get("residual") == "gradient":
             defaults = {"safeguard": ("residual", "descent")}
-        return cls(acceleration_type, **{**defaults, **given})
+        options = cls(acceleration_type, **{**defaults, **given})
+        of_newton = [name for name in OF_NEWTON if name in given]
+        of_newton += ["memory_light"] if memory_light else []
+        if of_newton and not options.newton:
+            raise ValueError(
+                f"{of_newton[0]} is given, which belongs to 'subspace_newton', but the method is "
+                f"{acceleration_type!r} (any of AADL's arguments asks for it); add "
+                f"acceleration_type='subspace_newton' or leave {of_newton[0]} out"
+            )
+        return options
 
     def __post_init__(self) -> None:
         if isinstance(self.acceleration_type, str):  # AADL accepts any case

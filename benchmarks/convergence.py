@@ -344,16 +344,18 @@ def rate_key(task: str, optimizer: str, batch: int) -> str:
 
 
 def show_rates(rates: dict[str, Record], options: argparse.Namespace) -> None:
-    """Print them: for full batches / for mini-batches."""
-    table = Table("", *options.optimizers, title="learning rates: full batch / mini-batch")
-    for task in options.tasks:
-        both = [
-            [rates.get(rate_key(task, optimizer, batch)) for batch in (0, 1)]
-            for optimizer in options.optimizers
-        ]
-        texts = [[f"{entry['rate']:g}" if entry else "-" for entry in pair] for pair in both]
-        table.add_row(task, *(" / ".join(pair) for pair in texts))
-    Console(width=110).print(table)
+    """Print the best ones and the ends of the grids, whose losses are on file."""
+
+    def text(entry: Record | None) -> str:
+        grid = sorted(map(float, entry["losses"])) if entry else []
+        return f"{entry['rate']:g} of {grid[0]:g} to {grid[-1]:g}" if entry else "-"
+
+    for batch, regime in enumerate(("full batch", "mini-batch")):
+        table = Table("", *options.optimizers, title=f"learning rates, {regime}: best of the grid")
+        for task in options.tasks:
+            keys = [rate_key(task, optimizer, batch) for optimizer in options.optimizers]
+            table.add_row(task, *(text(rates.get(key)) for key in keys))
+        Console(width=20 + 24 * len(options.optimizers)).print(table)
 
 
 # ---- the suite ------------------------------------------------------------------------------

@@ -82,7 +82,11 @@ INVALID: list[tuple[str, Any, str]] = [
         for name, (allowed, values) in REALS.items()
         for value in (*values, float("nan"), -float("inf"), "0.1", None, True)
     ],
-    *[("average", value, "True or False") for value in (0, 1, None, "yes")],
+    *[
+        (name, value, "True or False")
+        for name in ("average", "memory_light")
+        for value in (0, 1, None, "yes")
+    ],
     *[
         (name, value, "cannot be used here")
         for name in ("history_device", "compute_device")
@@ -131,9 +135,8 @@ def test_an_invalid_option_is_named_with_its_value_and_what_is_allowed(
 def test_options_at_the_edge_of_what_is_allowed_are_taken(name: str, value: Any) -> None:
     base = optimizer()
     # A deep history is not allocated just to see that its depth is a valid number.
-    kind = {"history_depth": "identity", "safeguard": "subspace_newton"}.get(name, "anderson")
-    if value == "gradient":
-        kind = "subspace_newton"
+    newton = name in ("safeguard", "noise_rows") or value == "gradient"
+    kind = "subspace_newton" if newton else "identity" if name == "history_depth" else "anderson"
     options = {} if name == "acceleration_type" else {"acceleration_type": kind}
     accelerate(base, **options, **{name: value})
     assert getattr(get_accelerator(base).options, name) == value
@@ -142,6 +145,32 @@ def test_options_at_the_edge_of_what_is_allowed_are_taken(name: str, value: Any)
 def test_the_normal_equation_contradicts_an_orthogonal_solver() -> None:
     with pytest.raises(ValueError, match=r"means solver='gram', but solver is 'tsqr'"):
         accelerate(optimizer(), "anderson_normal_equation", solver="tsqr")
+
+
+@pytest.mark.parametrize(
+    "misplaced",
+    [{"noise_rows": 3}, {"noise_shrinkage": 1.0}, {"curvature_floor": 0.0}, {"memory_light": True}],
+)
+@pytest.mark.parametrize(
+    "asking", [{"history_depth": 5}, {"acceleration_type": "anderson", "residual": "gradient"}]
+)
+def test_options_of_newton_are_not_ignored_by_other_methods(
+    misplaced: dict[str, Any], asking: dict[str, Any]
+) -> None:
+    (name,) = misplaced
+    with pytest.raises(ValueError, match=f"^{name} is given.* is 'anderson'"):
+        accelerate(optimizer(), **misplaced, **asking)
+    accelerate(optimizer(), **misplaced)
+
+
+def test_the_memory_light_setting_yields_to_what_is_given() -> None:
+    def sizes(**given: Any) -> tuple[int, int]:
+        options = get_accelerator(accelerate(optimizer(), memory_light=True, **given)).options
+        return options.history_depth, options.noise_rows
+
+    assert sizes() == (5, 3)
+    assert sizes(noise_rows=2) == (5, 2)
+    assert sizes(acceleration_type="Subspace_Newton", history_depth=4) == (4, 3)
 
 
 def test_an_unknown_option_is_an_error() -> None:
@@ -175,7 +204,7 @@ def test_the_positional_names_and_their_order_are_those_of_aadl() -> None:
 
 
 def test_every_option_is_an_argument_of_the_call() -> None:
-    names = set(Options().as_dict()) | {"optimizer", "distributed", "sync_frequency"}
+    names = {*Options().as_dict(), "memory_light", "optimizer", "distributed", "sync_frequency"}
     assert set(inspect.signature(accelerate).parameters) == names
 
 

@@ -497,10 +497,11 @@ def test_no_jump_is_made_at_the_steps_to_wait(wait: int) -> None:
     assert steps == [k for k in range(5, STEPS, 2) if k > wait]
 
 
-def test_memory_is_what_the_documentation_says() -> None:
-    size, depth, noises = 64 * 1000, 8, 9
+@pytest.mark.parametrize(("light", "depth", "noises"), [(False, 8, 9), (True, 5, 3)])
+def test_memory_is_what_the_documentation_says(light: bool, depth: int, noises: int) -> None:
+    size = 64 * 1000
     w = nn.Parameter(torch.randn(size, generator=torch.Generator().manual_seed(0)))
-    optimizer = accelerate(SGD([w], lr=0.1))
+    optimizer = accelerate(SGD([w], lr=0.1), memory_light=light)
     curvature = torch.linspace(0.01, 1, size)
     accelerator = get_accelerator(optimizer)
     for _ in range(60):
