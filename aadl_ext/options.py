@@ -43,7 +43,7 @@ SUBSPACE_NEWTON = {
     "residual": "gradient",
 }
 MEMORY_LIGHT = {"history_depth": 5, "noise_rows": 3}
-OF_NEWTON = ("noise_rows", "noise_shrinkage", "curvature_floor")  # options that no other method reads
+OF_NEWTON = ("noise_rows", "noise_shrinkage", "curvature_floor")  # read by no other method
 
 
 @dataclass(frozen=True)
