@@ -182,14 +182,23 @@ def accelerate(
         gradient_guard=gradient_guard,
         trust=trust,
         adapt_blocks=adapt_blocks,
+    )
+    of_newton = _given(
         noise_rows=noise_rows,
         noise_shrinkage=noise_shrinkage,
         curvature_floor=curvature_floor,
     )
     if acceleration_type is DEFAULT:
         as_aadl = of_anderson or any(devices.values()) or residual == "step"
+        if as_aadl and of_newton:  # they would be ignored
+            raise ValueError(
+                f"{min(of_newton)} is for 'subspace_newton', but another argument asks for "
+                "'anderson', as all arguments of AADL do; name the method: "
+                "acceleration_type='subspace_newton'"
+            )
         acceleration_type = "anderson" if as_aadl else "subspace_newton"
-    options = Options.of(acceleration_type, memory_light, **of_anderson, **of_both, **devices)
+    given = {**of_anderson, **of_both, **of_newton, **devices}
+    options = Options.of(acceleration_type, memory_light, **given)
     gradients = options.uses_gradients(optimizer)
     machine = SubspaceAccelerator if gradients else Accelerator
     _hooks[optimizer] = StepHooks(optimizer, machine(optimizer.param_groups, options))

@@ -43,7 +43,6 @@ SUBSPACE_NEWTON = {
     "residual": "gradient",
 }
 MEMORY_LIGHT = {"history_depth": 5, "noise_rows": 3}
-OF_NEWTON = ("noise_rows", "noise_shrinkage", "curvature_floor")  # read by no other method
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,10 @@ class Options:
         elif given.get("residual") == "gradient":
             defaults = {"safeguard": ("residual", "descent")}
         options = cls(acceleration_type, **{**defaults, **given})
-        of_newton = [name for name in OF_NEWTON if name in given]
-        of_newton += ["memory_light"] if memory_light else []
-        if of_newton and not options.newton:
+        if memory_light and not options.newton:
             raise ValueError(
-                f"{of_newton[0]} is given, which belongs to 'subspace_newton', but the method is "
-                f"{acceleration_type!r} (any of AADL's arguments asks for it); add "
-                f"acceleration_type='subspace_newton' or leave {of_newton[0]} out"
+                f"memory_light is for 'subspace_newton', but the method is {acceleration_type!r}; "
+                "its memory is set by history_depth"
             )
         return options
 

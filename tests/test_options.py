@@ -147,20 +147,26 @@ def test_the_normal_equation_contradicts_an_orthogonal_solver() -> None:
         accelerate(optimizer(), "anderson_normal_equation", solver="tsqr")
 
 
-@pytest.mark.parametrize(
-    "misplaced",
-    [{"noise_rows": 3}, {"noise_shrinkage": 1.0}, {"curvature_floor": 0.0}, {"memory_light": True}],
-)
-@pytest.mark.parametrize(
-    "asking", [{"history_depth": 5}, {"acceleration_type": "anderson", "residual": "gradient"}]
-)
-def test_options_of_newton_are_not_ignored_by_other_methods(
-    misplaced: dict[str, Any], asking: dict[str, Any]
+@pytest.mark.parametrize("name", ["noise_rows", "noise_shrinkage", "curvature_floor"])
+@pytest.mark.parametrize("asking", [{"history_depth": 5}, {"history_device": "cpu"}])
+def test_an_option_of_newton_is_not_ignored_where_another_asks_for_anderson(
+    name: str, asking: dict[str, Any]
 ) -> None:
-    (name,) = misplaced
-    with pytest.raises(ValueError, match=f"^{name} is given.* is 'anderson'"):
-        accelerate(optimizer(), **misplaced, **asking)
-    accelerate(optimizer(), **misplaced)
+    with pytest.raises(ValueError, match=f"^{name} is for 'subspace_newton'.*name the method"):
+        accelerate(optimizer(), **{name: 1}, **asking)
+    accelerate(optimizer(), acceleration_type="subspace_newton", **{name: 1}, **asking)
+
+
+def test_all_options_of_one_optimizer_can_be_given_to_another() -> None:
+    for method in ("anderson", "subspace_newton"):
+        options = get_accelerator(accelerate(optimizer(), method)).options
+        assert get_accelerator(accelerate(optimizer(), **options.as_dict())).options == options
+
+
+@pytest.mark.parametrize("asking", [{"history_depth": 5}, {"acceleration_type": "anderson"}])
+def test_the_memory_light_setting_is_refused_by_other_methods(asking: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^memory_light is for .*set by history_depth"):
+        accelerate(optimizer(), memory_light=True, **asking)
 
 
 def test_the_memory_light_setting_yields_to_what_is_given() -> None:
