@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from aadl_ext import ops
 from aadl_ext.flat import zeros
-from aadl_ext.ops import reference
+from aadl_ext.ops import reference, tall
 
 SIZES = [10_000, 1_000_000, 5_000_000, 25_600_000]
 DEPTHS = [5, 10, 20, 32]
@@ -83,9 +83,9 @@ def normal(count: int, size: int) -> Tensor:
 
 def factorisations(rows: Tensor, column: Tensor) -> Iterator[Case]:
     """TSQR and float64 Gram matrix of [R | r] beside what LAPACK needs for the same."""
-    depth, tall = len(rows), rows.T
-    factor = lambda: ops.tsqr(tall, append=column)  # noqa: E731
-    yield "tsqr", depth + 1, depth + 1, 0, factor, lambda: reference.tsqr(tall, column, None)
+    depth, matrix = len(rows), rows.T
+    factor = lambda: ops.tsqr(matrix, append=column)  # noqa: E731
+    yield "tsqr", depth + 1, depth + 1, 0, factor, lambda: tall.tsqr(matrix, column, None)
     joined = torch.cat([rows, column[None]]).T
     vectors, bounds = list(joined.T), [0, len(column)]
     yield (
@@ -94,7 +94,7 @@ def factorisations(rows: Tensor, column: Tensor) -> Iterator[Case]:
         lambda: reference.cross_products(joined.T, vectors, bounds),
     )  # fmt: skip
     yield "linalg.qr", depth + 1, depth + 1, 0, lambda: torch.linalg.qr(joined, mode="r"), None
-    least = lambda: torch.linalg.lstsq(tall, column[:, None])  # noqa: E731
+    least = lambda: torch.linalg.lstsq(matrix, column[:, None])  # noqa: E731
     yield "linalg.lstsq", depth, depth + 1, 0, least, None
 
 

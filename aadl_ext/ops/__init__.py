@@ -4,7 +4,7 @@ Notation: ``N`` entries of a flat vector, ``S`` contiguous segments of it with
 ``offsets`` of ``S + 1`` increasing positions from 0, ``m`` rows of history. Vectors and
 rows are contiguous along ``N``. Working vectors are float32 or float64; rows may also
 be bfloat16 or float16. Nothing is differentiable. Each op is defined by the function of
-the same name in ``reference.py``, or in ``small.py`` for the small dense problems.
+the same name in ``reference.py``, ``tall.py`` (QR) or ``small.py`` (small dense problems).
 """
 
 from __future__ import annotations

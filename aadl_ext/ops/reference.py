@@ -15,7 +15,6 @@ from torch import Tensor
 from torch._utils import _unflatten_dense_tensors
 
 CHUNK = 1 << 15  # entries of a row handled at a time; bounds every temporary
-TILE = 256  # rows of a TSQR leaf
 
 
 # ---- parameters <-> flat vector ---------------------------------------------------
@@ -257,56 +256,3 @@ def window_statistics(window: Sequence[Tensor], out: Tensor) -> Tensor:
         torch.add(anchor, total, alpha=1 / count, out=out[chunk])
     # A NaN passes through both maxima on purpose.
     return torch.stack(peaks).amax().sqrt()
-
-
-# ---- tall-skinny QR ---------------------------------------------------------------
-
-
-def tsqr(matrix: Tensor, append: Tensor | None, offsets: Sequence[int] | None) -> Tensor:
-    if offsets is not None:
-        pieces = [slice(start, stop) for start, stop in pairwise(offsets)]
-        factors = [
-            tsqr(matrix[piece], None if append is None else append[piece], None) for piece in pieces
-        ]
-        return torch.stack(factors)
-    rows, columns = matrix.shape[-2], matrix.shape[-1] + (append is not None)
-    wide = torch.float64 in (matrix.dtype, None if append is None else append.dtype)
-    dtype = torch.float64 if wide else torch.float32
-    factors = []
-    step = max(1, CHUNK // TILE) * max(TILE, 2 * columns)
-    for start in range(0, rows, step):
-        block = matrix[..., start : start + step, :].to(dtype)
-        if append is not None:
-            block = torch.cat([block, append[..., start : start + step, None].to(dtype)], dim=-1)
-        factors.append(_reduce_tree(_leaves(block)))
-    if not factors:
-        return torch.zeros(*matrix.shape[:-2], columns, columns, dtype=dtype, device=matrix.device)
-    factor = _reduce_tree(torch.stack(factors, dim=-3))
-    sign = torch.where(factor.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
-    return factor * sign.unsqueeze(-1)
-
-
-def _leaves(block: Tensor) -> Tensor:
-    """R factors of tiles of rows: [..., n, k] -> [..., tiles, k, k]; zero rows fill the last."""
-    rows, columns = block.shape[-2:]
-    tile = min(max(TILE, 2 * columns), max(rows, columns))
-    missing = -rows % tile
-    if missing:
-        block = torch.cat([block, block.new_zeros(*block.shape[:-2], missing, columns)], dim=-2)
-    return _r_factor(block.reshape(*block.shape[:-2], (rows + missing) // tile, tile, columns))
-
-
-def _reduce_tree(factors: Tensor) -> Tensor:
-    """[..., count, k, k] -> [..., k, k], neighbours pairwise, an odd one carried up."""
-    *batch, count, columns, _ = factors.shape
-    while count > 1:
-        even = count - count % 2
-        pairs = factors[..., :even, :, :].reshape(*batch, even // 2, 2 * columns, columns)
-        factors = torch.cat([_r_factor(pairs), factors[..., even:, :, :]], dim=-3)
-        count = factors.shape[-3]
-    return factors.squeeze(-3)
-
-
-def _r_factor(tall: Tensor) -> Tensor:
-    factor: Tensor = torch.linalg.qr(tall, mode="r").R
-    return factor

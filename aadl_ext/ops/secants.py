@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import native, reference, small
+from . import native, reference, small, tall
 from .checks import (
     STORAGE_DTYPES,
     check_flag,
@@ -187,7 +187,7 @@ def tsqr(
         if matrix.ndim != 2:
             raise ValueError(f"offsets need a single matrix [n, k], got {tuple(matrix.shape)}")
         check_offsets(offsets, matrix.shape[0])
-    backend = native if native.serves_matrix(matrix, append) else reference
+    backend = native if native.serves_matrix(matrix, append) else tall
     factor: Tensor = backend.tsqr(matrix, append, offsets)
     return factor
 

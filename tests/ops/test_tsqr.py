@@ -20,7 +20,8 @@ from strategies import (
 from torch import Tensor
 
 from aadl_ext import ops
-from aadl_ext.ops.reference import CHUNK, TILE
+from aadl_ext.ops.reference import CHUNK
+from aadl_ext.ops.tall import TILE
 
 HEIGHTS = [4, TILE - 1, TILE, TILE + 1, 3 * TILE, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + TILE + 5]
 
