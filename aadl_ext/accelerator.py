@@ -52,7 +52,7 @@ class Accelerator(Machine):
         self._skip = skip or self._follow(param_groups)
         if self._skip or not self.layout.parameters:
             return
-        self._ask_for_closure(has_closure)
+        safeguards.ask_for_closure(self.options, has_closure)
         self._store = options.accelerates and k % options.store_each_nth == 0
         self._extrapolate = (
             options.accelerates and k % options.frequency == 0 and k > options.wait_iterations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -35,7 +36,7 @@ Groups = list[dict[str, Any]]
 Evaluate = Callable[[], float]
 
 
-class Machine:
+class Machine(ABC):
     """A state machine around ``step()``: ``before_step`` sees w^k, ``after_step`` w^k + r^k.
 
     Obtained with :func:`aadl_ext.get_accelerator`: ``stats`` tells what was done,
@@ -59,6 +60,7 @@ class Machine:
 
     # ---- what a machine adds ----------------------------------------------------------
 
+    @abstractmethod
     def before_step(
         self, param_groups: Groups, has_closure: bool = False, skip: str | None = None
     ) -> None:
@@ -67,53 +69,52 @@ class Machine:
         Raises:
             RuntimeError: ``safeguard="loss"`` and there is no closure.
         """
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def wants_gradient(self) -> bool:
         """Whether the gradient at w^k has to be seen before the base optimizer uses it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def see_gradient(self, gradients: Gradients) -> Flag:
         """Look at the gradient at w^k; whether the base step is to be held back."""
-        raise NotImplementedError
 
+    @abstractmethod
     def after_step(self, evaluate: Evaluate | None = None) -> None:
         """Look at w^k + r^k and move the parameters on to w^{k+1}.
 
         ``evaluate`` returns the loss at the present parameters.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _undo(self, jump: Any, when: Flag) -> None:
         """Put the parameters back to where ``jump`` began, and forget what was seen since."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _start(self) -> None:
         """Allocate what the layout asks for, and begin without history."""
-        raise NotImplementedError
 
     def _forget_place(self, when: Flag = True) -> None:
         """Forget what refers to the present place of the parameters."""
         if when is True:
             self._left_at = None
 
-    def _clear_history(self, when: Flag) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _clear_history(self, when: Flag) -> None: ...
 
     def _held(self) -> list[Tensor | None]:
         """Working vectors in use."""
         return [self._left_at, self.jump and self.jump.plain]
 
+    @abstractmethod
     def _tensors(self) -> list[Tensor]:
         """Buffers besides the working vectors."""
-        raise NotImplementedError
 
-    def _state(self) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _state(self) -> dict[str, Any]: ...
 
-    def _take_state(self, state: dict[str, Any]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _take_state(self, state: dict[str, Any]) -> None: ...
 
     # ---- what hooks and users ask and tell --------------------------------------------
 
@@ -164,13 +165,6 @@ class Machine:
         return True
 
     # ---- jumps and verdicts -------------------------------------------------------------
-
-    def _ask_for_closure(self, has_closure: bool) -> None:
-        if "loss" in self.options.safeguards and self.options.accelerates and not has_closure:
-            raise RuntimeError(
-                'safeguard="loss" compares losses, but step() was called without a closure: '
-                'call step(closure), or accelerate with safeguard="residual"'
-            )
 
     def _rescale_momentum(self, reduction: Tensor, made: Flag) -> None:
         """``reduction [systems]`` of the residual that a jump predicts, if it was just made."""

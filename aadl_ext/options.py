@@ -79,8 +79,7 @@ class Options:
     @classmethod
     def of(cls, acceleration_type: str, memory_light: bool = False, **given: Any) -> Options:
         """The options that are given, over the defaults of the type."""
-        if not isinstance(memory_light, bool):
-            raise ValueError(f"memory_light is {memory_light!r}; it must be True or False")
+        _check_truth("memory_light", memory_light)
         defaults: dict[str, Any] = {}
         if str(acceleration_type).lower() == "subspace_newton":
             measured = given.get("noise_rows", cls.noise_rows) != 0
@@ -110,9 +109,7 @@ class Options:
         for name in NOT_NEGATIVE:
             self._check_real(name, f"0 <= {name} < inf", lambda x: 0 <= x < math.inf)
         for name in ("average", "adapt_blocks"):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise ValueError(f"{name} is {value!r}; it must be True or False")
+            _check_truth(name, getattr(self, name))
         self._check_together()
 
     @property
@@ -197,6 +194,11 @@ class Options:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not holds(value):
             raise ValueError(f"{name} is {value!r}; allowed is {allowed}")
+
+
+def _check_truth(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; it must be True or False")
 
 
 def as_device(name: str, value: torch.device | str | None) -> torch.device | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .decisions import Flag, Number, told
 from .flat import Layout
+from .options import Options
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,15 @@ class Jump:
 def residual_decreased(jump: Jump, residual_norm: Number) -> Flag:
     """Algorithm 1, lines 19 to 21: the residual at the jump is smaller than where it began."""
     return residual_norm < jump.residual_norm
+
+
+def ask_for_closure(options: Options, has_closure: bool) -> None:
+    """Raise RuntimeError if losses are to be compared and there is nothing to evaluate them."""
+    if "loss" in options.safeguards and options.accelerates and not has_closure:
+        raise RuntimeError(
+            'safeguard="loss" compares losses, but step() was called without a closure: '
+            'call step(closure), or accelerate with safeguard="residual"'
+        )
 
 
 def loss_decreases(

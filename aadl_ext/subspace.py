@@ -29,6 +29,7 @@ from .decisions import (
 from .gradients import Gradients
 from .machine import Evaluate, Groups, Machine
 from .pace import Pace
+from .safeguards import ask_for_closure
 
 LEAST_TRUST, MOST_TRUST = 0.25, 1e6
 
@@ -84,7 +85,7 @@ class SubspaceAccelerator(Machine):
         self._skip = skip or self._follow(param_groups)
         if not self.wants_gradient:
             return
-        self._ask_for_closure(has_closure)
+        ask_for_closure(self.options, has_closure)
         self._before = self.layout.gather(self._spare())
         self._notice_moves(self._before)
 

@@ -96,7 +96,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no curvature floor": {"curvature_floor": 0.0},
     "no ridge": {"reg_acc": 0.0},
     "momentum reset": {"momentum": "reset"},
-    "m = 5, 3 noise rows": {"history_depth": 5, "noise_rows": 3},
+    "m = 5, 3 noise rows": {"memory_light": True},
     "bfloat16 rows": {"history_dtype": "bfloat16"},
     "a system per tensor": {"scope": "tensor"},
     "type II": {"acceleration_type": "anderson", "residual": "gradient", "relaxation": 1.0,
