@@ -13,13 +13,18 @@ from .accelerate import (
     reset_acceleration_history,
 )
 from .accelerator import Accelerator
+from .options import Anderson, Averaging, Storage, SubspaceNewton
 from .stats import Stats
 
 __version__ = version("aadl_ext")
 
 __all__ = [
     "Accelerator",
+    "Anderson",
+    "Averaging",
     "Stats",
+    "Storage",
+    "SubspaceNewton",
     "accelerate",
     "distributed_accelerate",
     "get_accelerator",

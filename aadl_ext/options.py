@@ -1,207 +1,54 @@
-"""The options of ``accelerate``: one frozen record, checked once, read in one place."""
+"""The methods and their options: frozen records, checked when they are made."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch.optim import SGD, Optimizer
 
-ACCELERATION_TYPES = ("anderson", "anderson_normal_equation", "identity", "subspace_newton")
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "acceleration_type": ACCELERATION_TYPES,
-    "mixing": ("paper", "anderson"),
-    "residual": ("step", "gradient", "auto"),
-    "momentum": ("keep", "reset", "scale"),
-    "scope": ("all", "group", "tensor"),
-    "solver": ("auto", "gram", "tsqr"),
-    "history_dtype": (None, torch.float32, torch.float64, torch.bfloat16, torch.float16),
-}
-SAFEGUARDS = ("residual", "loss", "descent", "limits")
-AT_LEAST = {
-    "wait_iterations": 0,
-    "history_depth": 1,
-    "store_each_nth": 1,
-    "frequency": 1,
-    "average_window": 2,
-    "noise_rows": 0,
-}
-POSITIVE = ("average_threshold", "coefficient_limit", "gradient_guard", "trust")
-NOT_NEGATIVE = ("reg_acc", "curvature_floor", "noise_shrinkage")
-
-# Where they differ from the defaults of the class.
-SUBSPACE_NEWTON = {
-    "relaxation": 1.0,
-    "wait_iterations": 0,
-    "history_depth": 8,
-    "store_each_nth": 10,
-    "reg_acc": 1e-4,
-    "safeguard": ("residual", "descent", "limits"),
-    "residual": "gradient",
-}
-MEMORY_LIGHT = {"history_depth": 5, "noise_rows": 3}
+ROW_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SCOPES = ("all", "group", "tensor")
 
 
-@dataclass(frozen=True)
-class Options:
-    """Checked settings; their meaning is documented at :func:`aadl_ext.accelerate`."""
-
-    acceleration_type: str = "anderson"
-    relaxation: float = 0.1
-    wait_iterations: int = 1
-    history_depth: int = 15
-    store_each_nth: int = 1
-    frequency: int = 1
-    reg_acc: float = 0.0
-    average: bool = False
-    history_device: torch.device | None = None
-    compute_device: torch.device | None = None
-    mixing: str = "paper"
-    safeguard: str | tuple[str, ...] | None = "residual"
-    residual: str = "step"
-    momentum: str = "keep"
-    average_window: int = 5
-    average_threshold: float = 0.1
-    scope: str = "all"
-    solver: str = "auto"
-    history_dtype: torch.dtype | None = None
-    coefficient_limit: float = 100.0
-    gradient_guard: float = 2.0
-    trust: float = 4.0
-    adapt_blocks: bool = False
-    noise_rows: int = 9
-    noise_shrinkage: float = 4.0
-    curvature_floor: float = 0.01
-
-    @classmethod
-    def of(cls, acceleration_type: str, memory_light: bool = False, **given: Any) -> Options:
-        """The options that are given, over the defaults of the type."""
-        _check_truth("memory_light", memory_light)
-        defaults: dict[str, Any] = {}
-        if str(acceleration_type).lower() == "subspace_newton":
-            measured = given.get("noise_rows", cls.noise_rows) != 0
-            defaults = {**SUBSPACE_NEWTON, "adapt_blocks": measured}
-            defaults |= MEMORY_LIGHT if memory_light else {}
-        elif given.get("residual") == "gradient":
-            defaults = {"safeguard": ("residual", "descent")}
-        options = cls(acceleration_type, **{**defaults, **given})
-        if memory_light and not options.newton:
-            raise ValueError(
-                f"memory_light is for 'subspace_newton', but the method is {acceleration_type!r}; "
-                "its memory is set by history_depth"
-            )
-        return options
-
-    def __post_init__(self) -> None:
-        if isinstance(self.acceleration_type, str):  # AADL accepts any case
-            object.__setattr__(self, "acceleration_type", self.acceleration_type.lower())
-        for name, allowed in CHOICES.items():
-            self._check_choice(name, allowed)
-        self._check_safeguards()
-        for name, least in AT_LEAST.items():
-            self._check_integer(name, least)
-        self._check_real("relaxation", "0 < relaxation <= 1", lambda x: 0 < x <= 1)
-        for name in POSITIVE:
-            self._check_real(name, f"{name} > 0", lambda x: x > 0)
-        for name in NOT_NEGATIVE:
-            self._check_real(name, f"0 <= {name} < inf", lambda x: 0 <= x < math.inf)
-        for name in ("average", "adapt_blocks"):
-            _check_truth(name, getattr(self, name))
-        self._check_together()
-
-    @property
-    def safeguards(self) -> tuple[str, ...]:
-        """Names of the tests that a jump must pass."""
-        value = self.safeguard
-        return () if value is None else value if isinstance(value, tuple) else (value,)
-
-    @property
-    def accelerates(self) -> bool:
-        """Whether steps are extrapolated; "identity" only averages."""
-        return self.acceleration_type != "identity"
-
-    @property
-    def newton(self) -> bool:
-        """Whether jumps are Newton steps in the subspace, not least-squares solutions."""
-        return self.acceleration_type == "subspace_newton"
-
-    def uses_gradients(self, optimizer: Optimizer) -> bool:
-        """Resolve residual="auto": the step of SGD without momentum depends on w alone."""
-        if self.newton or self.residual != "auto":
-            return self.newton or self.residual == "gradient"
-        groups = optimizer.param_groups
-        return not isinstance(optimizer, SGD) or any(group["momentum"] for group in groups)
-
-    def solver_for(self, dtype: torch.dtype) -> str:
-        """Resolve "auto": products of float32 are exact in float64, those of float64 are not."""
-        if self.acceleration_type == "anderson_normal_equation":
-            return "gram"
-        if self.solver != "auto":
-            return self.solver
-        return "tsqr" if dtype == torch.float64 else "gram"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def _check_choice(self, name: str, allowed: tuple[Any, ...]) -> None:
-        value = getattr(self, name)
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, allowed))}")
-
-    def _check_safeguards(self) -> None:
-        value = self.safeguard
-        if isinstance(value, Iterable) and not isinstance(value, str):
-            object.__setattr__(self, "safeguard", tuple(value))  # not to be changed later
-        if any(name not in SAFEGUARDS for name in self.safeguards):
-            allowed = ", ".join(map(repr, SAFEGUARDS))
-            raise ValueError(f"safeguard is {value!r}; choose from {allowed}, several, or None")
-
-    def _check_together(self) -> None:
-        if self.acceleration_type == "anderson_normal_equation" and self.solver == "tsqr":
-            raise ValueError(
-                "acceleration_type='anderson_normal_equation' means solver='gram', but solver "
-                "is 'tsqr'; use acceleration_type='anderson' to choose the solver by name"
-            )
-        if self.newton and self.residual == "step":
-            raise ValueError(
-                "acceleration_type='subspace_newton' needs gradients, but residual is 'step'; "
-                "leave residual out"
-            )
-        if self.adapt_blocks and not (self.newton and self.noise_rows):
-            raise ValueError(
-                "adapt_blocks measures noise, which acceleration_type='subspace_newton' with "
-                "noise_rows >= 1 does; leave it out otherwise"
-            )
-        if self.residual == "gradient" and (self.average or not self.accelerates):
-            raise ValueError(
-                "the moving average belongs to the paper's residual='step'; with gradients "
-                "leave average=True and acceleration_type='identity' out"
-            )
-        if self.residual == "step" and "descent" in self.safeguards:
-            raise ValueError("safeguard 'descent' needs gradients; use it with residual='gradient'")
-
-    def _check_integer(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is {value!r}; it must be an integer >= {least}")
-
-    def _check_real(self, name: str, allowed: str, holds: Any) -> None:
-        value = getattr(self, name)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not holds(value):
-            raise ValueError(f"{name} is {value!r}; allowed is {allowed}")
+def _check_choice(options: Any, name: str, allowed: tuple[Any, ...]) -> None:
+    value = getattr(options, name)
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, allowed))}")
 
 
-def _check_truth(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}; it must be True or False")
+def _check_safeguards(options: Any, allowed: tuple[str, ...]) -> None:
+    """Make it a tuple of names, in the order in which they are asked."""
+    value = options.safeguard
+    given = () if value is None else (value,) if isinstance(value, str) else tuple(value)
+    if any(name not in allowed for name in given):
+        names = ", ".join(map(repr, allowed))
+        raise ValueError(f"safeguard is {value!r}; choose from {names}, several, or None")
+    object.__setattr__(options, "safeguard", tuple(name for name in allowed if name in given))
 
 
-def as_device(name: str, value: torch.device | str | None) -> torch.device | None:
+def _check_integer(options: Any, name: str, least: int) -> None:
+    value = getattr(options, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be an integer >= {least}")
+
+
+def _check_real(options: Any, name: str, allowed: str, holds: Callable[[float], bool]) -> None:
+    value = getattr(options, name)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not holds(value):
+        raise ValueError(f"{name} is {value!r}; allowed is {allowed}")
+
+
+def _check_type(options: Any, name: str, kind: type, optional: bool = False) -> None:
+    value = getattr(options, name)
+    if not isinstance(value, kind) and not (optional and value is None):
+        raise ValueError(f"{name} is {value!r}; it must be of type {kind.__name__}")
+
+
+def _as_device(name: str, value: torch.device | str | None) -> torch.device | None:
     """Parse a device option; the device must be usable here and now."""
     try:
         if value is None:
@@ -210,3 +57,199 @@ def as_device(name: str, value: torch.device | str | None) -> torch.device | Non
         return torch.device(value)
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(f"{name} is {value!r}, which cannot be used here: {error}") from error
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where and how the history is kept.
+
+    Attributes:
+        dtype: of the stored rows; None: float64 if any parameter is, else float32. bfloat16 and
+            float16 halve the memory.
+        device: of the history and of all passes over it; None: the device of the parameters.
+        compute_device: of the small m x m solve; None: as the history.
+
+    Raises:
+        ValueError: the dtype is not allowed, or a device cannot be used here and now.
+    """
+
+    dtype: torch.dtype | None = None
+    device: torch.device | str | None = None
+    compute_device: torch.device | str | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "dtype", ROW_DTYPES)
+        for name in ("device", "compute_device"):
+            object.__setattr__(self, name, _as_device(name, getattr(self, name)))
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """Moving average of the last iterates, while they oscillate (Eq. 11, 15 and 16).
+
+    Attributes:
+        window: t >= 2, iterates in the mean.
+        threshold: epsilon > 0: the parameters become the mean while the largest standard deviation
+            of an entry is above epsilon times the largest entry of the last step.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    window: int = 5
+    threshold: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_integer(self, "window", 2)
+        _check_real(self, "threshold", "threshold > 0", lambda x: x > 0)
+
+
+@dataclass(frozen=True)
+class Anderson:
+    """Algorithm 1 of the paper: Anderson acceleration of steps, optionally averaged.
+
+    For optimizers whose step depends on the parameters alone: SGD without momentum on full batches.
+    Defaults and the first six names are those of ORNL's AADL.
+
+    Attributes:
+        relaxation: beta, 0 < beta <= 1: see ``mixing``.
+        wait_iterations: no extrapolation at steps k <= this, counting from k = 0.
+        history_depth: m, columns of the least-squares problem (AADL counts iterates: its depth d
+            gives d - 2 columns). 0: no extrapolation, for averaging alone.
+        store_each_nth: q, steps between two stored pairs.
+        frequency: p, steps between two extrapolations.
+        reg_acc: ridge of the least-squares problem in units of the squared column lengths (in AADL
+            an absolute number).
+        average: whether to average the last iterates while they oscillate; True is
+            :class:`Averaging` with its defaults, False and None are no averaging.
+        mixing: "paper", Eq. 6: (1 - beta) w + beta (w + r - (W + R) gamma); "anderson", the
+            classic damping: w - W gamma + beta (r - R gamma).
+        solver: "gram", float64 normal equations; "tsqr", orthogonal; "auto", "tsqr" for a float64
+            history and else "gram".
+        safeguard: tests that an extrapolation must pass, one name or several, or None: every finite
+            one is kept. "residual" rejects it unless the next step's residual is smaller
+            (Algorithm 1); no extra evaluation. "loss" calls the closure of ``step(closure)`` twice
+            more and rejects it unless the loss of the batch is below that of the plain step
+            (BatchNorm statistics and gradients of parameters that are not this optimizer's see
+            the calls). "limits" rejects coefficients whose magnitudes sum to more than 100.
+        scope: "all", one least-squares problem for all parameters; "group", one per parameter group
+            (AADL); "tensor", one per parameter tensor.
+        storage: where and how the history is kept.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    relaxation: float = 0.1
+    wait_iterations: int = 1
+    history_depth: int = 15
+    store_each_nth: int = 1
+    frequency: int = 1
+    reg_acc: float = 0.0
+    average: Averaging | bool | None = None
+    mixing: str = "paper"
+    solver: str = "auto"
+    safeguard: str | Iterable[str] | None = "residual"
+    scope: str = "all"
+    storage: Storage = Storage()
+
+    def __post_init__(self) -> None:
+        _check_real(self, "relaxation", "0 < relaxation <= 1", lambda x: 0 < x <= 1)
+        for name, least in (("wait_iterations", 0), ("history_depth", 0)):
+            _check_integer(self, name, least)
+        for name in ("store_each_nth", "frequency"):
+            _check_integer(self, name, 1)
+        _check_real(self, "reg_acc", "0 <= reg_acc < inf", lambda x: 0 <= x < math.inf)
+        if isinstance(self.average, bool):
+            object.__setattr__(self, "average", Averaging() if self.average else None)
+        _check_type(self, "average", Averaging, optional=True)
+        _check_choice(self, "mixing", ("paper", "anderson"))
+        _check_choice(self, "solver", ("auto", "gram", "tsqr"))
+        _check_safeguards(self, ("residual", "limits", "loss"))
+        _check_choice(self, "scope", SCOPES)
+        _check_type(self, "storage", Storage)
+
+    def solver_for(self, dtype: torch.dtype) -> str:
+        """Resolve "auto": products of float32 are exact in float64, those of float64 are not."""
+        if self.solver != "auto":
+            return self.solver
+        return "tsqr" if dtype == torch.float64 else "gram"
+
+
+@dataclass(frozen=True)
+class SubspaceNewton:
+    """Newton steps in the span of the last moves of block means; under any base optimizer.
+
+    Attributes:
+        history_depth: m, moves kept: directions of the small problem.
+        block_length: q, steps of a block: the means of points and gradients over it are a pair.
+        ridge: share of the largest eigenvalue of the metric below which directions count as
+            dependent.
+        min_curvature: least curvature taken for a direction, relative to the largest.
+        noise_samples: samples of the gradient's noise kept, each a vector; 0: no shrinkage.
+        noise_shrinkage: weight of the noise that reduces each direction's step.
+        trust_radius: first limit of a step, in units of the way between the last two block means;
+            it doubles where steps could have been longer and shrinks where they went too far.
+        max_gradient_growth: a step is rejected if the next gradient is more than this times as
+            large as recent ones.
+        adaptive_blocks: whether blocks grow up to four times ``block_length`` while steps go too far
+            because of noise, and shrink to a quarter of it while there is hardly any and whole steps
+            are right; True unless there are no noise samples to measure it.
+        safeguard: tests that a step must pass, one name or several, or None: every finite one is
+            kept. "residual" rejects it by the next gradient, which training computes anyway;
+            "descent" rejects steps along which the loss grows; "limits" cuts steps to the trust
+            radius and damps them; "loss" calls the closure of ``step(closure)`` twice more and
+            rejects it unless the loss of the batch is lower.
+        scope: "all", one small problem for all parameters; "group", one per parameter group;
+            "tensor", one per parameter tensor.
+        storage: where and how the history is kept.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    history_depth: int = 8
+    block_length: int = 10
+    ridge: float = 1e-4
+    min_curvature: float = 0.01
+    noise_samples: int = 9
+    noise_shrinkage: float = 4.0
+    trust_radius: float = 4.0
+    max_gradient_growth: float = 2.0
+    adaptive_blocks: bool | None = None
+    safeguard: str | Iterable[str] | None = ("residual", "descent", "limits")
+    scope: str = "all"
+    storage: Storage = Storage()
+
+    def __post_init__(self) -> None:
+        for name in ("history_depth", "block_length"):
+            _check_integer(self, name, 1)
+        _check_integer(self, "noise_samples", 0)
+        for name in ("ridge", "min_curvature", "noise_shrinkage"):
+            _check_real(self, name, f"0 <= {name} < inf", lambda x: 0 <= x < math.inf)
+        for name in ("trust_radius", "max_gradient_growth"):
+            _check_real(self, name, f"{name} > 0", lambda x: x > 0)
+        if self.adaptive_blocks is None:
+            object.__setattr__(self, "adaptive_blocks", self.noise_samples > 0)
+        _check_type(self, "adaptive_blocks", bool)
+        if self.adaptive_blocks and not self.noise_samples:
+            raise ValueError(
+                "adaptive_blocks is True, but noise_samples is 0; blocks adapt to the noise: keep "
+                "samples of it, or leave adaptive_blocks out"
+            )
+        _check_safeguards(self, ("residual", "descent", "limits", "loss"))
+        _check_choice(self, "scope", SCOPES)
+        _check_type(self, "storage", Storage)
+
+    @classmethod
+    def memory_light(cls, **options: Any) -> SubspaceNewton:
+        """23 vectors of the size of the parameters in place of 35: 5 moves and 3 noise samples."""
+        return replace(cls(history_depth=5, noise_samples=3), **options)
+
+
+Method = Anderson | SubspaceNewton
+
+
+def as_dict(method: Method) -> dict[str, Any]:
+    """Plain values by name, and that of the method."""
+    return {"method": type(method).__name__, **asdict(method)}

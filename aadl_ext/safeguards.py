@@ -1,66 +1,109 @@
-"""Tests that a jump must pass, and what is kept to take it back.
+"""Tests that an extrapolated point must pass before it is taken.
 
-Each test compares a figure of the plain alternative with one of the jump and tells
-whether the jump may stand. Comparisons are written so that NaN never passes.
+Each is a function of a :class:`Candidate` that returns ``[]`` bool, on the device, whether it passes;
+one that is asked by name is in ``TESTS``. Comparisons are written so that NaN never passes. The test
+called "residual" comes later: the next training step makes it (``ops.judge_residual_``,
+``ops.judge_gradient_``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from .decisions import Flag, Number, told
-from .flat import Layout
-from .options import Options
+from . import ops
+from .ops.verdicts import COUNTS
+from .options import Method
+from .parameters import Layout
+
+Evaluate = Callable[[], float]
+MAX_COEFFICIENTS = 100.0  # largest sum of magnitudes
 
 
-@dataclass(frozen=True)
-class Jump:
-    """A jump away from w that waits for its verdict, which the next training step brings."""
+@dataclass
+class Candidate:
+    """An extrapolated point beside the plain one, where the parameters are."""
 
-    plain: Tensor  #: [N] w + r, the point to go back to
-    residual_norm: Number  #: |r / lr| at w
-    max_step: Number  #: max |r| at w
-    made: Flag  #: whether it was made after all
-
-    @property
-    def figures(self) -> tuple[float, float, bool]:
-        """The figures at w and the flag, on the host."""
-        return told(self.residual_norm), told(self.max_step), bool(self.made)
-
-
-def residual_decreased(jump: Jump, residual_norm: Number) -> Flag:
-    """Algorithm 1, lines 19 to 21: the residual at the jump is smaller than where it began."""
-    return residual_norm < jump.residual_norm
+    layout: Layout
+    verdicts: ops.Verdicts
+    plain: Tensor  #: [N]
+    point: Tensor  #: [N]
+    largest: Tensor  #: [] max |point|
+    coefficients: Tensor  #: [systems, m]
+    possible: Tensor  #: [] bool, whether it is an extrapolation at all
+    evaluate: Evaluate | None  #: the loss at the present parameters
+    slope: Tensor | None = None  #: [] of the loss along the way to it, where that is known
+    passed: list[Tensor] = field(default_factory=list)  #: results of the tests so far
 
 
-def ask_for_closure(options: Options, has_closure: bool) -> None:
+def arm(candidate: Candidate, safeguards: tuple[str, ...], guarded: bool, patient: bool) -> None:
+    """Ask all tests: ``verdicts.when.accepted`` tells whether the point is to be taken.
+
+    ``guarded``: the next step judges it. ``patient``: rejections in a row clear the history.
+    """
+    tests = {"nonfinite": fits, **{x: TESTS[x] for x in safeguards if x in TESTS}}
+    tests = dict(sorted(tests.items(), key=lambda item: item[0] == "loss"))  # it waits: last
+    for test in tests.values():
+        candidate.passed.append(test(candidate))
+    causes = [COUNTS.index(f"rejected_{name}") for name in tests]
+    tensors, possible = candidate.verdicts.tensors, candidate.possible
+    ops.arm_(*tensors, possible, candidate.passed, causes, guarded, patient)
+
+
+def fits(candidate: Candidate) -> Tensor:
+    """Every entry is a number that the parameters can hold."""
+    return candidate.largest <= candidate.layout.limit
+
+
+def has_limits(candidate: Candidate) -> Tensor:
+    """The coefficients are not large: then the columns nearly depend on each other."""
+    return candidate.coefficients.abs().sum() <= MAX_COEFFICIENTS
+
+
+def descends(candidate: Candidate) -> Tensor:
+    """The loss falls along the way."""
+    assert candidate.slope is not None
+    return candidate.slope < 0
+
+
+def lowers_loss(candidate: Candidate) -> Tensor:
+    """The loss of the same batch is smaller than after the plain step (the test of AADL).
+
+    Reads whether the other tests are passed, and if so evaluates both. The parameters end at the
+    plain point, also if that raises.
+    """
+    ready = candidate.verdicts.when.ready & candidate.possible
+    if not ready & torch.stack(candidate.passed).all():
+        return ready  # nobody asks
+    assert candidate.evaluate is not None  # the step has asked for a closure
+    try:
+        before = candidate.evaluate()
+        candidate.layout.write(candidate.point)
+        after = candidate.evaluate()
+    except BaseException:
+        candidate.verdicts.number.extrapolations += 1
+        candidate.verdicts.number.dropped += 1
+        raise
+    finally:
+        candidate.layout.write(candidate.plain)
+    return torch.full_like(ready, after < before and math.isfinite(after))
+
+
+TESTS: dict[str, Callable[[Candidate], Tensor]] = {
+    "limits": has_limits,
+    "descent": descends,
+    "loss": lowers_loss,
+}
+
+
+def ask_for_closure(options: Method, has_closure: bool) -> None:
     """Raise RuntimeError if losses are to be compared and there is nothing to evaluate them."""
-    if "loss" in options.safeguards and options.accelerates and not has_closure:
+    if "loss" in tuple(options.safeguard or ()) and not has_closure:
         raise RuntimeError(
             'safeguard="loss" compares losses, but step() was called without a closure: '
             'call step(closure), or accelerate with safeguard="residual"'
         )
-
-
-def loss_decreases(
-    layout: Layout, plain: Tensor, candidate: Tensor, evaluate: Callable[[], float]
-) -> bool:
-    """The loss of the same batch is smaller than after the plain step (the test of AADL).
-
-    The parameters are at ``plain`` before; they end at the candidate if it is better, else at
-    ``plain`` again, also if ``evaluate`` raises.
-    """
-    lower = False
-    try:
-        before = evaluate()
-        layout.scatter_(candidate)
-        after = evaluate()
-        lower = after < before and math.isfinite(after)
-    finally:
-        if not lower:
-            layout.scatter_(plain)
-    return lower

@@ -13,8 +13,10 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -22,30 +24,23 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
-from aadl_ext import accelerate, get_accelerator, ops
+from aadl_ext import Anderson, Averaging, Storage, SubspaceNewton, accelerate, get_accelerator, ops
 
 RECORDED = Path(__file__).with_name("recorded")
 STEPS, EVERY = 32, 8
 BOUNDS = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 # Strong steps that are accepted and rejected within a few steps.
-ANDERSON: dict[str, Any] = {
-    "acceleration_type": "anderson",
-    "relaxation": 0.5,
-    "history_depth": 3,
-    "frequency": 2,
-    "mixing": "anderson",
-}
-PAPER: dict[str, Any] = {"acceleration_type": "anderson", "history_depth": 4, "wait_iterations": 3}
-AVERAGE: dict[str, Any] = {**ANDERSON, "average": True, "average_window": 4}
-NEWTON: dict[str, Any] = {
-    "acceleration_type": "subspace_newton",
-    "history_depth": 3,
-    "store_each_nth": 2,
-    "gradient_guard": 1.5,
-    "noise_rows": 4,
-    "noise_shrinkage": 0.1,
-}
+ANDERSON = Anderson(relaxation=0.5, history_depth=3, frequency=2, mixing="anderson")
+PAPER = Anderson(history_depth=4, wait_iterations=3)
+AVERAGE = replace(ANDERSON, average=Averaging(window=4))
+NEWTON = SubspaceNewton(
+    history_depth=3,
+    block_length=2,
+    max_gradient_growth=1.5,
+    noise_samples=4,
+    noise_shrinkage=0.1,
+)
 METHODS = {"anderson": ANDERSON, "average": AVERAGE, "newton": NEWTON}
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda p: SGD(p, lr=0.2),
@@ -76,7 +71,7 @@ class Run:
         parameters = list(self.model.parameters())
         groups = [{"params": parameters[:2]}, {"params": parameters[2:]}]
         optimizer = self.make(groups if "groups" in self.events else parameters)
-        accelerate(optimizer, **self.options)
+        accelerate(optimizer, self.options)
         return optimizer
 
     def closure(self, rows: Any) -> torch.Tensor:
@@ -96,7 +91,7 @@ class Run:
             with torch.no_grad():
                 next(self.model.parameters()).mul_(1.05)
         if "take back" in self.events and k in (17, 18):
-            get_accelerator(self.optimizer).take_back()
+            get_accelerator(self.optimizer).roll_back()
         if "checkpoint" in self.events and k == 21:
             saved = self.optimizer.state_dict(), get_accelerator(self.optimizer).state_dict()
             self.optimizer = self.accelerated()
@@ -118,19 +113,24 @@ class Run:
         self.optimizer.step()
 
     def __call__(self) -> tuple[np.ndarray, np.ndarray]:
+        with patch("aadl_ext.safeguards.MAX_COEFFICIENTS", 0.7):  # else nothing is rejected
+            return self.points_and_counts()
+
+    def points_and_counts(self) -> tuple[np.ndarray, np.ndarray]:
         points = []
         for k in range(STEPS):
             self.step(k)
             if (k + 1) % EVERY == 0:
                 points.append(nn.utils.parameters_to_vector(self.model.parameters()).detach())
         stats = get_accelerator(self.optimizer).stats
-        counts = [stats.steps, stats.pairs, stats.jumps, stats.accepted, stats.dropped]
+        counts = [stats.steps, stats.pairs, stats.extrapolations, stats.accepted, stats.dropped]
         counts += [stats.shortened, stats.averaged]
         counts += [sum(x.values()) for x in (stats.rejected, stats.skipped, stats.restarts)]
         return torch.stack(points).numpy(), np.array(counts)
 
 
-Case = tuple[str, int, torch.dtype, dict[str, Any], tuple[str, ...]]
+Method = Anderson | SubspaceNewton
+Case = tuple[str, int, torch.dtype, Method, tuple[str, ...]]
 
 
 def _cases() -> Iterator[tuple[str, Case]]:
@@ -143,42 +143,30 @@ def _cases() -> Iterator[tuple[str, Case]]:
         for event in ("schedule", "nan", "move", "take back", "checkpoint"):
             yield f"{method} {event}", ("sgd", 0, torch.float64, options, (event,))
         for scope in ("group", "tensor"):
-            of = {**options, "scope": scope}
+            of: Method = replace(options, scope=scope)
             yield f"{method} {scope}", ("sgd", 4, torch.float64, of, ("groups",))
         for event in ("schedule", "checkpoint"):
             yield f"{method} groups {event}", ("adam", 0, torch.float64, options, ("groups", event))
-        for momentum in ("reset", "scale"):
-            of = {**options, "momentum": momentum}
-            yield f"{method} {momentum}", ("momentum", 0, torch.float64, of, ())
         for guards in (None, ("residual", "limits"), ("residual", "loss")):
-            of = {**options, "safeguard": guards, "coefficient_limit": 0.7}
+            of = replace(options, safeguard=guards)
             name = f"{method} {'+'.join(guards or ('unguarded',))}"
             yield name, ("sgd", 0, torch.float64, of, ("closure",))
-        of = {**options, "history_dtype": torch.float32}
+        of = replace(options, storage=Storage(dtype=torch.float32))
         yield f"{method} float32 rows", ("sgd", 4, torch.float64, of, ())
-        yield (
-            f"{method} bfloat16 rows",
-            (
-                "sgd",
-                0,
-                torch.float32,
-                {**options, "history_dtype": torch.bfloat16},
-                (),
-            ),
-        )
+        of = replace(options, storage=Storage(dtype=torch.bfloat16))
+        yield f"{method} bfloat16 rows", ("sgd", 0, torch.float32, of, ())
     double = torch.float64
     yield "paper", ("sgd", 0, double, PAPER, ())
     yield "paper, schedule", ("sgd", 0, double, PAPER, ("schedule", "groups"))
-    yield "paper, gram", ("sgd", 0, double, {**PAPER, "solver": "gram", "reg_acc": 1e-6}, ())
-    yield "paper, tsqr", ("adam", 4, torch.float32, {**PAPER, "solver": "tsqr"}, ())
-    yield "paper, seldom", ("sgd", 4, double, {**PAPER, "store_each_nth": 2, "frequency": 3}, ())
+    yield "paper, gram", ("sgd", 0, double, replace(PAPER, solver="gram", reg_acc=1e-6), ())
+    yield "paper, tsqr", ("adam", 4, torch.float32, replace(PAPER, solver="tsqr"), ())
+    yield "paper, seldom", ("sgd", 4, double, replace(PAPER, store_each_nth=2, frequency=3), ())
     yield (
         "only averages",
-        ("adam", 4, double, {"acceleration_type": "identity", "average": True}, ()),
+        ("adam", 4, double, Anderson(history_depth=0, average=True), ()),
     )
-    yield "default", ("adam", 4, double, {"acceleration_type": "subspace_newton"}, ())
-    light = {"acceleration_type": "subspace_newton", "history_depth": 5, "noise_rows": 3}
-    yield "light", ("momentum", 0, double, light, ("checkpoint",))
+    yield "default", ("adam", 4, double, SubspaceNewton(), ())
+    yield "light", ("momentum", 0, double, SubspaceNewton.memory_light(), ("checkpoint",))
 
 
 CASES: dict[str, Case] = dict(_cases())

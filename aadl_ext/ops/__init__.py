@@ -3,30 +3,43 @@
 Notation: ``N`` entries of a flat vector, ``S`` contiguous segments of it with
 ``offsets`` of ``S + 1`` increasing positions from 0, ``m`` rows of history. Vectors and
 rows are contiguous along ``N``. Working vectors are float32 or float64; rows may also
-be bfloat16 or float16. Nothing is differentiable. Each op is defined by the function of
-the same name in ``reference.py``, ``tall.py`` (QR) or ``small.py`` (small dense problems).
+be bfloat16 or float16. Nothing is differentiable. Each op has a file with its docstring, its checks,
+its schema and its definition in pure PyTorch, which is what runs where no compiled kernel does.
 """
 
-from __future__ import annotations
-
-import torch
-
-from . import native
-from .blocks import add_sample_, cross_products, push_block, solve_subspace
+from .add_sample import add_sample_
 from .checks import STORAGE_DTYPES
-from .lists import gather, scatter_, squared_norm
-from .secants import extrapolate_, push_secant, solve_secants, tsqr, window_statistics
-from .types import SecantSolution, SubspaceSolution
+from .cross_products import cross_products
+from .differs import differs
+from .extrapolate import extrapolate_
+from .gather import gather, scatter_
+from .library import backends
+from .push_block import push_block
+from .push_secant import push_secant
+from .solve_secants import SecantSolution, solve_secants
+from .solve_subspace import SubspaceSolution, solve_subspace
+from .squared_norm import squared_norm
+from .tsqr import tsqr
+from .verdicts import Verdicts, arm_, average_, judge_gradient_, judge_residual_, judge_slope_, learn_
+from .window_statistics import window_statistics
 
 __all__ = [
     "STORAGE_DTYPES",
     "SecantSolution",
     "SubspaceSolution",
+    "Verdicts",
     "add_sample_",
+    "arm_",
+    "average_",
     "backends",
     "cross_products",
+    "differs",
     "extrapolate_",
     "gather",
+    "judge_gradient_",
+    "judge_residual_",
+    "judge_slope_",
+    "learn_",
     "push_block",
     "push_secant",
     "scatter_",
@@ -36,12 +49,3 @@ __all__ = [
     "tsqr",
     "window_statistics",
 ]
-
-
-def backends() -> dict[str, str]:
-    """Name of each backend and whether it serves the ops here, or why it does not."""
-    return {
-        "pytorch": f"available (torch {torch.__version__})",
-        "cpu kernels": native.missing or "available",
-        "cuda kernels": native.cuda_missing or "available",
-    }

@@ -8,8 +8,24 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .library import DEVICES
+
 WORKING_DTYPES = (torch.float32, torch.float64)
 STORAGE_DTYPES = (*WORKING_DTYPES, torch.bfloat16, torch.float16)
+# Row dtypes that compiled kernels take beside vectors of a dtype.
+KERNEL_ROWS = {
+    torch.float32: (torch.float32, torch.bfloat16, torch.float16),
+    torch.float64: (torch.float64, torch.float32),
+}
+
+
+def rows_fit(vector: Tensor, rows: Tensor) -> bool:
+    """Whether there are compiled kernels for these rows beside these vectors."""
+    return (
+        vector.device.type in DEVICES
+        and rows.dtype in KERNEL_ROWS[vector.dtype]
+        and (rows.stride(1) == 1 or rows.shape[1] < 2)
+    )
 
 
 def check_flat(tensors: Sequence[Tensor], flat: Tensor, name: str) -> None:
@@ -56,18 +72,37 @@ def check_systems(systems: Tensor, segments: int, rows: int) -> None:
         )
 
 
-def check_flag(name: str, flag: Tensor | bool, device: torch.device) -> Tensor | None:
-    """Require a bool, or one on this device, which is not read; returns None for True."""
-    if isinstance(flag, bool):
-        return None if flag else torch.zeros((), dtype=torch.bool, device=device)
+def check_flag(name: str, flag: Tensor | None, device: torch.device) -> None:
+    """Require None or a bool on this device, which is not read."""
+    if flag is None:
+        return
     if not isinstance(flag, Tensor):
-        raise ValueError(f"{name} is {flag!r}; expected a bool or a tensor of one")
+        raise ValueError(f"{name} is {flag!r}; expected a tensor of one bool, or None")
     if flag.ndim != 0 or flag.dtype != torch.bool or flag.device != device:
         raise ValueError(
             f"{name} is {names((flag.dtype,))} {tuple(flag.shape)} on {flag.device}; "
             f"expected bool () on {device}"
         )
-    return flag
+
+
+def check_slot(name: str, slot: int, rows: int) -> None:
+    """Require a row of a ring, or -1 for none."""
+    if not -1 <= slot < rows:
+        raise ValueError(f"{name} is {slot}; the ring has rows 0 to {rows - 1}, -1 is none")
+
+
+def check_apart(changed: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    """Require that what is changed in place shares no memory with anything else."""
+    for index, target in enumerate(changed):
+        start = target.data_ptr()
+        stop = start + target.nbytes
+        for other in (*changed[:index], *others):
+            begin = other.data_ptr()
+            if start < begin + other.nbytes and begin < stop:
+                raise ValueError(
+                    f"a tensor of shape {tuple(target.shape)} that is changed in place overlaps "
+                    f"another of shape {tuple(other.shape)}; pass separate tensors"
+                )
 
 
 def names(dtypes: Sequence[torch.dtype | None]) -> str:

@@ -1,4 +1,4 @@
-"""Parameters <-> flat vector: which parameter lies where, and in which segment."""
+"""Parameters <-> flat vector: which parameter lies where, and in which segment; their buffers."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ class Layout:
         shape = (self.padded,) if rows is None else (rows, self.padded)
         return zeros(shape, dtype or self.dtype, self.device)
 
-    def gather(self, out: Tensor) -> Tensor:
-        """Copy the parameters into ``out``, zeros into its padding, and return it."""
-        return ops.gather(self.parameters, out)
+    def read(self, out: Tensor) -> None:
+        """Copy the parameters into ``out``, zeros into its padding."""
+        ops.gather(self.parameters, out)
 
-    def scatter_(self, flat: Tensor, *, when: Tensor | bool = True) -> None:
+    def write(self, flat: Tensor, when: Tensor | None = None) -> None:
         """Copy ``flat`` into the parameters; ``flat`` takes over what they could hold of it.
 
         Nothing happens where ``when`` is false.

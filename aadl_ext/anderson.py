@@ -1,0 +1,172 @@
+"""Stable Anderson acceleration: Algorithm 1 of the paper.
+
+w^k       all accelerated parameters before step k, counted from 0         ``history.point``
+w^k + r^k where the base optimizer's step leads, r^k = G(w^k) - w^k        ``base``
+R, W + R  differences of stored r, and of stored w + r (Eq. 2, 3)          ``history`` rows
+gamma     coefficients of least |r^k - R gamma| (Eq. 5)
+w^{k+1}   (1 - beta) w^k + beta (w^k + r^k - (W + R) gamma) (Eq. 4, 6)     ``next``
+
+Norms and verdicts stay on the device: nothing here reads one. An op writes only where its flag,
+``verdicts.when.<name>``, is true.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from . import ops
+from .moving_average import MovingAverage
+from .options import Anderson
+from .parameters import Layout
+from .safeguards import Candidate, Evaluate, arm
+from .secant_history import SecantHistory
+from .state import scratch
+
+if TYPE_CHECKING:
+    from .optimizer_hook import Gradients
+
+
+@dataclass(eq=False)
+class AndersonIteration:
+    """``before`` sees w^k, ``step`` sees w^k + r^k and moves the parameters on to w^{k+1}."""
+
+    layout: Layout = scratch()
+    options: Anderson = scratch()
+    verdicts: ops.Verdicts
+    history: SecantHistory
+    window: MovingAverage | None
+    next: Tensor  #: where the parameters were left, unless there is a window; then a spare vector
+    fallback: Tensor  #: w + r where the pending extrapolation began
+    k: int = 0
+    pending: bool = False  #: whether the last step may have extrapolated, so that this one judges
+    tracked: bool = False  #: whether the parameters are expected where they were left
+    judged: bool = scratch(default=False)  #: whether the step under way has shown its gradient
+    moved: Tensor | None = scratch(default=None)  #: whether something else has moved them since
+    solution: ops.SecantSolution | None = scratch(default=None)  #: of the last extrapolation
+
+    @classmethod
+    def empty(
+        cls, layout: Layout, options: Anderson, verdicts: ops.Verdicts
+    ) -> AndersonIteration:
+        """Allocate all buffers."""
+        history = SecantHistory.empty(layout, options, verdicts)
+        average = options.average
+        window = MovingAverage.empty(layout, average, verdicts) if average else None
+        return cls(layout, options, verdicts, history, window, layout.vector(), layout.vector())
+
+    # ---- Algorithm 1 ------------------------------------------------------------------------
+
+    def before(self) -> None:
+        """Keep w^k, on steps that need it."""
+        self.judged, self.moved = False, None
+        if not (self.stores or self.extrapolates or self.window or self.pending):
+            return
+        self.layout.read(self.history.point)
+        if self.tracked:
+            self.moved = ops.differs(self.history.point, self.left_at)
+        if self.window:
+            self.window.start_at(self.history.point, self.moved)
+
+    def see_gradient(self, gradients: Gradients) -> Tensor | None:
+        """Whether the base step is to be left out: the gradient at a pending point is not finite."""
+        if self.pending and not self.judged:
+            self.judged = True
+            squared_norm, averages = gradients.squared_norm(self.layout.device), bool(self.window)
+            ops.judge_gradient_(*self.verdicts.tensors, squared_norm, self.moved, math.inf, averages)
+            self.moved = None
+        return self.verdicts.when.rejected if self.judged else None
+
+    def step(self, rates: tuple[float, ...], evaluate: Evaluate | None) -> None:
+        """From w^k and w^k + r^k to w^{k+1}; ``rates``: learning rate of each segment."""
+        o, h, v = self.options, self.history, self.verdicts
+        stores, extrapolates, pending = self.stores, self.extrapolates, self.pending
+        self.k += 1
+        self.pending = self.tracked = False
+        if not (stores or extrapolates or self.window or pending):
+            return
+        w, residual, base = h.point, h.residual, self.next
+        self.layout.read(base)
+        if self.judged:  # a step that was left out measures nothing
+            base[:1].masked_fill_(v.when.rejected, math.nan)
+        figures = h.push(base, rates, stores)  # Eq. 1 to 3
+        guarded, averages = "residual" in o.safeguard, self.window is not None
+        ops.judge_residual_(*v.tensors, figures, self.moved, guarded, stores, averages)
+        if stores:
+            h.keep()
+        if pending:  # lines 19 to 24: a rejected extrapolation is as if it had not been
+            ops.gather((self.fallback,), base, when=v.when.rejected)
+        if extrapolates:  # lines 16 to 18
+            self.next, self.fallback = self.fallback, base
+            self.solution = h.solve(residual)  # Eq. 5
+            self._extrapolate(w, base, rates, evaluate)
+            self.pending = guarded
+        if self.window:  # lines 5 to 7 of the next pass: Eq. 11, 15 and 16
+            self.next = self.window.push(self.next, pending)
+            self.next = self.window.smooth(self.next)
+        self.layout.write(self.left_at, when=v.when.write)
+        self.tracked = self.pending or averages
+
+    def _extrapolate(
+        self, w: Tensor, base: Tensor, rates: tuple[float, ...], evaluate: Evaluate | None
+    ) -> None:
+        """w^{k+1} by Eq. 4 and 6; or w^k + r^k, where a safeguard objects."""
+        o, h, v, solution = self.options, self.history, self.verdicts, self.solution
+        if o.mixing == "paper":  # (1 - beta) w + beta (w + r - (W + R) gamma)
+            gamma = o.relaxation * solution.gamma
+        else:  # classic: (w - W gamma) + beta (r - R gamma)
+            gamma, rates = solution.gamma, tuple(o.relaxation * rate for rate in rates)
+        largest = h.extrapolate_(self.next, w, base, gamma, rates)
+        possible = solution.rank.any()
+        candidate = Candidate(
+            self.layout, v, base, self.next, largest, solution.gamma, possible, evaluate
+        )
+        arm(candidate, o.safeguard, guarded="residual" in o.safeguard, patient=True)
+        ops.gather((base,), self.next, when=v.when.declined)
+
+    # ---- what is due, and where the parameters are ------------------------------------------
+
+    @property
+    def wants_gradient(self) -> bool:
+        """Whether the gradient has to be seen before the base optimizer uses it."""
+        return self.pending
+
+    @property
+    def stores(self) -> bool:
+        """Whether step k stores a pair."""
+        return self.options.history_depth > 0 and self.k % self.options.store_each_nth == 0
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether step k extrapolates: it needs a pair to compare with."""
+        o = self.options
+        return self.history.begun and self.k % o.frequency == 0 and self.k > o.wait_iterations
+
+    @property
+    def left_at(self) -> Tensor:
+        """Where the last step has left the parameters."""
+        return self.window.newest if self.window else self.next
+
+    def clear(self) -> None:
+        """Forget all pairs."""
+        self.history.clear()
+
+    def forget_place(self) -> None:
+        """Forget what refers to the present place of the parameters."""
+        self.pending = self.tracked = False
+        self.verdicts.when.pending.zero_()
+        self.verdicts.when.accepted.zero_()
+        if self.window:
+            self.window.clear()
+
+    def roll_back(self) -> None:
+        """Go back to where the pending extrapolation began."""
+        self.layout.write(self.fallback)
+        if self.window:
+            self.window.newest.copy_(self.fallback)
+        self.pending = self.tracked = False
+        self.verdicts.when.pending.zero_()
+        self.verdicts.when.accepted.zero_()

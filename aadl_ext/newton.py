@@ -1,0 +1,164 @@
+"""Subspace Newton on block secants.
+
+w, g      a sample: the parameters, and the gradient that the base optimizer is about to use
+W, G, A   changes of the block means of w and of g, and noise samples of g      ``history`` rows
+d         -W^T y, y of the small problem (``ops.solve_subspace``), damped       ``direction``
+s0, s1    products of d with the gradients before it and after it
+
+A step d is taken at the end of a block of samples, on top of the base optimizer's own steps, and
+judged by the next training gradient. Norms and verdicts stay on the device: nothing here reads one.
+An op writes only where its flag, ``verdicts.when.<name>``, is true.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .block_history import BlockHistory
+from .ops.verdicts import LEAST_TRUST
+from .options import SubspaceNewton
+from .parameters import Layout
+from .safeguards import Candidate, Evaluate, arm
+from .state import scratch
+from .trust_region import BlockLength
+
+if TYPE_CHECKING:
+    from .optimizer_hook import Gradients
+
+
+@dataclass(eq=False)
+class NewtonIteration:
+    """``before`` sees w, ``see_gradient`` sees g, ``step`` moves the parameters on."""
+
+    layout: Layout = scratch()
+    options: SubspaceNewton = scratch()
+    verdicts: ops.Verdicts
+    history: BlockHistory
+    block_length: BlockLength
+    point: Tensor = scratch()  #: w
+    gradient: Tensor = scratch()  #: g
+    next: Tensor  #: where the last step has led
+    fallback: Tensor  #: where it began
+    direction: Tensor  #: the way between, d
+    k: int = 0
+    pending: bool = False  #: whether the last step may have been one, so that this one judges
+    on_line: bool = False  #: whether the block under way began with one
+    judged: bool = scratch(default=False)  #: whether the step under way has shown its gradient
+    solution: ops.SubspaceSolution | None = scratch(default=None)  #: of the last step
+
+    @classmethod
+    def empty(
+        cls, layout: Layout, options: SubspaceNewton, verdicts: ops.Verdicts
+    ) -> NewtonIteration:
+        """Allocate all buffers."""
+        verdicts.now.trust_radius.fill_(options.trust_radius)
+        verdicts.now.damping.fill_(1)
+        history = BlockHistory.empty(layout, options, verdicts)
+        block_length = BlockLength(options.block_length, bool(options.adaptive_blocks))
+        buffers = (layout.vector() for _ in range(5))
+        return cls(layout, options, verdicts, history, block_length, *buffers)
+
+    # ---- the method -------------------------------------------------------------------------
+
+    def before(self) -> None:
+        """Keep w."""
+        self.judged = False
+        self.layout.read(self.point)
+
+    def see_gradient(self, gradients: Gradients) -> Tensor | None:
+        """Keep g; whether the base step is to be left out, since g rejects a pending step."""
+        if self.judged:  # a closure that is called again, at another point
+            return self.verdicts.when.rejected if self.pending else None
+        self.judged = gradients.gather(self.layout, self.point, self.gradient)
+        if not self.pending or not self.judged:
+            return None
+        o, v = self.options, self.verdicts
+        growth = o.max_gradient_growth if "residual" in o.safeguard else math.inf
+        moved = ops.differs(self.point, self.next)
+        ops.judge_gradient_(*v.tensors, ops.squared_norm([self.gradient]), moved, growth, False)
+        return v.when.rejected
+
+    def step(self, rates: tuple[float, ...], evaluate: Evaluate | None) -> None:
+        """Take in the sample (w, g), judge a pending step; at the end of a block, take one."""
+        h, v = self.history, self.verdicts
+        self.k += 1
+        if not self.judged:
+            v.number.skipped_no_gradient += 1
+            return
+        pending, self.pending = self.pending, False
+        if pending:  # a rejected step is as if it had not been
+            self.layout.write(self.fallback, when=v.when.rejected)
+        direction = self.direction if self.on_line else None
+        figures = h.add(self.point, self.gradient, direction)  # |g|^2, s1
+        ops.judge_slope_(*v.tensors, figures, pending)
+        if pending:  # beyond the minimum along d: back to it
+            self.layout.read(self.next)
+            self.next.addcmul_(self.direction, v.now.share.to(self.next.dtype))
+            self.layout.write(self.next, when=v.when.beyond)
+        if h.samples < self.block_length.samples:
+            return
+        samples, (change, noise_slot) = h.samples, h.close_block()
+        ops.learn_(
+            *v.tensors, samples, change, h.noise_norms, noise_slot, self.block_length.level
+        )
+        self.block_length.follow(v.now.level_change)
+        self.on_line = self.pending = h.solvable
+        if h.solvable:
+            self._take_step(evaluate)
+
+    def _take_step(self, evaluate: Evaluate | None) -> None:
+        """w + d, where no safeguard objects."""
+        o, h, v = self.options, self.history, self.verdicts
+        self.solution, limited = h.solve()
+        damping = v.now.damping if "limits" in o.safeguard else 1.0
+        y, slope = self.solution.coefficients * damping, (self.solution.slope * damping).sum()
+        self.layout.read(self.fallback)
+        largest = ops.extrapolate_(
+            self.next, self.fallback, self.fallback, 1.0, h.step_rows, y, self.layout.offsets,
+            accept=v.when.ready,
+        )  # fmt: skip
+        possible = y.any()  # else there is nothing but noise
+        candidate = Candidate(
+            self.layout, v, self.fallback, self.next, largest, y, possible, evaluate, slope
+        )
+        tests = tuple(name for name in o.safeguard if name != "limits")  # the radius is one
+        arm(candidate, tests, guarded=True, patient=False)
+        ops.gather((self.fallback,), self.next, when=v.when.declined)
+        self.layout.write(self.next, when=v.when.accepted)
+        torch.sub(self.next, self.fallback, out=self.direction)
+        v.now.slope.copy_(slope)
+        v.when.limited.copy_(limited)
+
+    # ---- between steps ----------------------------------------------------------------------
+
+    wants_gradient = True  # before the base optimizer uses it
+
+    @property
+    def left_at(self) -> Tensor:
+        """Where the last step has left the parameters, if it is pending."""
+        return self.next
+
+    def clear(self) -> None:
+        """Forget all blocks."""
+        self.history.clear()
+        self.on_line = False
+        self.verdicts.when.on_line.zero_()
+
+    def forget_place(self) -> None:
+        """Forget what refers to the present place of the parameters."""
+        self.pending = False
+        self.verdicts.when.pending.zero_()
+
+    def roll_back(self) -> None:
+        """Go back to where the pending step began."""
+        self.layout.write(self.fallback)
+        radius = self.verdicts.now.trust_radius
+        radius.copy_((radius / 4).clamp_min(LEAST_TRUST))
+        self.forget_place()
+        self.on_line = False

@@ -1,0 +1,53 @@
+"""Products of rows with vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .checks import STORAGE_DTYPES, check_offsets, check_rows, names
+from .chunks import dot_products
+from .library import DEVICES
+from .registry import op
+
+
+def cross_products(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[int]) -> Tensor:
+    """Products of every row with every vector, in each segment.
+
+    Args:
+        rows: ``[m, N]``.
+        vectors: k vectors ``[N]`` of any storage dtypes; may be rows.
+        offsets: ``[S + 1]``.
+
+    Returns:
+        ``[S, m, k]`` float64, accumulated in float64.
+
+    Raises:
+        ValueError: shapes, dtypes or offsets do not fit together.
+    """
+    check_rows("rows", rows, rows.shape[-1])
+    check_offsets(offsets, rows.shape[1])
+    if not vectors:
+        raise ValueError("there are no vectors; pass at least one")
+    for vector in vectors:
+        if vector.shape != rows.shape[1:] or vector.dtype not in STORAGE_DTYPES:
+            raise ValueError(
+                f"a vector is {names((vector.dtype,))} {tuple(vector.shape)}; it must have shape "
+                f"{tuple(rows.shape[1:])} in one of {names(STORAGE_DTYPES)}"
+            )
+    products: Tensor = _cross_products(rows, vectors, offsets)
+    return products
+
+
+def _kernel_takes(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[int]) -> bool:
+    return (
+        rows.device.type in DEVICES
+        and (rows.stride(1) == 1 or rows.shape[1] < 2)
+        and all(x.device == rows.device and x.is_contiguous() for x in vectors)
+    )
+
+
+@op("cross_products(Tensor rows, Tensor[] vectors, int[] offsets) -> Tensor", _kernel_takes)
+def _cross_products(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[int]) -> Tensor:
+    return dot_products(rows, vectors, offsets)

@@ -1,0 +1,66 @@
+"""The compiled library: load it, or say why not.
+
+``AADL_EXT_NATIVE=0`` in the environment leaves it out; ``1`` makes a missing one an error.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+
+def _load() -> str | None:
+    """Load the compiled library; the reason if that is not possible."""
+    choice = os.environ.get("AADL_EXT_NATIVE", "auto")
+    if choice == "0":
+        return "switched off by AADL_EXT_NATIVE=0"
+    found = sorted(Path(__file__).parents[1].glob("_native*"))
+    missing = None
+    if not found:
+        missing = "not built: install with a C++ compiler and AADL_EXT_NATIVE=1 to see why"
+    else:
+        try:
+            torch.ops.load_library(str(found[0]))  # type: ignore[no-untyped-call]
+        except OSError as error:
+            missing = f"{found[0].name} does not load with torch {torch.__version__}: {error}"
+    if missing and choice == "1":
+        raise ImportError(f"AADL_EXT_NATIVE=1, but the compiled library is missing: {missing}")
+    if missing:
+        warnings.warn(
+            f"aadl_ext runs on its slower PyTorch definitions: the compiled library is {missing}. "
+            "AADL_EXT_NATIVE=0 silences this",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return missing
+
+
+missing = _load()  #: why there is no compiled library; None if there is one
+
+
+def _cuda_missing() -> str | None:
+    if missing is not None:
+        return missing
+    if torch._C._dispatch_has_kernel_for_dispatch_key("aadl_ext::push_secant", "CUDA"):
+        return None
+    return "not built: install with nvcc and AADL_EXT_CUDA=1 to see why"
+
+
+cuda_missing = _cuda_missing()  #: why there are no CUDA kernels; None if there are
+
+#: Kinds of devices that have compiled kernels.
+DEVICES = frozenset(
+    name for name, lacks in (("cpu", missing), ("cuda", cuda_missing)) if lacks is None
+)
+
+
+def backends() -> dict[str, str]:
+    """Name of each backend and whether it serves the ops here, or why it does not."""
+    return {
+        "pytorch": f"available (torch {torch.__version__})",
+        "cpu kernels": missing or "available",
+        "cuda kernels": cuda_missing or "available",
+    }

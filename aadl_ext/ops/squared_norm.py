@@ -1,0 +1,48 @@
+"""Norm of a list of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .checks import STORAGE_DTYPES
+from .chunks import chunks
+from .library import DEVICES
+from .registry import op
+
+
+def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Sum of the squares of all entries; NaN or infinite if an entry is.
+
+    Args:
+        tensors: one or more, of any shapes, real floating dtypes and memory layouts.
+
+    Returns:
+        ``[]`` float64, on the device of the first; accumulated in float64.
+
+    Raises:
+        ValueError: the list is empty.
+    """
+    if not tensors:
+        raise ValueError("the list of tensors is empty; pass at least one")
+    total: Tensor = _squared_norm(tensors)
+    return total
+
+
+def _kernel_takes(tensors: Sequence[Tensor]) -> bool:
+    device = tensors[0].device
+    return device.type in DEVICES and all(
+        tensor.device == device and tensor.dtype in STORAGE_DTYPES for tensor in tensors
+    )
+
+
+@op("squared_norm(Tensor[] tensors) -> Tensor", _kernel_takes)
+def _squared_norm(tensors: Sequence[Tensor]) -> Tensor:
+    total = tensors[0].new_zeros((), dtype=torch.float64)
+    for tensor in tensors:
+        flat = tensor.detach().reshape(-1)
+        for chunk in chunks(0, flat.numel()):
+            total += flat[chunk].double().square().sum().to(total.device)
+    return total

@@ -1,0 +1,153 @@
+"""Ring of secant rows, and the least-squares problem over it (Eq. 2, 3 and 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .options import Anderson
+from .parameters import Layout
+from .state import scratch
+
+
+@dataclass(eq=False)
+class SecantHistory:
+    """The last m differences of pairs (w, r / lr); slots rotate, data never moves.
+
+    A pair is a point and the residual evaluated at it, so it stays true whatever moved
+    the parameters in between. Residuals are kept per unit of learning rate, so it stays
+    true under a schedule too. Rows are columns of R and of W + R (``ops.push_secant``).
+    A row that cannot be used is zero, and has no part in a solution.
+    """
+
+    layout: Layout = scratch()
+    options: Anderson = scratch()
+    verdicts: ops.Verdicts = scratch()
+    point: Tensor = scratch()  #: w of the step under way
+    residual: Tensor = scratch()  #: r / lr of the step under way
+    last_point: Tensor  #: those of the last stored pair
+    last_residual: Tensor
+    step_rows: Tensor  #: [m, N]
+    residual_rows: Tensor  #: [m, N]
+    systems: Tensor | None  #: [S, m + 1, m + 1] Gram matrices of [R | r]; TSQR needs none,
+    live: Tensor | None  #: but [m + 1] float64, 1 for columns that are not forgotten
+    slot: int = 0  #: the next row to write
+    begun: bool = False  #: whether there is a pair
+    row_rates: list[tuple[float, ...]] = field(default_factory=list)  #: rates of each row
+
+    @classmethod
+    def empty(cls, layout: Layout, options: Anderson, verdicts: ops.Verdicts) -> SecantHistory:
+        """Allocate it."""
+        depth, dtype = options.history_depth, options.storage.dtype or layout.dtype
+        gram = options.solver_for(dtype) == "gram"
+        small = {"dtype": torch.float64, "device": layout.device}
+        segments = len(layout.groups)
+        return cls(
+            layout,
+            options,
+            verdicts,
+            *(layout.vector() for _ in range(4)),
+            layout.vector(depth, dtype),
+            layout.vector(depth, dtype),
+            torch.zeros(segments, depth + 1, depth + 1, **small) if gram else None,
+            None if gram else torch.zeros(depth + 1, **small).index_fill_(0, torch.tensor(depth, device=layout.device), 1),
+        )
+
+    def clear(self) -> None:
+        """Forget all pairs."""
+        self.slot, self.begun, self.row_rates = 0, False, []
+        self.verdicts.when.paired.zero_()
+        self.verdicts.when.restart.fill_(True)
+        self._clear_if_asked()
+
+    def _clear_if_asked(self) -> None:
+        rows = self.systems if self.live is None else self.live[:-1]
+        rows.masked_fill_(self.verdicts.when.restart, 0)
+
+    def push(self, after: Tensor, rates: tuple[float, ...], store: bool) -> Tensor:
+        """Measure the step from ``point`` to ``after``; with ``store`` make a row of it.
+
+        Returns the figures of ``ops.push_secant``.
+        """
+        self._clear_if_asked()
+        slot = self.slot if store and self.begun else -1
+        figures = ops.push_secant(
+            self.point,
+            after,
+            rates=rates,
+            offsets=self.layout.offsets,
+            residual=self.residual,
+            last_point=self.last_point,
+            last_residual=self.last_residual,
+            step_rows=self.step_rows,
+            residual_rows=self.residual_rows,
+            slot=slot,
+            paired=self.verdicts.when.paired,
+            systems=self.systems,
+        )
+        if slot >= 0:
+            self.row_rates[slot : slot + 1] = [rates]
+            self.slot = (slot + 1) % self.options.history_depth
+            if self.live is not None:
+                self.live[slot] = 1
+        return figures
+
+    def keep(self) -> None:
+        """Make the pair under way the last one, unless it cannot be used."""
+        unsound = self.verdicts.when.unsound
+        ops.gather((self.last_point,), self.point, when=unsound)
+        ops.gather((self.last_residual,), self.residual, when=unsound)
+        self.point, self.last_point = self.last_point, self.point
+        self.residual, self.last_residual = self.last_residual, self.residual
+        self.begun = True
+
+    def solve(self, residual: Tensor) -> ops.SecantSolution:
+        """Coefficients for the residual observed last, one problem per scope (Eq. 5)."""
+        joint, offsets = self.options.scope == "all", self.layout.offsets
+        if self.systems is None:
+            bounds = (0, offsets[-1]) if joint else offsets
+            systems = ops.tsqr(self.residual_rows.T, append=residual, offsets=bounds)
+            systems = systems * self.live
+        else:
+            systems = self.systems
+            if joint and len(systems) > 1:
+                systems = systems.sum(dim=0, keepdim=True)
+        solution = ops.solve_secants(
+            systems.to(self.options.storage.compute_device or self.layout.device),
+            factored=self.systems is None,
+            ridge=self.options.reg_acc,
+            tolerance=8 * torch.finfo(self.step_rows.dtype).eps,
+        )
+        return ops.SecantSolution(*(x.to(self.layout.device) for x in solution))
+
+    def extrapolate_(
+        self, out: Tensor, before: Tensor, after: Tensor, gamma: Tensor, rates: tuple[float, ...]
+    ) -> Tensor:
+        """``out = before + relaxation (after - before) - (W + rate * R / lr) gamma`` (Eq. 4, 6).
+
+        ``rates`` holds the rate of each segment. Returns the largest ``|out|``. Where nothing is to
+        be extrapolated, ``out = after``.
+        """
+        offsets, ready = self.layout.offsets, self.verdicts.when.ready
+        relaxation = self.options.relaxation
+        largest = ops.extrapolate_(
+            out, before, after, relaxation, self.step_rows, gamma, offsets, accept=ready
+        )
+        # Rows hold W + R at the rate of their own step: correct those made at another one.
+        if any(row != rates for row in self.row_rates):
+            unused = [rates] * (self.options.history_depth - len(self.row_rates))
+            made_at = zip(*self.row_rates, *unused, strict=True)
+            excess = [[now - x for x in made] for now, made in zip(rates, made_at, strict=True)]
+            gamma = gamma * _beside(gamma, excess)
+            rows = self.residual_rows
+            largest = ops.extrapolate_(out, out, out, 1.0, rows, gamma, offsets, accept=ready)
+        return largest
+
+
+def _beside(like: Tensor, rows: list[list[float]]) -> Tensor:
+    """A matrix of these numbers on the device of ``like``, copied there without waiting."""
+    host = torch.tensor(rows, dtype=like.dtype, pin_memory=like.is_cuda)
+    return host.to(like.device, non_blocking=True)

@@ -1,0 +1,60 @@
+"""How long blocks are, followed a block late; steps and their damping are learned by ``ops.learn_``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .state import scratch
+
+SHORTEST, LONGEST = -2, 2  # blocks: powers of two of their usual length
+
+
+@dataclass(eq=False)
+class Delayed:
+    """Lets the host learn a number of a device without waiting: the next time that it asks."""
+
+    number: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    arrived: torch.cuda.Event | None = scratch(default=None)
+
+    def exchange(self, number: Tensor) -> float:
+        """Send a number; returns the one sent before.
+
+        Nothing is sent while a CUDA graph is captured; 0 is returned.
+        """
+        if number.is_cuda and torch.cuda.is_current_stream_capturing():
+            return 0
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        before = self.number.item()
+        self.number = torch.empty_like(number, device="cpu", pin_memory=number.is_cuda)
+        self.number.copy_(number, non_blocking=True)
+        if number.is_cuda:
+            self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.arrived.record()
+        return before
+
+
+@dataclass(eq=False)
+class BlockLength:
+    """Samples of a block."""
+
+    usual: int = scratch()
+    adaptive: bool = scratch()
+    level: int = 0  #: powers of two of the usual length
+    change: Delayed = field(default_factory=Delayed)
+
+    @property
+    def samples(self) -> int:
+        """Short ones are even, so that what is not noise cancels in their alternating sums."""
+        if self.level >= 0:
+            return self.usual << self.level
+        return min(2 * max(round(self.usual * 2.0**self.level / 2), 1), self.usual)
+
+    def follow(self, level_change: Tensor) -> None:
+        """Become longer or shorter as the block before the last has asked."""
+        if self.adaptive:
+            level = self.level + int(self.change.exchange(level_change))
+            self.level = min(max(level, SHORTEST), LONGEST)
