@@ -49,9 +49,7 @@ class AndersonIteration:
     solution: ops.SecantSolution | None = scratch(default=None)  #: of the last extrapolation
 
     @classmethod
-    def empty(
-        cls, layout: Layout, options: Anderson, verdicts: ops.Verdicts
-    ) -> AndersonIteration:
+    def empty(cls, layout: Layout, options: Anderson, verdicts: ops.Verdicts) -> AndersonIteration:
         """Allocate all buffers."""
         history = SecantHistory.empty(layout, options, verdicts)
         average = options.average
@@ -76,7 +74,9 @@ class AndersonIteration:
         if self.pending and not self.judged:
             self.judged = True
             squared_norm, averages = gradients.squared_norm(self.layout.device), bool(self.window)
-            ops.judge_gradient_(*self.verdicts.tensors, squared_norm, self.moved, math.inf, averages)
+            ops.judge_gradient_(
+                *self.verdicts.tensors, squared_norm, self.moved, math.inf, averages
+            )
             self.moved = None
         return self.verdicts.when.rejected if self.judged else None
 

@@ -44,9 +44,7 @@ class BlockHistory:
     slot: int = 0  #: the next row to write
 
     @classmethod
-    def empty(
-        cls, layout: Layout, options: SubspaceNewton, verdicts: ops.Verdicts
-    ) -> BlockHistory:
+    def empty(cls, layout: Layout, options: SubspaceNewton, verdicts: ops.Verdicts) -> BlockHistory:
         """Allocate it."""
         m, noises, segments = options.history_depth, options.noise_samples, len(layout.groups)
         rows = (layout.vector(x, options.storage.dtype) for x in (m, m, noises))

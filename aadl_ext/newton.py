@@ -99,14 +99,14 @@ class NewtonIteration:
         ops.judge_slope_(*v.tensors, figures, pending)
         if pending:  # beyond the minimum along d: back to it
             self.layout.read(self.next)
-            self.next.addcmul_(self.direction, v.now.share.to(self.next.dtype))
+            rows, share = self.direction[None], v.now.share.reshape(1, 1)
+            ends = (0, self.layout.padded)
+            ops.extrapolate_(self.next, self.next, self.next, 1.0, rows, share, ends)
             self.layout.write(self.next, when=v.when.beyond)
         if h.samples < self.block_length.samples:
             return
         samples, (change, noise_slot) = h.samples, h.close_block()
-        ops.learn_(
-            *v.tensors, samples, change, h.noise_norms, noise_slot, self.block_length.level
-        )
+        ops.learn_(*v.tensors, samples, change, h.noise_norms, noise_slot, self.block_length.level)
         self.block_length.follow(v.now.level_change)
         self.on_line = self.pending = h.solvable
         if h.solvable:
@@ -120,9 +120,15 @@ class NewtonIteration:
         y, slope = self.solution.coefficients * damping, (self.solution.slope * damping).sum()
         self.layout.read(self.fallback)
         largest = ops.extrapolate_(
-            self.next, self.fallback, self.fallback, 1.0, h.step_rows, y, self.layout.offsets,
+            self.next,
+            self.fallback,
+            self.fallback,
+            relaxation=1.0,
+            rows=h.step_rows,
+            coefficients=y,
+            offsets=self.layout.offsets,
             accept=v.when.ready,
-        )  # fmt: skip
+        )
         possible = y.any()  # else there is nothing but noise
         candidate = Candidate(
             self.layout, v, self.fallback, self.next, largest, y, possible, evaluate, slope

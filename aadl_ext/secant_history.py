@@ -53,7 +53,11 @@ class SecantHistory:
             layout.vector(depth, dtype),
             layout.vector(depth, dtype),
             torch.zeros(segments, depth + 1, depth + 1, **small) if gram else None,
-            None if gram else torch.zeros(depth + 1, **small).index_fill_(0, torch.tensor(depth, device=layout.device), 1),
+            None
+            if gram
+            else torch.zeros(depth + 1, **small).index_fill_(
+                0, torch.tensor(depth, device=layout.device), 1
+            ),
         )
 
     def clear(self) -> None:

@@ -20,7 +20,15 @@ from .solve_secants import SecantSolution, solve_secants
 from .solve_subspace import SubspaceSolution, solve_subspace
 from .squared_norm import squared_norm
 from .tsqr import tsqr
-from .verdicts import Verdicts, arm_, average_, judge_gradient_, judge_residual_, judge_slope_, learn_
+from .verdicts import (
+    Verdicts,
+    arm_,
+    average_,
+    judge_gradient_,
+    judge_residual_,
+    judge_slope_,
+    learn_,
+)
 from .window_statistics import window_statistics
 
 __all__ = [

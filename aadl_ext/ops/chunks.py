@@ -17,9 +17,7 @@ def chunks(start: int, stop: int) -> Iterator[slice]:
         yield slice(begin, min(begin + CHUNK, stop))
 
 
-def dot_products(
-    rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[int]
-) -> Tensor:
+def dot_products(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[int]) -> Tensor:
     """``[S, m, k]`` float64 products of rows ``[m, N]`` and k vectors, in each segment."""
     shape = (len(offsets) - 1, len(rows), len(vectors))
     products = torch.zeros(shape, dtype=torch.float64, device=rows.device)

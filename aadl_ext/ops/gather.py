@@ -10,7 +10,7 @@ from torch._utils import _unflatten_dense_tensors
 
 from .checks import STORAGE_DTYPES, check_flag, check_flat
 from .library import DEVICES
-from .registry import op
+from .registry import asked, op, seen
 
 
 def gather(tensors: Sequence[Tensor], out: Tensor, *, when: Tensor | None = None) -> None:
@@ -44,9 +44,7 @@ def scatter_(tensors: Sequence[Tensor], flat: Tensor, *, when: Tensor | None = N
     _scatter(tensors, flat, when)
 
 
-def kernel_copies(
-    tensors: Sequence[Tensor], flat: Tensor, when: Tensor | None = None
-) -> bool:
+def kernel_copies(tensors: Sequence[Tensor], flat: Tensor, when: Tensor | None = None) -> bool:
     """Whether compiled kernels copy between these tensors and a flat vector."""
     device = flat.device
     if device.type not in DEVICES or flat.dtype not in STORAGE_DTYPES or not flat.is_contiguous():
@@ -59,18 +57,21 @@ def kernel_copies(
 
 @op("gather(Tensor[] tensors, Tensor(a!) out, Tensor? when=None) -> ()", kernel_copies)
 def _gather(tensors: Sequence[Tensor], out: Tensor, when: Tensor | None = None) -> None:
+    if not asked(when):
+        return
     rest = out[sum(t.numel() for t in tensors) :]
-    rest.zero_() if when is None else rest.masked_fill_(when, 0)
+    rest.zero_() if when is None or seen(when) else rest.masked_fill_(when, 0)
     _copy(tensors, _pieces(tensors, out), when)
 
 
 @op("scatter_(Tensor(a!)[] tensors, Tensor flat, Tensor? when=None) -> ()", kernel_copies)
 def _scatter(tensors: Sequence[Tensor], flat: Tensor, when: Tensor | None = None) -> None:
-    _copy(_pieces(tensors, flat), tensors, when)
+    if asked(when):
+        _copy(_pieces(tensors, flat), tensors, when)
 
 
 def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor], when: Tensor | None) -> None:
-    if when is None:
+    if when is None or seen(when):
         if targets:
             torch._foreach_copy_(list(targets), list(sources))
         return

@@ -52,9 +52,7 @@ def _cuda_missing() -> str | None:
 cuda_missing = _cuda_missing()  #: why there are no CUDA kernels; None if there are
 
 #: Kinds of devices that have compiled kernels.
-DEVICES = frozenset(
-    name for name, lacks in (("cpu", missing), ("cuda", cuda_missing)) if lacks is None
-)
+DEVICES = {name for name, lacks in (("cpu", missing), ("cuda", cuda_missing)) if lacks is None}
 
 
 def backends() -> dict[str, str]:

@@ -8,9 +8,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .checks import check_flag, check_offsets, check_rows, check_slot, check_systems, check_vector, rows_fit
+from .checks import (
+    check_flag,
+    check_offsets,
+    check_rows,
+    check_slot,
+    check_systems,
+    check_vector,
+    rows_fit,
+)
 from .chunks import chunks
-from .registry import op
+from .registry import asked, op
 
 
 def push_secant(
@@ -160,7 +168,7 @@ def _push_secant(
 
 
 def _zero(when: Tensor, *tensors: Tensor) -> None:
-    for tensor in tensors:
+    for tensor in tensors if asked(when) else ():
         tensor.masked_fill_(when, 0)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _LIBRARY = torch.library.Library("aadl_ext", "DEF")  # type: ignore[no-untyped-call]
 
@@ -53,3 +54,13 @@ def op(
         return call
 
     return register
+
+
+def seen(tensor: Tensor) -> bool:
+    """Whether the host can read it without waiting: it is on the CPU, and not being traced."""
+    return type(tensor) is Tensor and tensor.is_cpu
+
+
+def asked(when: Tensor | None) -> bool:
+    """False only where the host sees that a flag is."""
+    return when is None or not seen(when) or bool(when)

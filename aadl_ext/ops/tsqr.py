@@ -73,7 +73,9 @@ def tsqr(
 
 def _kernel_takes(rows: Tensor, append: Tensor | None, offsets: Sequence[int]) -> bool:
     wide = append is not None and append.dtype == torch.float64
-    known = rows.dtype in (torch.float32, torch.float64) and (wide or rows.dtype == torch.float32 or append is None)
+    known = rows.dtype in (torch.float32, torch.float64) and (
+        wide or rows.dtype == torch.float32 or append is None
+    )
     columns = rows.shape[0] + (append is not None)
     return rows.device.type in DEVICES and known and (rows.is_cpu or columns <= MOST_COLUMNS)
 

@@ -16,7 +16,7 @@ damping             share of a step that is taken
 excess, expected    sums over recent steps, fading: slopes after them, and their sizes before
 slope               along the pending step, from the gradients before it; < 0
 slope_sum           along the last step, over the samples of the block after it
-share               of the step that is to be added, where it went beyond the minimum; < 0
+share               of the step that is too much, where it went beyond the minimum
 noise_ratio         ``|noise|^2`` of a mean gradient over ``|its change|^2``
 level_change        by how many powers of two blocks are to become longer: -1, 0 or 1
 flags, bool
@@ -40,8 +40,9 @@ spoiled, complete   the block under way has a sample that cannot be used, or has
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -50,7 +51,7 @@ import torch
 from torch import Tensor
 
 from .library import DEVICES
-from .registry import op
+from .registry import op, seen
 
 CONTROL = (
     "norm",
@@ -140,32 +141,87 @@ class Verdicts:
         return self.control, self.flags, self.counts
 
 
+Numbers = SimpleNamespace  # of floats, bools and counts: Python's where the host sees them anyway,
+Number = Any  # else 0-dim tensors; the definitions below are the same for both
+
+
 def _verdict(arguments: str) -> Any:
+    """Register a definition over the numbers that the tensors hold."""
     name, _, rest = arguments.partition("(")
-    common = "Tensor(a!) control, Tensor(b!) flags, Tensor(c!) counts, "
-    return op(f"{name}({common}{rest} -> ()", lambda control, *_: control.device.type in DEVICES)
+
+    def register(definition: Callable[..., None]) -> Callable[..., None]:
+        def on_tensors(control: Tensor, flags: Tensor, counts: Tensor, *others: Any) -> None:
+            held = (CONTROL, control), (FLAGS, flags), (COUNTS, counts)
+            numbers = [Numbers(**dict(zip(x, _numbers(y), strict=True))) for x, y in held]
+            definition(*numbers, *others)
+            for (names, tensor), values in zip(held, numbers, strict=True):
+                tensor.copy_(_vector([getattr(values, x) for x in names], tensor))
+
+        schema = f"{name}(Tensor(a!) control, Tensor(b!) flags, Tensor(c!) counts, {rest} -> ()"
+        call = op(schema, lambda control, *_: control.device.type in DEVICES)(on_tensors)
+        return functools.wraps(definition)(call)
+
+    return register
 
 
-def _views(control: Tensor, flags: Tensor, counts: Tensor) -> tuple[Any, Any, Any]:
-    verdicts = Verdicts(control, flags, counts)
-    return verdicts.now, verdicts.when, verdicts.number
+def _numbers(tensor: Tensor) -> list[Number]:
+    flat = tensor.flatten()
+    return flat.tolist() if seen(tensor) else list(flat.unbind())
 
 
-def _release(c: Any, f: Any, n: Any, moved: Tensor | None, averages: bool) -> None:
+def _vector(numbers: list[Number], like: Tensor) -> Tensor:
+    if seen(like):
+        return torch.tensor(numbers, dtype=like.dtype)
+    return torch.stack([torch.as_tensor(x, device=like.device).to(like.dtype) for x in numbers])
+
+
+def _not(flag: Number) -> Number:
+    return flag ^ True
+
+
+def _where(flag: Number, yes: Number, no: Number) -> Number:
+    if isinstance(flag, Tensor):
+        return torch.where(flag, yes, no)
+    return yes if flag else no
+
+
+def _larger(one: Number, other: Number) -> Number:
+    """The second if they cannot be compared."""
+    return _where(one > other, one, other)
+
+
+def _smaller(one: Number, other: Number) -> Number:
+    """The second if they cannot be compared."""
+    return _where(one < other, one, other)
+
+
+def _finite(x: Number) -> Number:
+    return x - x == 0
+
+
+def _ratio(one: Number, other: Number) -> Number:
+    """0 for a denominator of 0."""
+    zero = other == 0
+    return _where(zero, 0.0, one / _where(zero, 1.0, other))
+
+
+def _release(c: Numbers, f: Numbers, n: Numbers, moved: Tensor | None, averages: bool) -> None:
     """Whoever moved the parameters since the last step wants them there: nothing is pending."""
     if moved is None:
         return
-    n.dropped += moved & f.pending
-    n.restarts_moved_outside += moved & (f.pending | ~f.lost if averages else f.pending)
-    c.known.masked_fill_(moved, 1)
-    f.pending.masked_fill_(moved, False)
+    (away,) = _numbers(moved)
+    watched = f.pending | _not(f.lost) if averages else f.pending
+    n.dropped = n.dropped + (away & f.pending)
+    n.restarts_moved_outside = n.restarts_moved_outside + (away & watched)
+    c.known = _where(away, 1.0, c.known)
+    f.pending = f.pending & _not(away)
 
 
 @_verdict("judge_gradient_(Tensor squared_norm, Tensor? moved, float growth, bool averages)")
 def judge_gradient_(
-    control: Tensor,
-    flags: Tensor,
-    counts: Tensor,
+    c: Numbers,
+    f: Numbers,
+    n: Numbers,
     squared_norm: Tensor,
     moved: Tensor | None,
     growth: float,
@@ -175,20 +231,19 @@ def judge_gradient_(
 
     ``moved``, ``[]`` bool: whether something else has moved the parameters since.
     """
-    c, f, n = _views(control, flags, counts)
     _release(c, f, n, moved, averages)
-    norm = squared_norm.sqrt()
-    f.nonfinite.copy_(f.pending & ~norm.isfinite())
-    f.rejected.copy_(f.pending & (norm > growth * c.reference) | f.nonfinite)
+    norm = _numbers(squared_norm)[0] ** 0.5
+    f.nonfinite = f.pending & _not(_finite(norm))
+    f.rejected = f.pending & (norm > growth * c.reference) | f.nonfinite
 
 
 @_verdict(
     "judge_residual_(Tensor figures, Tensor? moved, bool guarded, bool stores, bool averages)"
 )
 def judge_residual_(
-    control: Tensor,
-    flags: Tensor,
-    counts: Tensor,
+    c: Numbers,
+    f: Numbers,
+    n: Numbers,
     figures: Tensor,
     moved: Tensor | None,
     guarded: bool,
@@ -198,41 +253,38 @@ def judge_residual_(
     """Algorithm 1, lines 19 to 24, one step late: the residual must be smaller where a point was
     extrapolated to than where it came from. ``figures`` are those of ``push_secant``.
     """
-    c, f, n = _views(control, flags, counts)
     _release(c, f, n, moved, averages)
-    norm = figures[1].sqrt()
-    sound = norm.isfinite()
-    rejected = f.pending & ~(norm < c.norm) & guarded  # NaN is not smaller
-    accepted = f.pending & ~rejected & guarded
-    lost = ~(sound | rejected)
-    rejections = torch.where(accepted, 0, c.rejections + rejected)
-    restart = rejections >= PATIENCE
-    n.pairs += sound & stores
-    n.accepted += accepted
-    n.rejected_nonfinite += rejected & ~sound
-    n.rejected_residual += rejected & sound
-    n.skipped_nonfinite += lost
-    n.restarts_rejections += restart
-    c.reduction.copy_(torch.where(f.accepted & sound, norm / c.norm, c.reduction))
-    c.norm.copy_(norm)
-    c.max_step.copy_(torch.where(rejected, c.max_step, figures[0]))
-    c.rejections.copy_(rejections * ~restart)
-    c.known.copy_((c.known + ~rejected) * ~lost)
-    f.paired.copy_((f.paired | (sound & stores)) & ~restart)
-    f.ready.copy_(sound & ~rejected & (norm > 0))
-    f.pending.zero_()
-    f.accepted.zero_()
-    f.unsound.copy_(~sound)
-    for flag, value in ((f.rejected, rejected), (f.write, rejected), (f.lost, lost)):
-        flag.copy_(value)
-    f.restart.copy_(restart)
+    max_step, squared_norm, _ = _numbers(figures)
+    norm = squared_norm**0.5
+    sound = _finite(norm)
+    f.rejected = f.pending & _not(norm < c.norm) & guarded  # NaN is not smaller
+    accepted = f.pending & _not(f.rejected) & guarded
+    f.lost = _not(sound | f.rejected)
+    rejections = _where(accepted, 0.0, c.rejections + f.rejected)
+    f.restart = rejections >= PATIENCE
+    n.pairs = n.pairs + (sound & stores)
+    n.accepted = n.accepted + accepted
+    n.rejected_nonfinite = n.rejected_nonfinite + (f.rejected & _not(sound))
+    n.rejected_residual = n.rejected_residual + (f.rejected & sound)
+    n.skipped_nonfinite = n.skipped_nonfinite + f.lost
+    n.restarts_rejections = n.restarts_rejections + f.restart
+    c.reduction = _where(f.accepted & sound, _ratio(norm, c.norm), c.reduction)
+    c.norm = norm
+    c.max_step = _where(f.rejected, c.max_step, max_step)
+    c.rejections = _where(f.restart, 0.0, rejections)
+    c.known = _where(f.lost, 0.0, c.known + _not(f.rejected))
+    f.paired = (f.paired | (sound & stores)) & _not(f.restart)
+    f.ready = sound & _not(f.rejected) & (norm > 0)
+    f.unsound = _not(sound)
+    f.write = f.rejected
+    f.pending = f.accepted = False
 
 
 @_verdict("arm_(Tensor possible, Tensor[] passes, int[] causes, bool guarded, bool patient)")
 def arm_(
-    control: Tensor,
-    flags: Tensor,
-    counts: Tensor,
+    c: Numbers,
+    f: Numbers,
+    n: Numbers,
     possible: Tensor,
     passes: Sequence[Tensor],
     causes: Sequence[int],
@@ -245,86 +297,77 @@ def arm_(
     If not ``guarded`` a point that is accepted is not judged later. ``patient``: rejections in a
     row clear the history.
     """
-    c, f, n = _views(control, flags, counts)
-    accepted = ready = f.ready & possible
+    f.accepted = ready = f.ready & _numbers(possible)[0]
     for passed, cause in zip(passes, causes, strict=True):
-        counts[cause] += accepted & ~passed
-        accepted = accepted & passed
-    rejections = c.rejections + (ready & ~accepted)
-    n.extrapolations += ready
+        passes_it, name = _numbers(passed)[0], COUNTS[cause]
+        setattr(n, name, getattr(n, name) + (f.accepted & _not(passes_it)))
+        f.accepted = f.accepted & passes_it
+    n.extrapolations = n.extrapolations + ready
+    c.rejections = c.rejections + (ready & _not(f.accepted))
     if not guarded:
-        n.accepted += accepted
-        rejections = rejections * ~accepted
+        n.accepted = n.accepted + f.accepted
+        c.rejections = _where(f.accepted, 0.0, c.rejections)
     if patient:
-        restart = rejections >= PATIENCE
-        n.restarts_rejections += restart
-        f.restart.logical_or_(restart)
-        f.paired.logical_and_(~restart)
-        rejections = rejections * ~restart
-    c.rejections.copy_(rejections)
-    f.pending.copy_(accepted & guarded)
-    f.accepted.copy_(accepted)
-    f.declined.copy_(~accepted)
-    f.write.logical_or_(accepted)
+        restart = c.rejections >= PATIENCE
+        n.restarts_rejections = n.restarts_rejections + restart
+        f.restart = f.restart | restart
+        f.paired = f.paired & _not(restart)
+        c.rejections = _where(restart, 0.0, c.rejections)
+    f.pending = f.accepted & guarded
+    f.declined = _not(f.accepted)
+    f.write = f.write | f.accepted
 
 
 @_verdict("average_(Tensor max_std, float threshold, int length)")
 def average_(
-    control: Tensor, flags: Tensor, counts: Tensor, max_std: Tensor, threshold: float, length: int
+    c: Numbers, f: Numbers, n: Numbers, max_std: Tensor, threshold: float, length: int
 ) -> None:
     """Eq. 16: the mean takes the place of the last point while ``max sqrt(S) > epsilon max |r|``."""
-    c, f, n = _views(control, flags, counts)
-    f.oscillates.copy_((max_std > threshold * c.max_step) & (c.known >= length))
-    f.steady.copy_(~f.oscillates)
-    f.write.logical_or_(f.oscillates)
-    n.averaged += f.oscillates
+    spread = _numbers(max_std)[0]
+    f.oscillates = (spread > threshold * c.max_step) & (c.known >= length)
+    f.steady = _not(f.oscillates)
+    f.write = f.write | f.oscillates
+    n.averaged = n.averaged + f.oscillates
 
 
 @_verdict("judge_slope_(Tensor figures, bool judges)")
-def judge_slope_(
-    control: Tensor, flags: Tensor, counts: Tensor, figures: Tensor, judges: bool
-) -> None:
+def judge_slope_(c: Numbers, f: Numbers, n: Numbers, figures: Tensor, judges: bool) -> None:
     """Take in a sample, and with ``judges`` compare the slopes along a pending step at its ends.
 
-    ``figures`` are those of ``add_sample_``. Beyond the minimum, ``share`` of the step leads back
-    to the minimum of the parabola through both slopes.
+    ``figures`` are those of ``add_sample_``. Beyond the minimum, a ``share`` of the step
+    less is the minimum of the parabola through both slopes.
     """
-    c, f, n = _views(control, flags, counts)
-    squared_norm, slope = figures.unbind()
-    sound = squared_norm.isfinite()
+    squared_norm, slope = _numbers(figures)
+    sound = _finite(squared_norm)
     if judges:
-        stands = f.pending & ~f.rejected
-        n.accepted += stands
-        n.rejected_nonfinite += f.nonfinite
-        n.rejected_residual += f.rejected & ~f.nonfinite
-        f.beyond.copy_(stands & (c.slope < 0) & (slope > -c.slope))
+        stands = f.pending & _not(f.rejected)
+        f.beyond = stands & (c.slope < 0) & (slope > -c.slope)
+        n.accepted = n.accepted + stands
+        n.rejected_nonfinite = n.rejected_nonfinite + f.nonfinite
+        n.rejected_residual = n.rejected_residual + (f.rejected & _not(f.nonfinite))
+        n.shortened = n.shortened + f.beyond
+        c.share = _where(f.beyond, 1 - _ratio(c.slope, c.slope - slope), 0.0)
+        less = c.trust_radius * _where(f.rejected, 0.25, 0.5)
         longer = stands & (slope < -c.slope / 2) & f.limited
-        n.shortened += f.beyond
-        c.share.copy_(torch.where(f.beyond, c.slope / (c.slope - slope) - 1, 0.0))
-        less = c.trust_radius * torch.where(f.rejected, 0.25, 0.5)
-        more = (2 * c.trust_radius).clamp_max(MOST_TRUST)
-        radius = torch.where(longer, more, c.trust_radius)
-        shrunk = f.rejected | f.beyond
-        c.trust_radius.copy_(torch.where(shrunk, less.clamp_min(LEAST_TRUST), radius))
-        f.on_line.copy_(stands)
-        c.slope_sum.zero_()
-    spoilt = ~sound | f.rejected
-    n.skipped_nonfinite += ~(sound | f.rejected)
-    c.slope_sum.copy_(torch.where(spoilt, math.nan, c.slope_sum + slope))
-    recent = torch.maximum(squared_norm.sqrt(), 0.9 * c.reference)
-    c.reference.copy_(torch.where(spoilt, c.reference, recent))
-    f.spoiled.logical_or_(spoilt)
-    f.complete.copy_(~f.spoiled)
-    f.pending.zero_()
-    f.rejected.zero_()
-    f.nonfinite.zero_()
+        radius = _where(longer, _smaller(2 * c.trust_radius, MOST_TRUST), c.trust_radius)
+        c.trust_radius = _where(f.rejected | f.beyond, _larger(less, LEAST_TRUST), radius)
+        f.on_line = stands
+        c.slope_sum = 0.0
+    spoilt = f.rejected | _not(sound)
+    n.skipped_nonfinite = n.skipped_nonfinite + _not(sound | f.rejected)
+    c.slope_sum = _where(spoilt, math.nan, c.slope_sum + slope)
+    recent = _larger(squared_norm**0.5, 0.9 * c.reference)
+    c.reference = _where(spoilt, c.reference, recent)
+    f.spoiled = f.spoiled | spoilt
+    f.complete = _not(f.spoiled)
+    f.pending = f.rejected = f.nonfinite = False
 
 
 @_verdict("learn_(int samples, Tensor change, Tensor noise, int noise_slot, int level)")
 def learn_(
-    control: Tensor,
-    flags: Tensor,
-    counts: Tensor,
+    c: Numbers,
+    f: Numbers,
+    n: Numbers,
     samples: int,
     change: Tensor,
     noise: Tensor,
@@ -346,26 +389,26 @@ def learn_(
         noise_slot: where the block's own is.
         level: of the length of blocks, 0 for the usual one.
     """
-    c, f, n = _views(control, flags, counts)
     after = c.slope_sum / samples
-    known = f.on_line & (c.slope < 0) & after.isfinite()
-    excess = FORGETTING * c.excess + torch.minimum(after, -3 * c.slope)
+    known = f.on_line & (c.slope < 0) & _finite(after)
+    excess = FORGETTING * c.excess + _smaller(after, -3 * c.slope)
     expected = FORGETTING * c.expected - c.slope
-    damping = c.damping * (-GAIN * (excess / expected).clamp_min(-1)).exp()
-    c.excess.copy_(torch.where(known, excess, c.excess))
-    c.expected.copy_(torch.where(known, expected, c.expected))
-    c.damping.copy_(torch.where(known, damping.clamp(LEAST_DAMPING, 1), c.damping))
+    power = -GAIN * _larger(_ratio(excess, expected), -1.0)
+    damping = c.damping * (power.exp() if isinstance(power, Tensor) else math.exp(power))
+    damping = _smaller(_larger(damping, LEAST_DAMPING), 1.0)
+    c.excess = _where(known, excess, c.excess)
+    c.expected = _where(known, expected, c.expected)
+    c.damping = _where(known, damping, c.damping)
     if noise.shape[1]:
-        total, both = change.sum(), noise[:, noise_slot].sum() + noise[:, noise_slot - 1].sum()
-        ratio = torch.where(total > 0, both / 2 / total, math.inf)
-        ratio = torch.where(f.complete, ratio, c.noise_ratio)
-        c.noise_ratio.copy_(ratio)
+        (total,) = _numbers(change.sum())
+        (both,) = _numbers(noise[:, [noise_slot, noise_slot - 1]].sum())
+        ratio = _where(total > 0, _ratio(both / 2, total), math.inf)
+        c.noise_ratio = ratio = _where(f.complete, ratio, c.noise_ratio)
         whole = c.damping > 0.95
         longer = c.damping < 0.8 if level < 0 else (ratio > 0.3) & (c.damping < 0.7)
         shorter = (ratio < 0.1) | whole if level > 0 else (ratio < 0.01) & whole
-        c.level_change.copy_(torch.where(longer, 1.0, -(shorter.double())))
-    n.pairs += f.complete
-    f.ready.copy_(f.complete)
-    f.paired.logical_or_(f.complete)
-    f.spoiled.zero_()
-    f.on_line.zero_()
+        c.level_change = _where(longer, 1.0, _where(shorter, -1.0, 0.0))
+    n.pairs = n.pairs + f.complete
+    f.ready = f.complete
+    f.paired = f.paired | f.complete
+    f.spoiled = f.on_line = False
