@@ -6,10 +6,10 @@ import warnings
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-import torch
+from torch.optim import Optimizer
 
 from .accelerator import Accelerator
-from .optimizer_hook import Optimizer, OptimizerHook
+from .optimizer_hook import OptimizerHook
 from .options import Anderson, Method, Storage, SubspaceNewton
 
 UNSET: Any = type("Unset", (), {"__repr__": lambda _: "default"})()
@@ -35,8 +35,8 @@ def accelerate(
     frequency: int = UNSET,
     reg_acc: float = UNSET,
     average: bool = UNSET,
-    history_device: torch.device | str | None = None,
-    compute_device: torch.device | str | None = None,
+    history_device: Any = None,
+    compute_device: Any = None,
     distributed: bool = False,
     sync_frequency: int = 1,
     *,
@@ -91,7 +91,7 @@ def accelerate(
             f"this {type(optimizer).__name__} is accelerated already; call "
             "remove_acceleration(optimizer) first to change its options"
         )
-    given = {
+    given: dict[str, Any] = {
         "relaxation": relaxation,
         "wait_iterations": wait_iterations,
         "history_depth": history_depth,
@@ -102,7 +102,7 @@ def accelerate(
     }
     given = {name: value for name, value in given.items() if value is not UNSET}
     if history_device is not None or compute_device is not None:
-        given["storage"] = Storage(device=history_device, compute_device=compute_device)
+        given["storage"] = Storage(None, history_device, compute_device)
     options = _method(acceleration_type if method is None else method, given)
     accelerator = Accelerator(optimizer.param_groups, options)
     _hooks[optimizer] = OptimizerHook(optimizer, accelerator)

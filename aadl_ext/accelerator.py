@@ -1,4 +1,4 @@
-"""An accelerator: an iteration over the parameters of an optimizer, and what users ask and tell it."""
+"""An iteration over the parameters of an optimizer, and what users ask and tell it."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ class Accelerator:
 
     def __init__(self, param_groups: Groups, options: Method) -> None:
         self.options = options
+        self._skip: str | None = None
         self._counts: dict[str, Counter[str]] = {"skipped": Counter(), "restarts": Counter()}
         self._lay_out(param_groups)
 
@@ -69,7 +70,7 @@ class Accelerator:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Forget pairs, iterates and a pending extrapolation; the parameters stay where they are."""
+        """Forget pairs, iterates and a pending extrapolation; the parameters stay."""
         self._restart("request")
         self._drop_pending()
         self.iteration.forget_place()
@@ -168,7 +169,6 @@ class Accelerator:
         storage, last = self.options.storage, getattr(self, "iteration", None)
         self.layout = Layout.build(param_groups, self.options.scope, storage.device)
         self.rates = ()
-        self._skip: str | None = None
         verdicts = ops.Verdicts.on(self.layout.device)
         if isinstance(self.options, Anderson):
             self.iteration = AndersonIteration.empty(self.layout, self.options, verdicts)

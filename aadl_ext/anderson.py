@@ -24,7 +24,7 @@ from .options import Anderson
 from .parameters import Layout
 from .safeguards import Candidate, Evaluate, arm
 from .secant_history import SecantHistory
-from .state import scratch
+from .state import Scratch
 
 if TYPE_CHECKING:
     from .optimizer_hook import Gradients
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 class AndersonIteration:
     """``before`` sees w^k, ``step`` sees w^k + r^k and moves the parameters on to w^{k+1}."""
 
-    layout: Layout = scratch()
-    options: Anderson = scratch()
+    layout: Scratch[Layout]
+    options: Scratch[Anderson]
     verdicts: ops.Verdicts
     history: SecantHistory
     window: MovingAverage | None
@@ -44,17 +44,23 @@ class AndersonIteration:
     k: int = 0
     pending: bool = False  #: whether the last step may have extrapolated, so that this one judges
     tracked: bool = False  #: whether the parameters are expected where they were left
-    judged: bool = scratch(default=False)  #: whether the step under way has shown its gradient
-    moved: Tensor | None = scratch(default=None)  #: whether something else has moved them since
-    solution: ops.SecantSolution | None = scratch(default=None)  #: of the last extrapolation
+    judged: Scratch[bool] = False  #: whether the step under way has shown its gradient
+    moved: Scratch[Tensor | None] = None  #: whether something else has moved them since
+    solution: Scratch[ops.SecantSolution | None] = None  #: of the last extrapolation
 
     @classmethod
     def empty(cls, layout: Layout, options: Anderson, verdicts: ops.Verdicts) -> AndersonIteration:
         """Allocate all buffers."""
-        history = SecantHistory.empty(layout, options, verdicts)
-        average = options.average
-        window = MovingAverage.empty(layout, average, verdicts) if average else None
-        return cls(layout, options, verdicts, history, window, layout.vector(), layout.vector())
+        average = options.averaging
+        return cls(
+            layout,
+            options,
+            verdicts,
+            history=SecantHistory.empty(layout, options, verdicts),
+            window=MovingAverage.empty(layout, average, verdicts) if average else None,
+            next=layout.vector(),
+            fallback=layout.vector(),
+        )
 
     # ---- Algorithm 1 ------------------------------------------------------------------------
 
@@ -70,7 +76,7 @@ class AndersonIteration:
             self.window.start_at(self.history.point, self.moved)
 
     def see_gradient(self, gradients: Gradients) -> Tensor | None:
-        """Whether the base step is to be left out: the gradient at a pending point is not finite."""
+        """Whether the base step is to be left out: the gradient there is not finite."""
         if self.pending and not self.judged:
             self.judged = True
             squared_norm, averages = gradients.squared_norm(self.layout.device), bool(self.window)
@@ -93,7 +99,7 @@ class AndersonIteration:
         if self.judged:  # a step that was left out measures nothing
             base[:1].masked_fill_(v.when.rejected, math.nan)
         figures = h.push(base, rates, stores)  # Eq. 1 to 3
-        guarded, averages = "residual" in o.safeguard, self.window is not None
+        guarded, averages = "residual" in o.tests, self.window is not None
         ops.judge_residual_(*v.tensors, figures, self.moved, guarded, stores, averages)
         if stores:
             h.keep()
@@ -102,7 +108,7 @@ class AndersonIteration:
         if extrapolates:  # lines 16 to 18
             self.next, self.fallback = self.fallback, base
             self.solution = h.solve(residual)  # Eq. 5
-            self._extrapolate(w, base, rates, evaluate)
+            self._extrapolate(w, base, self.solution, rates, evaluate)
             self.pending = guarded
         if self.window:  # lines 5 to 7 of the next pass: Eq. 11, 15 and 16
             self.next = self.window.push(self.next, pending)
@@ -111,10 +117,15 @@ class AndersonIteration:
         self.tracked = self.pending or averages
 
     def _extrapolate(
-        self, w: Tensor, base: Tensor, rates: tuple[float, ...], evaluate: Evaluate | None
+        self,
+        w: Tensor,
+        base: Tensor,
+        solution: ops.SecantSolution,
+        rates: tuple[float, ...],
+        evaluate: Evaluate | None,
     ) -> None:
         """w^{k+1} by Eq. 4 and 6; or w^k + r^k, where a safeguard objects."""
-        o, h, v, solution = self.options, self.history, self.verdicts, self.solution
+        o, h, v = self.options, self.history, self.verdicts
         if o.mixing == "paper":  # (1 - beta) w + beta (w + r - (W + R) gamma)
             gamma = o.relaxation * solution.gamma
         else:  # classic: (w - W gamma) + beta (r - R gamma)
@@ -124,7 +135,7 @@ class AndersonIteration:
         candidate = Candidate(
             self.layout, v, base, self.next, largest, solution.gamma, possible, evaluate
         )
-        arm(candidate, o.safeguard, guarded="residual" in o.safeguard, patient=True)
+        arm(candidate, o.tests, guarded="residual" in o.tests, patient=True)
         ops.gather((base,), self.next, when=v.when.declined)
 
     # ---- what is due, and where the parameters are ------------------------------------------

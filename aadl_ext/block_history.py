@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from . import ops
 from .options import SubspaceNewton
 from .parameters import Layout
-from .state import scratch
+from .state import Scratch
 
 
 @dataclass(eq=False)
@@ -25,9 +24,9 @@ class BlockHistory:
     cannot be used is zero, and has no part in a solution.
     """
 
-    layout: Layout = scratch()
-    options: SubspaceNewton = scratch()
-    verdicts: ops.Verdicts = scratch()
+    layout: Scratch[Layout]
+    options: Scratch[SubspaceNewton]
+    verdicts: Scratch[ops.Verdicts]
     sums: list[Tensor]  #: of points from the last mean, gradients and, alternating, noise
     last_point: Tensor
     last_gradient: Tensor
@@ -46,19 +45,22 @@ class BlockHistory:
     @classmethod
     def empty(cls, layout: Layout, options: SubspaceNewton, verdicts: ops.Verdicts) -> BlockHistory:
         """Allocate it."""
-        m, noises, segments = options.history_depth, options.noise_samples, len(layout.groups)
-        rows = (layout.vector(x, options.storage.dtype) for x in (m, m, noises))
-        shapes = ((m, m), (m, m), (m,), (m, noises), (noises,))
-        small = {"dtype": torch.float64, "device": layout.device}
+        m, noises, dtype = options.history_depth, options.noise_samples, options.storage.dtype
         return cls(
             layout,
             options,
             verdicts,
-            [layout.vector() for _ in range(3 if noises else 2)],
-            layout.vector(),
-            layout.vector(),
-            *rows,
-            *(torch.zeros(segments, *shape, **small) for shape in shapes),
+            sums=[layout.vector() for _ in range(3 if noises else 2)],
+            last_point=layout.vector(),
+            last_gradient=layout.vector(),
+            step_rows=layout.vector(m, dtype),
+            gradient_rows=layout.vector(m, dtype),
+            noise_rows=layout.vector(noises, dtype),
+            metric=layout.matrices(m, m),
+            curvature=layout.matrices(m, m),
+            slopes=layout.matrices(m),
+            noise=layout.matrices(m, noises),
+            noise_norms=layout.matrices(noises),
         )
 
     @property
@@ -142,7 +144,7 @@ class BlockHistory:
         o, now = self.options, self.verdicts.now
         last = (self.slot - 1) % o.history_depth
         radius = self._joint(self.metric[:, last, last]).clamp_min(0).sqrt()
-        radius = radius * (now.trust_radius if "limits" in o.safeguard else math.inf)
+        radius = radius * (now.trust_radius if "limits" in o.tests else math.inf)
         noise = self.noise[..., : min(self.blocks, o.noise_samples)]
         problem = (self.metric, self.curvature, self.slopes, noise)
         device = o.storage.compute_device or self.layout.device

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import ops
 from .options import Averaging
 from .parameters import Layout
-from .state import scratch
+from .state import Scratch
 
 
 @dataclass(eq=False)
@@ -21,8 +21,8 @@ class MovingAverage:
     full; ``verdicts.now.known`` tells how many of its points count.
     """
 
-    options: Averaging = scratch()
-    verdicts: ops.Verdicts = scratch()
+    options: Scratch[Averaging]
+    verdicts: Scratch[ops.Verdicts]
     iterates: list[Tensor]  #: newest last
     pushed: int = 0
 

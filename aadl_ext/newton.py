@@ -25,7 +25,7 @@ from .ops.verdicts import LEAST_TRUST
 from .options import SubspaceNewton
 from .parameters import Layout
 from .safeguards import Candidate, Evaluate, arm
-from .state import scratch
+from .state import Scratch
 from .trust_region import BlockLength
 
 if TYPE_CHECKING:
@@ -36,21 +36,21 @@ if TYPE_CHECKING:
 class NewtonIteration:
     """``before`` sees w, ``see_gradient`` sees g, ``step`` moves the parameters on."""
 
-    layout: Layout = scratch()
-    options: SubspaceNewton = scratch()
+    layout: Scratch[Layout]
+    options: Scratch[SubspaceNewton]
     verdicts: ops.Verdicts
     history: BlockHistory
     block_length: BlockLength
-    point: Tensor = scratch()  #: w
-    gradient: Tensor = scratch()  #: g
+    point: Scratch[Tensor]  #: w
+    gradient: Scratch[Tensor]  #: g
     next: Tensor  #: where the last step has led
     fallback: Tensor  #: where it began
     direction: Tensor  #: the way between, d
     k: int = 0
     pending: bool = False  #: whether the last step may have been one, so that this one judges
     on_line: bool = False  #: whether the block under way began with one
-    judged: bool = scratch(default=False)  #: whether the step under way has shown its gradient
-    solution: ops.SubspaceSolution | None = scratch(default=None)  #: of the last step
+    judged: Scratch[bool] = False  #: whether the step under way has shown its gradient
+    solution: Scratch[ops.SubspaceSolution | None] = None  #: of the last step
 
     @classmethod
     def empty(
@@ -59,10 +59,18 @@ class NewtonIteration:
         """Allocate all buffers."""
         verdicts.now.trust_radius.fill_(options.trust_radius)
         verdicts.now.damping.fill_(1)
-        history = BlockHistory.empty(layout, options, verdicts)
-        block_length = BlockLength(options.block_length, bool(options.adaptive_blocks))
-        buffers = (layout.vector() for _ in range(5))
-        return cls(layout, options, verdicts, history, block_length, *buffers)
+        return cls(
+            layout,
+            options,
+            verdicts,
+            history=BlockHistory.empty(layout, options, verdicts),
+            block_length=BlockLength(options.block_length, bool(options.adaptive_blocks)),
+            point=layout.vector(),
+            gradient=layout.vector(),
+            next=layout.vector(),
+            fallback=layout.vector(),
+            direction=layout.vector(),
+        )
 
     # ---- the method -------------------------------------------------------------------------
 
@@ -74,15 +82,15 @@ class NewtonIteration:
     def see_gradient(self, gradients: Gradients) -> Tensor | None:
         """Keep g; whether the base step is to be left out, since g rejects a pending step."""
         if self.judged:  # a closure that is called again, at another point
-            return self.verdicts.when.rejected if self.pending else None
+            return self._rejected if self.pending else None
         self.judged = gradients.gather(self.layout, self.point, self.gradient)
         if not self.pending or not self.judged:
             return None
         o, v = self.options, self.verdicts
-        growth = o.max_gradient_growth if "residual" in o.safeguard else math.inf
+        growth = o.max_gradient_growth if "residual" in o.tests else math.inf
         moved = ops.differs(self.point, self.next)
         ops.judge_gradient_(*v.tensors, ops.squared_norm([self.gradient]), moved, growth, False)
-        return v.when.rejected
+        return self._rejected
 
     def step(self, rates: tuple[float, ...], evaluate: Evaluate | None) -> None:
         """Take in the sample (w, g), judge a pending step; at the end of a block, take one."""
@@ -113,10 +121,10 @@ class NewtonIteration:
             self._take_step(evaluate)
 
     def _take_step(self, evaluate: Evaluate | None) -> None:
-        """w + d, where no safeguard objects."""
+        """W + d, where no safeguard objects."""
         o, h, v = self.options, self.history, self.verdicts
         self.solution, limited = h.solve()
-        damping = v.now.damping if "limits" in o.safeguard else 1.0
+        damping = v.now.damping if "limits" in o.tests else 1.0
         y, slope = self.solution.coefficients * damping, (self.solution.slope * damping).sum()
         self.layout.read(self.fallback)
         largest = ops.extrapolate_(
@@ -133,13 +141,18 @@ class NewtonIteration:
         candidate = Candidate(
             self.layout, v, self.fallback, self.next, largest, y, possible, evaluate, slope
         )
-        tests = tuple(name for name in o.safeguard if name != "limits")  # the radius is one
+        tests = tuple(name for name in o.tests if name != "limits")  # the radius is one
         arm(candidate, tests, guarded=True, patient=False)
         ops.gather((self.fallback,), self.next, when=v.when.declined)
         self.layout.write(self.next, when=v.when.accepted)
         torch.sub(self.next, self.fallback, out=self.direction)
         v.now.slope.copy_(slope)
         v.when.limited.copy_(limited)
+
+    @property
+    def _rejected(self) -> Tensor:
+        rejected: Tensor = self.verdicts.when.rejected
+        return rejected
 
     # ---- between steps ----------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ class Storage:
     Attributes:
         dtype: of the stored rows; None: float64 if any parameter is, else float32. bfloat16 and
             float16 halve the memory.
-        device: of the history and of all passes over it; None: the device of the parameters.
+        device: a device or its name, of the history and of all passes over it; None: the device of the parameters.
         compute_device: of the small m x m solve; None: as the history.
 
     Raises:
@@ -74,8 +74,8 @@ class Storage:
     """
 
     dtype: torch.dtype | None = None
-    device: torch.device | str | None = None
-    compute_device: torch.device | str | None = None
+    device: torch.device | None = None
+    compute_device: torch.device | None = None
 
     def __post_init__(self) -> None:
         _check_choice(self, "dtype", ROW_DTYPES)
@@ -169,6 +169,16 @@ class Anderson:
         _check_choice(self, "scope", SCOPES)
         _check_type(self, "storage", Storage)
 
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """Names of the safeguards, in the order in which they are asked."""
+        return tuple(self.safeguard or ())
+
+    @property
+    def averaging(self) -> Averaging | None:
+        """``average``, resolved."""
+        return self.average if isinstance(self.average, Averaging) else None
+
     def solver_for(self, dtype: torch.dtype) -> str:
         """Resolve "auto": products of float32 are exact in float64, those of float64 are not."""
         if self.solver != "auto":
@@ -192,9 +202,9 @@ class SubspaceNewton:
             it doubles where steps could have been longer and shrinks where they went too far.
         max_gradient_growth: a step is rejected if the next gradient is more than this times as
             large as recent ones.
-        adaptive_blocks: whether blocks grow up to four times ``block_length`` while steps go too far
-            because of noise, and shrink to a quarter of it while there is hardly any and whole steps
-            are right; True unless there are no noise samples to measure it.
+        adaptive_blocks: whether blocks grow up to four times ``block_length`` while steps go too
+            far because of noise, and shrink to a quarter of it while there is hardly any and whole
+            steps are right; True unless there are no noise samples to measure it.
         safeguard: tests that a step must pass, one name or several, or None: every finite one is
             kept. "residual" rejects it by the next gradient, which training computes anyway;
             "descent" rejects steps along which the loss grows; "limits" cuts steps to the trust
@@ -240,6 +250,11 @@ class SubspaceNewton:
         _check_safeguards(self, ("residual", "descent", "limits", "loss"))
         _check_choice(self, "scope", SCOPES)
         _check_type(self, "storage", Storage)
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """Names of the safeguards, in the order in which they are asked."""
+        return tuple(self.safeguard or ())
 
     @classmethod
     def memory_light(cls, **options: Any) -> SubspaceNewton:

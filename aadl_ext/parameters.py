@@ -90,6 +90,10 @@ class Layout:
         shape = (self.padded,) if rows is None else (rows, self.padded)
         return zeros(shape, dtype or self.dtype, self.device)
 
+    def matrices(self, *shape: int) -> Tensor:
+        """Zeros for small problems, one a segment: ``[S, *shape]`` float64."""
+        return torch.zeros(len(self.groups), *shape, dtype=torch.float64, device=self.device)
+
     def read(self, out: Tensor) -> None:
         """Copy the parameters into ``out``, zeros into its padding."""
         ops.gather(self.parameters, out)

@@ -1,8 +1,8 @@
 """Tests that an extrapolated point must pass before it is taken.
 
-Each is a function of a :class:`Candidate` that returns ``[]`` bool, on the device, whether it passes;
-one that is asked by name is in ``TESTS``. Comparisons are written so that NaN never passes. The test
-called "residual" comes later: the next training step makes it (``ops.judge_residual_``,
+Each is a function of a :class:`Candidate` that returns ``[]`` bool, on the device, whether it
+passes; one that is asked by name is in ``TESTS``. Comparisons are written so that NaN never passes.
+The test called "residual" comes later: the next training step makes it (``ops.judge_residual_``,
 ``ops.judge_gradient_``).
 """
 
@@ -56,18 +56,18 @@ def arm(candidate: Candidate, safeguards: tuple[str, ...], guarded: bool, patien
 
 def fits(candidate: Candidate) -> Tensor:
     """Every entry is a number that the parameters can hold."""
-    return candidate.largest <= candidate.layout.limit
+    return torch.le(candidate.largest, candidate.layout.limit)
 
 
 def has_limits(candidate: Candidate) -> Tensor:
     """The coefficients are not large: then the columns nearly depend on each other."""
-    return candidate.coefficients.abs().sum() <= MAX_COEFFICIENTS
+    return torch.le(candidate.coefficients.abs().sum(), MAX_COEFFICIENTS)
 
 
 def descends(candidate: Candidate) -> Tensor:
     """The loss falls along the way."""
     assert candidate.slope is not None
-    return candidate.slope < 0
+    return torch.lt(candidate.slope, 0)
 
 
 def lowers_loss(candidate: Candidate) -> Tensor:
@@ -102,7 +102,7 @@ TESTS: dict[str, Callable[[Candidate], Tensor]] = {
 
 def ask_for_closure(options: Method, has_closure: bool) -> None:
     """Raise RuntimeError if losses are to be compared and there is nothing to evaluate them."""
-    if "loss" in tuple(options.safeguard or ()) and not has_closure:
+    if "loss" in options.tests and not has_closure:
         raise RuntimeError(
             'safeguard="loss" compares losses, but step() was called without a closure: '
             'call step(closure), or accelerate with safeguard="residual"'

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import ops
 from .options import Anderson
 from .parameters import Layout
-from .state import scratch
+from .state import Scratch
 
 
 @dataclass(eq=False)
@@ -23,17 +23,17 @@ class SecantHistory:
     A row that cannot be used is zero, and has no part in a solution.
     """
 
-    layout: Layout = scratch()
-    options: Anderson = scratch()
-    verdicts: ops.Verdicts = scratch()
-    point: Tensor = scratch()  #: w of the step under way
-    residual: Tensor = scratch()  #: r / lr of the step under way
+    layout: Scratch[Layout]
+    options: Scratch[Anderson]
+    verdicts: Scratch[ops.Verdicts]
+    point: Scratch[Tensor]  #: w of the step under way
+    residual: Scratch[Tensor]  #: r / lr of the step under way
     last_point: Tensor  #: those of the last stored pair
     last_residual: Tensor
     step_rows: Tensor  #: [m, N]
     residual_rows: Tensor  #: [m, N]
     systems: Tensor | None  #: [S, m + 1, m + 1] Gram matrices of [R | r]; TSQR needs none,
-    live: Tensor | None  #: but [m + 1] float64, 1 for columns that are not forgotten
+    live: Tensor  #: but [m + 1] float64, 1 for columns that are not forgotten
     slot: int = 0  #: the next row to write
     begun: bool = False  #: whether there is a pair
     row_rates: list[tuple[float, ...]] = field(default_factory=list)  #: rates of each row
@@ -41,23 +41,22 @@ class SecantHistory:
     @classmethod
     def empty(cls, layout: Layout, options: Anderson, verdicts: ops.Verdicts) -> SecantHistory:
         """Allocate it."""
-        depth, dtype = options.history_depth, options.storage.dtype or layout.dtype
+        m, dtype = options.history_depth, options.storage.dtype or layout.dtype
         gram = options.solver_for(dtype) == "gram"
-        small = {"dtype": torch.float64, "device": layout.device}
-        segments = len(layout.groups)
+        live = torch.zeros(m + 1, dtype=torch.float64, device=layout.device)
+        live[m:] = 1  # the residual
         return cls(
             layout,
             options,
             verdicts,
-            *(layout.vector() for _ in range(4)),
-            layout.vector(depth, dtype),
-            layout.vector(depth, dtype),
-            torch.zeros(segments, depth + 1, depth + 1, **small) if gram else None,
-            None
-            if gram
-            else torch.zeros(depth + 1, **small).index_fill_(
-                0, torch.tensor(depth, device=layout.device), 1
-            ),
+            point=layout.vector(),
+            residual=layout.vector(),
+            last_point=layout.vector(),
+            last_residual=layout.vector(),
+            step_rows=layout.vector(m, dtype),
+            residual_rows=layout.vector(m, dtype),
+            systems=layout.matrices(m + 1, m + 1) if gram else None,
+            live=live,
         )
 
     def clear(self) -> None:
@@ -68,7 +67,7 @@ class SecantHistory:
         self._clear_if_asked()
 
     def _clear_if_asked(self) -> None:
-        rows = self.systems if self.live is None else self.live[:-1]
+        rows = self.live[:-1] if self.systems is None else self.systems
         rows.masked_fill_(self.verdicts.when.restart, 0)
 
     def push(self, after: Tensor, rates: tuple[float, ...], store: bool) -> Tensor:
@@ -95,7 +94,7 @@ class SecantHistory:
         if slot >= 0:
             self.row_rates[slot : slot + 1] = [rates]
             self.slot = (slot + 1) % self.options.history_depth
-            if self.live is not None:
+            if self.systems is None:
                 self.live[slot] = 1
         return figures
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import field, fields, is_dataclass
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, TypeVar
 
 from torch import Tensor
 
-
-def scratch(**arguments: Any) -> Any:
-    """A field that a checkpoint leaves out: made anew, or of no use after a step."""
-    return field(metadata={"saved": False}, **arguments)
+T = TypeVar("T")
+#: Type of a field that a checkpoint leaves out: made anew, or of no use after a step.
+Scratch = Annotated[T, "not saved"]
 
 
 def state_dict(holder: Any) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def tensors(holder: Any) -> list[Tensor]:
 
 
 def _fields(holder: Any) -> list[Any]:
-    return [f for f in fields(holder) if f.metadata.get("saved", True)]
+    return [f for f in fields(holder) if not str(f.type).startswith("Scratch[")]
 
 
 def _saved(value: Any) -> Any:

@@ -46,7 +46,9 @@ class Stats:
     @classmethod
     def read(cls, verdicts: ops.Verdicts, counts: dict[str, Counter[str]], steps: int) -> Stats:
         """Bring all counts to the host; waits for the device that has them."""
-        stats = cls(steps=steps, **{name: Counter(causes) for name, causes in counts.items()})
+        stats = cls(steps=steps)
+        for name, causes in counts.items():
+            setattr(stats, name, Counter(causes))
         for name, count in zip(ops.verdicts.COUNTS, verdicts.counts.tolist(), strict=True):
             kind, _, cause = name.partition("_")
             if not cause:

@@ -1,4 +1,4 @@
-"""How long blocks are, followed a block late; steps and their damping are learned by ``ops.learn_``."""
+"""How long blocks are, a block late; what steps are worth is learned by ``ops.learn_``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .state import scratch
+from .state import Scratch
 
 SHORTEST, LONGEST = -2, 2  # blocks: powers of two of their usual length
 
@@ -17,7 +17,7 @@ class Delayed:
     """Lets the host learn a number of a device without waiting: the next time that it asks."""
 
     number: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    arrived: torch.cuda.Event | None = scratch(default=None)
+    arrived: Scratch[torch.cuda.Event | None] = None
 
     def exchange(self, number: Tensor) -> float:
         """Send a number; returns the one sent before.
@@ -41,8 +41,8 @@ class Delayed:
 class BlockLength:
     """Samples of a block."""
 
-    usual: int = scratch()
-    adaptive: bool = scratch()
+    usual: Scratch[int]
+    adaptive: Scratch[bool]
     level: int = 0  #: powers of two of the usual length
     change: Delayed = field(default_factory=Delayed)
 

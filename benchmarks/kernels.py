@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from aadl_ext.flat import zeros
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -25,7 +26,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aadl_ext import ops
-from aadl_ext.flat import zeros
 from aadl_ext.ops import reference, tall
 
 SIZES = [10_000, 1_000_000, 5_000_000, 25_600_000]

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from aadl_ext.averaging import MovingAverage
 from torch import Tensor
 from training import JUMPY, Training, adam, same
-
-from aadl_ext.averaging import MovingAverage
 
 
 def points(*values: float) -> list[Tensor]:

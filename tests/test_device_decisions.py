@@ -7,14 +7,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import aadl_ext.decisions
+import aadl_ext.history
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import AVERAGED, JUMPY, NEWTON, MakeOptimizer, Training, adam, same, sgd
 
-import aadl_ext.decisions
-import aadl_ext.history
 from aadl_ext import accelerate, get_accelerator
 
 EACH: dict[str, Any] = {**JUMPY, "frequency": 1, "wait_iterations": 3}

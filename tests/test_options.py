@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from aadl_ext.subspace import SubspaceAccelerator
 from torch import nn
 from torch.optim import SGD
 from training import JUMPY, Training, sgd
 
 from aadl_ext import accelerate, distributed_accelerate, get_accelerator
 from aadl_ext.options import Options
-from aadl_ext.subspace import SubspaceAccelerator
 
 AADL_ORDER = {
     "acceleration_type": "Anderson",

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from aadl_ext.flat import Layout
+from aadl_ext.history import SecantHistory
 from torch import Tensor, nn
 from torch.optim import SparseAdam
 from training import JUMPY, MakeOptimizer, Training, adam, momentum, plain_twin, same, sgd
 
 from aadl_ext import accelerate, get_accelerator
-from aadl_ext.flat import Layout
-from aadl_ext.history import SecantHistory
 from aadl_ext.safeguards import Jump, loss_decreases, residual_decreased
 
 Land = Callable[[float], None]

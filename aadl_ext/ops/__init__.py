@@ -3,8 +3,8 @@
 Notation: ``N`` entries of a flat vector, ``S`` contiguous segments of it with
 ``offsets`` of ``S + 1`` increasing positions from 0, ``m`` rows of history. Vectors and
 rows are contiguous along ``N``. Working vectors are float32 or float64; rows may also
-be bfloat16 or float16. Nothing is differentiable. Each op has a file with its docstring, its checks,
-its schema and its definition in pure PyTorch, which is what runs where no compiled kernel does.
+be bfloat16 or float16. Nothing is differentiable. Each op has a file with its docstring, its
+checks, its schema and its definition in pure PyTorch, which runs where no compiled kernel does.
 """
 
 from .add_sample import add_sample_

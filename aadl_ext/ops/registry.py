@@ -1,7 +1,8 @@
-"""How an op is made: a schema, a definition for every device, and a compiled kernel where there is one.
+"""How an op is made: a schema, a definition for every device, compiled kernels where they are.
 
-The definition is registered with torch for all devices, so that it also serves tracing (meta and fake
-tensors). The compiled library adds kernels for the CPU and for CUDA, which torch's dispatcher prefers.
+The definition is registered with torch for all devices, so that it also serves tracing (meta and
+fake tensors). The compiled library adds kernels for the CPU and for CUDA, which torch's dispatcher
+prefers.
 Nothing is differentiable: ops run without a graph.
 """
 
@@ -32,8 +33,8 @@ def op(
 
     def register(definition: Callable[..., Any]) -> Callable[..., Any]:
         name = schema.partition("(")[0]
-        _LIBRARY.define(schema)
-        _LIBRARY.impl(name, definition, "CompositeExplicitAutograd")
+        _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+        _LIBRARY.impl(name, definition, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         compiled = getattr(torch.ops.aadl_ext, name).default
         arguments = compiled._schema.arguments
         changed = [i for i, x in enumerate(arguments) if x.alias_info and x.alias_info.is_write]

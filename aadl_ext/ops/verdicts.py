@@ -1,9 +1,10 @@
-"""Norms, verdicts and counters of a step: they stay on the device, and no line of the iteration reads
-one. An op judges; others write only where one of its flags is true.
+"""Norms, verdicts and counters of a step, which stay on the device.
+
+No line of the iteration reads one: an op judges, others write only where one of its flags is true.
 
 The three tensors of :class:`Verdicts` are changed in place by all ops here. An entry means:
 
-==================  ===================================================================================
+==================  ==============================================================================
 control, float64
 norm                ``|r / rate|`` of the last step (Eq. 3)
 max_step            ``max |r|`` of the last step that was not rejected
@@ -35,7 +36,7 @@ limited             the step would have been longer but for the trust radius
 on_line             the block under way began with a step, whose slopes are summed up
 beyond              that step went beyond the minimum along it
 spoiled, complete   the block under way has a sample that cannot be used, or has none
-==================  ===================================================================================
+==================  ==============================================================================
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ Numbers = SimpleNamespace  # of floats, bools and counts: Python's where the hos
 Number = Any  # else 0-dim tensors; the definitions below are the same for both
 
 
-def _verdict(arguments: str) -> Any:
+def _verdict(arguments: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a definition over the numbers that the tensors hold."""
     name, _, rest = arguments.partition("(")
 
@@ -322,7 +323,7 @@ def arm_(
 def average_(
     c: Numbers, f: Numbers, n: Numbers, max_std: Tensor, threshold: float, length: int
 ) -> None:
-    """Eq. 16: the mean takes the place of the last point while ``max sqrt(S) > epsilon max |r|``."""
+    """Eq. 16: the mean replaces the last point while ``max sqrt(S) > epsilon max |r|``."""
     spread = _numbers(max_std)[0]
     f.oscillates = (spread > threshold * c.max_step) & (c.known >= length)
     f.steady = _not(f.oscillates)

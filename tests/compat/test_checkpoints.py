@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from aadl_ext.subspace import SubspaceAccelerator
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
@@ -28,7 +29,6 @@ from training import (
 )
 
 from aadl_ext import accelerate, get_accelerator
-from aadl_ext.subspace import SubspaceAccelerator
 
 TOTAL = 18
 optimizers = pytest.mark.parametrize("make", [sgd, momentum, adam], ids=["sgd", "momentum", "adam"])

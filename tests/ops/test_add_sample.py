@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from aadl_ext.ops.reference import CHUNK
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
@@ -20,7 +21,6 @@ from strategies import (
 from torch import Tensor
 
 from aadl_ext import ops
-from aadl_ext.ops.reference import CHUNK
 
 SUMS = ("point_sum", "gradient_sum", "noise_sum")
 VECTORS = ("point", "anchor", "gradient", "direction")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from aadl_ext.ops.reference import CHUNK
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
@@ -24,7 +25,6 @@ from strategies import (
 from torch import Tensor
 
 from aadl_ext import ops
-from aadl_ext.ops.reference import CHUNK
 
 
 def random_rows(count: int, size: int, dtype: torch.dtype, layout: str, seed: int = 0) -> Tensor:

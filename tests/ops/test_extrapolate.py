@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from aadl_ext.ops.reference import CHUNK
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
@@ -21,7 +22,6 @@ from strategies import (
 from torch import Tensor
 
 from aadl_ext import ops
-from aadl_ext.ops.reference import CHUNK
 
 
 def assert_extrapolated(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from aadl_ext.ops.reference import CHUNK
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
@@ -23,7 +24,6 @@ from strategies import (
 from torch import Tensor
 
 from aadl_ext import ops
-from aadl_ext.ops.reference import CHUNK
 
 
 @dataclass

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from aadl_ext.ops.reference import CHUNK
 from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import (
@@ -19,7 +20,6 @@ from strategies import (
 from torch import Tensor
 
 from aadl_ext import ops
-from aadl_ext.ops.reference import CHUNK
 
 
 def assert_sum_of_squares(found: Tensor, tensors: list[Tensor]) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from aadl_ext.ops.reference import CHUNK
+from aadl_ext.ops.tall import TILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import (
@@ -20,8 +22,6 @@ from strategies import (
 from torch import Tensor
 
 from aadl_ext import ops
-from aadl_ext.ops.reference import CHUNK
-from aadl_ext.ops.tall import TILE
 
 HEIGHTS = [4, TILE - 1, TILE, TILE + 1, 3 * TILE, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + TILE + 5]
 
