@@ -40,10 +40,10 @@ from typing import Any
 
 import torch
 from profiles import NEVER, Record, plot, show, show_medians, summarize
+from records import RESULTS, compact, save, write
 from rich.console import Console
 from rich.table import Table
 from tasks import TASKS
-from timing import save
 from torch import Tensor
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer, RMSprop
 from tqdm import tqdm
@@ -332,7 +332,7 @@ def tuned_rates(path: Path, options: argparse.Namespace) -> dict[str, Record]:
     progress = tqdm(total=len(missing), unit="rate", desc="learning rates", disable=not missing)
     for key, found in each(tune, shuffled(missing), options.jobs):
         rates[key] = found
-        write(path, json.dumps(dict(sorted(rates.items())), indent=1) + "\n")
+        write(path, compact(dict(sorted(rates.items()))))
         progress.update()
     progress.close()
     return rates
@@ -451,13 +451,6 @@ def read(path: Path, forget: list[str] | None) -> dict[str, Record]:
     return {key: json.loads(line) for key, line in lines.items()}
 
 
-def write(path: Path, text: str) -> None:
-    """All of it, or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".new").write_text(text)
-    path.with_suffix(".new").replace(path)
-
-
 def variant(text: str) -> tuple[str, dict[str, Any]]:
     """Parse ``name:key=value,...``."""
     name, _, settings = text.partition(":")
@@ -505,9 +498,9 @@ def parse() -> argparse.Namespace:
     chosen = {"base": None} | {name: METHODS[name] for name in names}
     given.methods = chosen | variants | dict(given.set)
     name = "convergence_quick" if given.quick else "convergence"
-    given.rates = Path(f"benchmarks/results/{name}_rates.json")
+    given.rates = RESULTS / f"{name}_rates.json"
     name += "_ablation" if given.ablate else ""
-    given.out = given.out or Path(f"benchmarks/results/{name}_runs.jsonl")
+    given.out = given.out or RESULTS / f"{name}_runs.jsonl"
     return given
 
 
@@ -530,13 +523,7 @@ def main() -> None:
         "batches": options.batches,
         "methods": options.methods,
         "base_diverged": diverged,
-        "rates": {
-            rate_key(task, optimizer, batch): rates[rate_key(task, optimizer, batch)]
-            for task in options.tasks
-            for optimizer in options.optimizers
-            for batch in (0, 1)
-            if rate_key(task, optimizer, batch) in rates
-        },
+        "rates": options.rates.name,
         "rows": rows,
     }
     path = save(options.out.stem.removesuffix("_runs"), result, options.out.parent)

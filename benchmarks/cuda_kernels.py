@@ -1,6 +1,6 @@
 """Time of each op on a GPU as a share of what copying as many bytes would take.
 
-    python benchmarks/cuda_kernels.py --json benchmarks/results/cuda.json
+    python benchmarks/cuda_kernels.py --json research/results/cuda.json
 
 A share of 1 is the speed of a device-to-device copy of the same number of bytes. TSQR stands
 beside ``torch.linalg.qr`` of the same matrix. Times are medians of CUDA events.
@@ -9,7 +9,6 @@ beside ``torch.linalg.qr`` of the same matrix. Times are medians of CUDA events.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from records import compact, write
 from torch import Tensor
 
 from aadl_ext import ops
@@ -119,7 +119,7 @@ def main() -> None:
     def note(**figures: Any) -> None:
         report["figures"].append(figures)
         if options.json:
-            options.json.write_text(json.dumps(report, indent=1) + "\n")
+            write(options.json, compact(report))
 
     def measure(size: int, depth: int | None, storage: torch.dtype, given: Any) -> None:
         for name, moved, call in given:

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from records import RESULTS, save
 from resnet import resnet50
-from timing import save
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim import SGD
@@ -229,7 +229,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--aadl", type=Path, help="a checkout of AADL to compare with")
-    add("--out", type=Path, default=Path("benchmarks/results"))
+    add("--out", type=Path, default=RESULTS)
     add("--minutes", type=float, default=4.0)
     add("--device", type=torch.device, default=torch.device("cuda"))
     add("--width", type=int, default=64)

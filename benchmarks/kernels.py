@@ -19,9 +19,11 @@ import torch
 from aadl_ext.flat import zeros
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from pictures import draw
+from records import RESULTS, save
 from rich.console import Console
 from rich.table import Table
-from timing import median_seconds, memory_rates, save
+from timing import median_seconds, memory_rates
 from torch import Tensor
 from tqdm import tqdm
 
@@ -32,6 +34,7 @@ SIZES = [10_000, 1_000_000, 5_000_000, 25_600_000]
 DEPTHS = [5, 10, 20, 32]
 WINDOWS = [5, 10]
 BYTES = 4
+FIGURES = ("columns", "seconds", "floor", "definition", "read_rate", "write_rate")
 
 Case = tuple[str, int, int, int, Callable[[], object], Callable[[], object] | None]
 
@@ -99,39 +102,41 @@ def factorisations(rows: Tensor, column: Tensor) -> Iterator[Case]:
 
 
 def measure(sizes: list[int], budget: float) -> dict[str, Any]:
-    """All cases of all sizes; times in seconds."""
-    rows = []
+    """All cases of all sizes, a row for each op and size; times in seconds."""
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
     for size in sizes:
         for name, columns, reads, writes, call, definition in tqdm(cases(size), f"N = {size:.3g}"):
             seconds = median_seconds(call, budget)
             read, write = memory_rates(budget / 5)
             slow = None if definition is None else median_seconds(definition, budget, least=1)
-            rows.append(
-                {"op": name, "size": size, "columns": columns, "seconds": seconds,
-                 "floor": size * BYTES * (reads / read + writes / write), "definition": slow,
-                 "read_rate": read, "write_rate": write}
-            )  # fmt: skip
-    return {"rows": rows}
+            floor = size * BYTES * (reads / read + writes / write)
+            row = rows.setdefault((name, size), {"op": name, "size": size})
+            figures = (columns, seconds, floor, slow, read, write)
+            for key, value in zip(FIGURES, figures, strict=True):
+                row.setdefault(key, []).append(value)
+    return {"rows": list(rows.values())}
 
 
 def show(result: dict[str, Any]) -> None:
     """Print the table."""
-    rates = [median(row[f"{way}_rate"] for row in result["rows"]) for way in ("read", "write")]
+    rows = result["rows"]
+    rates = [median(r for row in rows for r in row[f"{way}_rate"]) for way in ("read", "write")]
     title = "read {:.1f} GB/s, write {:.1f} GB/s (medians)".format(*(rate / 1e9 for rate in rates))
     table = Table(
         "op", "N", "columns", "ms", "floor ms", "of floor", "definition / op", title=title
     )
-    for row in result["rows"]:
-        faster = "" if row["definition"] is None else f"{row['definition'] / row['seconds']:.1f}"
-        table.add_row(
-            row["op"],
-            f"{row['size']:.3g}",
-            str(row["columns"]),
-            f"{1e3 * row['seconds']:.3g}",
-            f"{1e3 * row['floor']:.3g}",
-            f"{row['floor'] / row['seconds']:.2f}",
-            faster,
-        )
+    for row in rows:
+        figures = (row[key] for key in FIGURES[:4])
+        for columns, seconds, floor, definition in zip(*figures, strict=True):
+            table.add_row(
+                row["op"],
+                f"{row['size']:.3g}",
+                str(columns),
+                f"{1e3 * seconds:.3g}",
+                f"{1e3 * floor:.3g}",
+                f"{floor / seconds:.2f}",
+                "" if definition is None else f"{definition / seconds:.1f}",
+            )
     Console(width=100).print(table)
 
 
@@ -141,15 +146,15 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(4 * len(sizes), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
-        for name in dict.fromkeys(row["op"] for row in result["rows"]):
-            points = [r for r in result["rows"] if r["op"] == name and r["size"] == size]
-            shares = [r["floor"] / r["seconds"] for r in points]
-            axes.plot([r["columns"] for r in points], shares, "o-", label=name)
+        for row in result["rows"]:
+            if row["size"] == size:
+                shares = [a / b for a, b in zip(row["floor"], row["seconds"], strict=True)]
+                axes.plot(row["columns"], shares, "o-", label=row["op"])
         axes.axhline(1, color="grey", linewidth=0.8)
         axes.set(yscale="log", xlabel="columns", title=f"N = {size:.3g}")
     figure.axes[0].set_ylabel("share of memory speed")
     figure.axes[-1].legend(fontsize=7)
-    figure.savefig(path, dpi=130)
+    draw(figure, path)
 
 
 def main() -> None:
@@ -157,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     result = measure(SIZES[:2] if options.quick else SIZES, 0.05 if options.quick else 0.5)

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from pictures import draw
 from rich.console import Console
 from rich.table import Table
 
@@ -125,4 +126,4 @@ def plot(records: Iterable[Record], methods: list[str], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     figure.axes[0].set_ylabel("fraction of runs")
-    figure.savefig(path, dpi=130)
+    draw(figure, path)

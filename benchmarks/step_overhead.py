@@ -18,9 +18,9 @@ from statistics import median
 from typing import Any
 
 import torch
+from records import RESULTS, save
 from rich.console import Console
 from rich.table import Table
-from timing import save
 from torch.optim import SGD, Optimizer
 from tqdm import tqdm
 
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--aadl", type=Path, help="a checkout of AADL to compare with")
     parser.add_argument("--quick", action="store_true", help="only the small network")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     packages: dict[str, Accelerate] = {"aadl_ext": aadl_ext.accelerate}

@@ -1,19 +1,12 @@
-"""Shared by the benchmarks: median times, the memory limits of this machine, results on disk."""
+"""Shared by the benchmarks: median times, the memory limits of this machine."""
 
 from __future__ import annotations
 
-import json
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
-
-import aadl_ext
-from aadl_ext import ops
 
 
 def median_seconds(call: Callable[[], object], budget: float, least: int = 3) -> float:
@@ -36,18 +29,3 @@ def memory_rates(budget: float, entries: int = 1 << 26) -> tuple[float, float]:
     read = 4 * entries / median_seconds(lambda: torch.dot(x[:half], x[half:]), budget)
     write = 4 * entries / median_seconds(x.zero_, budget)
     return read, write
-
-
-def save(name: str, record: dict[str, Any], folder: Path) -> Path:
-    """Write a record with the versions and the machine that it was made with."""
-    folder.mkdir(parents=True, exist_ok=True)
-    made_with = {
-        "aadl_ext": aadl_ext.__version__,
-        "torch": torch.__version__,
-        "backends": ops.backends(),
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-    }
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps({"made_with": made_with, **record}, indent=1) + "\n")
-    return path

@@ -9,13 +9,13 @@ Prints the training loss after all steps, the median over seeds, and writes JSON
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from records import RESULTS, compact, write
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/when_it_helps.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "when_it_helps.json")
     options = parser.parse_args()
 
     cells = [(b, v, o) for b in BATCHES for v in VARIANTS for o in OPTIMIZERS]
@@ -83,17 +83,18 @@ def main() -> None:
             figures = [f"{median(losses[batch, variant, o]):.1e}" for o in OPTIMIZERS]
             table.add_row(variant, *figures)
         Console().print(table)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "steps": options.steps,
         "torch": torch.__version__,
         "aadl_ext": aadl_ext.__version__,
         "variants": VARIANTS,
         "losses": [
-            {"batch": b, "variant": v, "optimizer": o, "loss": losses[b, v, o]} for b, v, o in cells
+            {"batch": b, "variant": v, "loss": {o: losses[b, v, o] for o in OPTIMIZERS}}
+            for b in BATCHES
+            for v in VARIANTS
         ],
     }
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    write(options.out, compact(record))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from aadl_ext import get_accelerator
 from aadl_ext.__main__ import main
 
 CPU = torch.device("cpu")
-RESULTS = Path(__file__).resolve().parents[1] / "examples" / "paper" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "research" / "results" / "paper"
 OTHERS = readings.others(**admissions.ACCELERATION)
 
 

@@ -111,12 +111,14 @@ def load(experiment: Experiment, path: Path) -> Record:
 
 
 def save(results: Record, path: Path) -> None:
-    """Write JSON with a line for each run."""
-    *head, runs = ({**results, "runs": None} | {"runs": results["runs"]}).items()
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head]
-    dense = (json.dumps(run, separators=(",", ":")) for run in runs[1])
-    lines.append('"runs": [\n' + ",\n".join(dense) + "\n]")
-    write(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    """Write JSON with a line for each run, and one for all the rest."""
+
+    def dense(value: Record) -> str:
+        return json.dumps(value, separators=(",", ":"))
+
+    head = dense({key: value for key, value in results.items() if key != "runs"})[:-1]
+    runs = ",\n".join(map(dense, results["runs"]))
+    write(path, f'{head},\n"runs":[\n{runs}\n]}}\n')
 
 
 def versions() -> dict[str, str]:

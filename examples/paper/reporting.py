@@ -140,10 +140,27 @@ def plot(results: Record, methods: list[str], path: Path, scale: str = "log") ->
 
 
 def _save_small(figure: Any, path: Path) -> None:
-    """As PNG of 128 colours: a third of the bytes."""
+    """As PNG of few colours, a fifth of the bytes."""
     from PIL import Image
 
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
+    figure.savefig(buffer, format="png", dpi=80)
     with Image.open(buffer) as image:
-        image.convert("RGB").quantize(128).save(path, optimize=True)
+        _few_colours(image).save(path, optimize=True)
+
+
+def _few_colours(image: Any) -> Any:
+    """The curves' colours, black, white and the 20 most common ones in place of all others."""
+    from matplotlib.colors import to_rgb
+    from PIL import Image
+
+    pixels = np.asarray(image.convert("RGB")).astype(int)
+    curves = [to_rgb(f"C{index}") for index in range(10)] + [(0, 0, 0), (1, 1, 1)]
+    colours, places, counts = np.unique(
+        pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True
+    )
+    palette = np.concatenate([np.rint(255 * np.array(curves)), colours[np.argsort(-counts)[:20]]])
+    distances = ((colours[:, None] - palette) ** 2).sum(axis=-1)
+    made = Image.fromarray(distances.argmin(axis=1)[places].reshape(pixels.shape[:2]).astype("u1"))
+    made.putpalette(palette.astype("u1").tobytes())
+    return made
