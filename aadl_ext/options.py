@@ -66,7 +66,8 @@ class Storage:
     Attributes:
         dtype: of the stored rows; None: float64 if any parameter is, else float32. bfloat16 and
             float16 halve the memory.
-        device: a device or its name, of the history and of all passes over it; None: the device of the parameters.
+        device: of the history and of all passes over it, a device or its name; None: the device
+            of the parameters.
         compute_device: of the small m x m solve; None: as the history.
 
     Raises:

@@ -76,7 +76,7 @@ def lowers_loss(candidate: Candidate) -> Tensor:
     Reads whether the other tests are passed, and if so evaluates both. The parameters end at the
     plain point, also if that raises.
     """
-    ready = candidate.verdicts.when.ready & candidate.possible
+    ready: Tensor = candidate.verdicts.when.ready & candidate.possible
     if not ready & torch.stack(candidate.passed).all():
         return ready  # nobody asks
     assert candidate.evaluate is not None  # the step has asked for a closure

@@ -2,8 +2,8 @@
 
     python tests/test_trajectories.py FILE.npz    # runs all cases and writes what it gets
 
-Each case is one short training. Recorded are its points after every eighth step and what was counted,
-of a run with the compiled library (native.npz) and of one without (fallback.npz). The two differ by
+Each case is one short training. Recorded are its points after every eighth step and what was
+counted, of a run with the compiled library (native.npz) and of one without (fallback.npz). The two differ by
 rounding only, which acceleration amplifies more in some cases than in others: where they differ by
 more than the bounds below, ten times their difference is the bound.
 """

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -53,6 +55,17 @@ cuda_missing = _cuda_missing()  #: why there are no CUDA kernels; None if there 
 
 #: Kinds of devices that have compiled kernels.
 DEVICES = {name for name, lacks in (("cpu", missing), ("cuda", cuda_missing)) if lacks is None}
+
+
+@contextmanager
+def definitions_only() -> Iterator[None]:
+    """Leave compiled kernels aside for a while, to compare them with the definitions."""
+    served = set(DEVICES)
+    DEVICES.clear()
+    try:
+        yield
+    finally:
+        DEVICES.update(served)
 
 
 def backends() -> dict[str, str]:

@@ -48,8 +48,8 @@ def push_secant(
     column. Entries of the ``m`` rows given here are brought up to date, others stay.
 
     **A row that cannot be used** is zero, in the ring and in ``systems``: after a step that is
-    not finite, where the row does not fit the storage dtype, or without a pair before it. After a step that is not
-    finite ``systems`` keeps the products of the residual before.
+    not finite, where the row does not fit the storage dtype, or without a pair before it. After a
+    step that is not finite ``systems`` keeps the products of the residual before.
 
     Args:
         before: ``[N]`` parameters before the base optimizer's step.
