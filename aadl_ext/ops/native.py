@@ -57,7 +57,7 @@ def _cuda_missing() -> str | None:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     if has("aadl_ext::push_secant", "CUDA"):
         return None
-    return "not built: install with nvcc and AADL_EXT_CUDA=1 to see why"
+    return "not built: install with nvcc and AADL_EXT_CUDA=1"
 
 
 cuda_missing = _cuda_missing()  #: why there are no CUDA kernels; None if there are
@@ -107,10 +107,9 @@ def serves_window(window: Sequence[Tensor], out: Tensor) -> bool:
 
 def serves_matrix(matrix: Tensor, append: Tensor | None) -> bool:
     """Whether there is a kernel for a matrix, of any strides, beside a further column."""
-    wide = append is not None and append.dtype == torch.float64
-    served = not wide or matrix.dtype in _ROWS[torch.float64]
+    served = matrix.dtype in (torch.float32, torch.float64) and serves(matrix)
     columns = matrix.shape[-1] + (append is not None)
-    return served and serves(matrix) and (matrix.is_cpu or columns <= _MOST_COLUMNS)
+    return served and (matrix.is_cpu or columns <= _MOST_COLUMNS)
 
 
 def gather(tensors: Sequence[Tensor], out: Tensor, when: Tensor | None = None) -> None:
