@@ -55,6 +55,7 @@ races: .venv/ready
 		tests/csrc/test_cuda_on_host.py tests/csrc/test_cuda_on_host_races.py
 
 # AADL_EXT_CUDA_ARCHS="90" checks for one architecture only; objects of other targets are used again.
+cuda: export AADL_EXT_CUDA_ARCHS ?= 75 80 86 90 100 120
 cuda: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py -q build_ext --inplace
 	$(BIN)/python .ci/cuda_limits.py build/temp*/cuda_*

@@ -3,9 +3,10 @@
 ``AADL_EXT_NATIVE=auto|0|1``: build the kernels if that is possible (the default; the install
 succeeds without them and says why), never, or fail loudly when it is not possible.
 
-``AADL_EXT_CUDA=auto|0|1``: the same for the CUDA kernels in the library. They need nvcc alone, no
-CUDA build of torch, no GPU and no driver. ``AADL_EXT_CUDA_ARCHS="90"`` compiles for some of the
-architectures only (each takes its time), with PTX of the last one for those after it.
+``AADL_EXT_CUDA=auto|0|1``: the CUDA kernels in the library. They need nvcc alone, no CUDA build of
+torch, no GPU and no driver, but take minutes: so ``auto`` builds them for the GPUs that are here,
+if any; ``1`` builds them for all architectures where there is none, or fails loudly.
+``AADL_EXT_CUDA_ARCHS="80 90"`` asks for these, with PTX of the last one for those after it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import platform
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from setuptools import find_packages, setup
 
@@ -47,20 +49,61 @@ def cuda_toolkit() -> Path | None:
     return next((home for home in homes if (home / "bin" / "nvcc").exists()), None)
 
 
+def present_archs() -> list[str]:
+    """The architectures of the GPUs here, as the driver tells."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found = {line.strip().replace(".", "") for line in told.stdout.splitlines()}
+    return sorted((arch for arch in found if arch.isdigit()), key=int)
+
+
+class CudaChoice(NamedTuple):
+    """Architectures to compile for, none without CUDA kernels, and what to say of it."""
+
+    archs: list[str]
+    reason: str
+
+
+def cuda_choice(choice: str, asked: str, nvcc: bool, present: list[str]) -> CudaChoice:
+    """What AADL_EXT_CUDA, AADL_EXT_CUDA_ARCHS and the machine together mean."""
+    if choice == "0":
+        return CudaChoice([], "AADL_EXT_CUDA=0")
+    if not nvcc:
+        return CudaChoice([], "there is no nvcc: put it on PATH or set CUDA_HOME")
+    named = asked.replace(",", " ").split()
+    if named:
+        return CudaChoice(named, "AADL_EXT_CUDA_ARCHS")
+    if present:
+        return CudaChoice(present, "the GPUs here")
+    if choice == "1":
+        return CudaChoice(CUDA_ARCHS.split(), "AADL_EXT_CUDA=1")
+    return CudaChoice(
+        [], 'there is no GPU: AADL_EXT_CUDA=1 or AADL_EXT_CUDA_ARCHS="90" asks for them'
+    )
+
+
+def say(message: str) -> None:
+    """Tell at once: an install is long, and its output may be a pipe."""
+    print(f"aadl_ext: {message}", flush=True)
+
+
 def cuda_objects(folder: Path) -> list[str]:
     """Compile the CUDA kernels; objects and static library to link, none if there are to be none.
 
     Objects newer than all sources are kept. Beside each lies what the assembler says of it.
     """
     choice, toolkit = wanted("AADL_EXT_CUDA"), cuda_toolkit()
-    if choice == "0":
-        return []
-    if toolkit is None:
+    asked = os.environ.get("AADL_EXT_CUDA_ARCHS", "")
+    archs, reason = cuda_choice(choice, asked, toolkit is not None, present_archs())
+    if toolkit is None or not archs:
         if choice == "1":
-            sys.exit("AADL_EXT_CUDA=1, but there is no nvcc: put it on PATH or set CUDA_HOME")
-        print("aadl_ext: no CUDA kernels, there is no nvcc")
+            sys.exit(f"AADL_EXT_CUDA=1, but {reason}")
+        say(f"no CUDA kernels, {reason}")
         return []
-    archs = os.environ.get("AADL_EXT_CUDA_ARCHS", CUDA_ARCHS).replace(",", " ").split()
+    say(f"CUDA kernels for {' '.join(archs)} ({reason})")
     flags = [
         "-O3",
         "-std=c++17",
@@ -73,44 +116,54 @@ def cuda_objects(folder: Path) -> list[str]:
     flags.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
     folder = folder / ("cuda_" + "_".join(archs))
     folder.mkdir(parents=True, exist_ok=True)
-    newest = max(p.stat().st_mtime for p in CSRC.glob("kernels/**/*") if p.is_file())
+    sources = sorted(CSRC.glob("cuda/*.cu"))
+    read = [p for room in ("common", "cuda") for p in (CSRC / room).iterdir()]
+    newest = max(p.stat().st_mtime for p in read)
+    objects = [folder / f"{source.stem}.o" for source in sources]
 
-    def compiled(source: Path) -> str:
-        target = folder / f"{source.stem}.o"
-        if not target.exists() or target.stat().st_mtime < newest:
-            command = [toolkit / "bin" / "nvcc", *flags, "-c", source, "-o", target]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            target.with_suffix(".log").write_text(done.stderr)
-            if done.returncode != 0:
-                target.unlink(missing_ok=True)
-                print(done.stdout, done.stderr)
-                done.check_returncode()
-        return str(target)
+    def compiled(source: Path, target: Path) -> tuple[Path, float]:
+        begin = time.monotonic()
+        command = [toolkit / "bin" / "nvcc", *flags, "-c", source, "-o", target]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        target.with_suffix(".log").write_text(done.stderr)
+        if done.returncode != 0:
+            target.unlink(missing_ok=True)
+            print(done.stdout, done.stderr)
+            done.check_returncode()
+        return source, time.monotonic() - begin
 
+    old = [
+        pair
+        for pair in zip(sources, objects, strict=True)
+        if not pair[1].exists() or pair[1].stat().st_mtime < newest
+    ]
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compiled, sorted(CSRC.glob("kernels/cuda/*.cu"))))
+            for count, job in enumerate(as_completed(pool.submit(compiled, *p) for p in old), 1):
+                source, seconds = job.result()
+                say(f"nvcc {count}/{len(old)} {source.name}, {seconds:.0f} s")
         places = [toolkit / "lib64", toolkit / "lib", *toolkit.glob("targets/*/lib")]
         runtime = [place / "libcudart_static.a" for place in places]
-        return [*objects, next(str(library) for library in runtime if library.exists())]
+        library = next(library for library in runtime if library.exists())
+        return [str(path) for path in (*objects, library)]
     except (subprocess.CalledProcessError, OSError, StopIteration) as error:
         if choice == "1":
             raise
-        print(f"aadl_ext: no CUDA kernels, they could not be built: {error!r}")
+        say(f"no CUDA kernels, they could not be built: {error!r}")
         return []
 
 
 def native_build() -> dict[str, Any]:
     """Arguments of ``setup`` for the compiled library; none if it is not to be built."""
     if wanted() == "0":
-        print("aadl_ext: AADL_EXT_NATIVE=0, installing without compiled kernels")
+        say("AADL_EXT_NATIVE=0, installing without compiled kernels")
         return {}
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError as error:
         if wanted() == "1":
             raise
-        print(f"aadl_ext: installing without compiled kernels, torch is not importable: {error}")
+        say(f"installing without compiled kernels, torch is not importable: {error}")
         return {}
 
     class BuildIfPossible(BuildExtension):
@@ -119,10 +172,9 @@ def native_build() -> dict[str, Any]:
         def build_extension(self, ext: Any) -> None:
             objects = cuda_objects(Path(self.build_temp))
             if objects:
-                ext.sources += sorted(map(str, CSRC.glob("torch/cuda*.cpp")))
+                ext.define_macros.append(("AADL_WITH_CUDA", None))
                 ext.extra_objects += objects
                 ext.libraries += ["dl", "rt", "pthread"]
-                print("aadl_ext: with CUDA kernels")
             super().build_extension(ext)
 
         def run(self) -> None:
@@ -131,11 +183,10 @@ def native_build() -> dict[str, Any]:
             except Exception as error:
                 if wanted() == "1":
                     raise
-                print(f"aadl_ext: installing without compiled kernels, the build failed: {error}")
+                say(f"installing without compiled kernels, the build failed: {error}")
                 self.extensions = []
 
-    sources = [p for p in CSRC.glob("torch/*.cpp") if not p.stem.startswith("cuda")]
-    sources += CSRC.glob("kernels/cpu/*.cpp")
+    sources = [p for room in ("cpu", "ops") for p in CSRC.glob(f"{room}/*.cpp")]
     library = CppExtension(
         "aadl_ext._native",
         sorted(map(str, sources)),
@@ -158,4 +209,5 @@ def compiler_flags() -> list[str]:
     return ["-O3", "-std=c++17", "-fopenmp-simd", "-fno-math-errno", "-fvisibility=hidden", "-g0"]
 
 
-setup(packages=find_packages(include=["aadl_ext", "aadl_ext.*"]), **native_build())
+if __name__ == "__main__":
+    setup(packages=find_packages(include=["aadl_ext", "aadl_ext.*"]), **native_build())

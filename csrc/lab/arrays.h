@@ -12,8 +12,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/scalar.h"
 #include "cpu/kernels.h"
-#include "scalar.h"
 
 namespace aadl::lab {
 
@@ -21,7 +21,7 @@ namespace py = pybind11;
 using Offsets = std::vector<int64_t>;
 
 // Runs blocks on `threads` threads, the calling one among them, each taking the next that is left.
-cpu::Parallel parallel(int64_t threads);
+cpu::Threads threads_of(int64_t threads);
 
 template <class S>
 py::dtype dtype();
@@ -88,10 +88,9 @@ inline std::vector<Entries> all_entries(const std::vector<py::array>& arrays) {
   return all;
 }
 
-// Copies for which there are kernels, as `copies` tells.
-template <class Copies>
-std::vector<Piece> all_pieces(const std::vector<py::array>& from, const std::vector<py::array>& to,
-                              const Copies& copies) {
+// Copies for which there are kernels.
+inline std::vector<Piece> all_pieces(const std::vector<py::array>& from,
+                                     const std::vector<py::array>& to) {
   if (from.size() != to.size()) {
     throw std::invalid_argument("there must be as many arrays to copy to as to copy from");
   }
@@ -143,6 +142,48 @@ auto with_types(const py::array& vector, const py::array& rows, const F& f) {
     if (holds<Half>(rows)) return f(Types<float, Half>());
   }
   throw std::invalid_argument("no kernel for vectors and rows of these dtypes");
+}
+
+// Calls f with the Types of a vector and of rows if both are float32 or float64: those of a factor.
+template <class F>
+auto with_wide_types(const py::array& vector, const py::array& rows, const F& f) {
+  if (holds<float>(rows) && holds<float>(vector)) return f(Types<float, float>());
+  if (holds<float>(rows) && holds<double>(vector)) return f(Types<double, float>());
+  if (holds<double>(rows) && holds<double>(vector)) return f(Types<double, double>());
+  throw std::invalid_argument("no kernel for vectors and rows of these dtypes");
+}
+
+// The arguments of push.
+template <class T, class S>
+Push<T, S> push_of(const py::array& before, const py::array& after,
+                   const std::optional<py::array>& last_point,
+                   const std::optional<py::array>& last_residual, const std::vector<double>& rates,
+                   const Offsets& offsets, const py::array& residual, const py::array& step_rows,
+                   const py::array& residual_rows, int64_t slot,
+                   const std::optional<py::array>& systems, double* figures) {
+  const int64_t size = offsets.back(), k = systems ? systems->shape(2) : 0;
+  if (offsets.size() != rates.size() + 1 || residual_rows.ndim() != 2 || step_rows.ndim() != 2 ||
+      slot < -1 || slot >= residual_rows.shape(0) || step_rows.shape(0) != residual_rows.shape(0) ||
+      stride<S>(step_rows) != stride<S>(residual_rows) ||
+      (slot >= 0 && !(last_point && last_residual)) || (systems && k <= residual_rows.shape(0))) {
+    throw std::invalid_argument("rates, offsets, rows, slot and systems do not fit together");
+  }
+  return {entries<T>(before, 1, size, "before"),
+          entries<T>(after, 1, size, "after"),
+          vector<T>(last_point, size, "last_point"),
+          vector<T>(last_residual, size, "last_residual"),
+          rates.data(),
+          offsets.data(),
+          static_cast<int64_t>(rates.size()),
+          entries<T>(residual, 1, size, "residual"),
+          entries<S>(step_rows, 2, size, "step_rows"),
+          entries<S>(residual_rows, 2, size, "residual_rows"),
+          stride<S>(residual_rows),
+          residual_rows.shape(0),
+          slot,
+          systems ? entries<double>(*systems, 3, k, "systems") : nullptr,
+          k,
+          figures};
 }
 
 // The arguments of push_block; all arrays have the length of `last_point`.

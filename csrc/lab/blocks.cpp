@@ -12,24 +12,24 @@ std::pair<double, double> add_sample(const py::array& point_sum, const py::array
                                      const Array& noise_sum, const py::array& point,
                                      const py::array& anchor, const py::array& gradient,
                                      const Array& direction, double sign, int64_t threads) {
-  const auto run = parallel(threads);
+  const auto run = threads_of(threads);
   return with_type(point, [&](auto zero) -> std::pair<double, double> {
     using T = decltype(zero);
     const int64_t size = point.size();
-    cpu::Sample<T> args = {entries<T>(point_sum, 1, size, "point_sum"),
-                           entries<T>(gradient_sum, 1, size, "gradient_sum"),
-                           vector<T>(noise_sum, size, "noise_sum"),
-                           entries<T>(point, 1, size, "point"),
-                           entries<T>(anchor, 1, size, "anchor"),
-                           entries<T>(gradient, 1, size, "gradient"),
-                           vector<T>(direction, size, "direction"),
-                           sign,
-                           size,
-                           0.0,
-                           0.0};
+    double figures[2];
+    const Sample<T> args = {entries<T>(point_sum, 1, size, "point_sum"),
+                            entries<T>(gradient_sum, 1, size, "gradient_sum"),
+                            vector<T>(noise_sum, size, "noise_sum"),
+                            entries<T>(point, 1, size, "point"),
+                            entries<T>(anchor, 1, size, "anchor"),
+                            entries<T>(gradient, 1, size, "gradient"),
+                            vector<T>(direction, size, "direction"),
+                            sign,
+                            size,
+                            figures};
     py::gil_scoped_release release;
     cpu::add_sample(args, run);
-    return {args.squared_norm, args.slope};
+    return {figures[0], figures[1]};
   });
 }
 
@@ -42,7 +42,7 @@ void push_block(const py::array& point_sum, const py::array& gradient_sum, const
     throw std::invalid_argument("the sums, their count and the rows do not fit together");
   }
   const py::array& stored = step_row ? *step_row : noise_row ? *noise_row : last_point;
-  const auto run = parallel(threads);
+  const auto run = threads_of(threads);
   with_types(last_point, stored, [&](auto types) {
     using T = typename decltype(types)::Vector;
     using S = typename decltype(types)::Storage;
@@ -70,9 +70,9 @@ py::array_t<double> products(const std::vector<py::array>& rows,
   const int64_t size = offsets.back();
   py::array_t<double> out({offsets.size() - 1, rows.size(), vectors.size()});
   std::fill_n(out.mutable_data(), out.size(), 7.0);
-  const cpu::Products args = {equal_entries(rows, size), equal_entries(vectors, size), offsets,
-                              out.mutable_data()};
-  const auto run = parallel(threads);
+  const Products args = {equal_entries(rows, size), equal_entries(vectors, size), offsets.data(),
+                         static_cast<int64_t>(offsets.size()) - 1, out.mutable_data()};
+  const auto run = threads_of(threads);
   {
     py::gil_scoped_release release;
     cpu::products(args, run);

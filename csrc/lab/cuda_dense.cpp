@@ -4,17 +4,12 @@
 #include <cmath>
 #include <limits>
 
-#include "arrays.h"
-#include "cuda/kernels.h"
+#include "cuda_launch.h"
 
 namespace aadl::lab {
 namespace {
 
-// Exactly as long as was asked for, and full of NaN, as are outputs before the kernel.
-std::vector<double> workspace_of(int64_t bytes) {
-  return std::vector<double>((bytes + 7) / 8, std::numeric_limits<double>::quiet_NaN());
-}
-
+// Outputs before the kernel.
 template <class T>
 py::array_t<T> unset(const std::vector<py::ssize_t>& shape) {
   py::array_t<T> array(shape);
@@ -31,26 +26,23 @@ py::array_t<int64_t> unset(const std::vector<py::ssize_t>& shape) {
 
 // `working` is the dtype that is computed in.
 py::array tsqr(const py::array& rows, const std::optional<py::array>& append,
-               const Offsets& offsets, const py::object& working, int64_t wanted_tiles) {
+               const Offsets& offsets, const py::object& working, int64_t most_tiles) {
   if (rows.ndim() != 2 || offsets.empty()) throw std::invalid_argument("rows are [k, n]");
   const py::array kind(py::dtype::from_args(working), std::vector<py::ssize_t>{0});
-  return with_types(kind, rows, [&](auto types) {
+  return with_wide_types(kind, rows, [&](auto types) {
     using T = typename decltype(types)::Vector;
     using S = typename decltype(types)::Storage;
     const int64_t size = offsets.back(), segments = static_cast<int64_t>(offsets.size()) - 1;
     const int64_t columns = rows.shape(0) + (append ? 1 : 0);
-    if (columns > cuda::kMostColumns) throw std::invalid_argument("too many columns");
     auto factor = unset<T>({segments, columns, columns});
-    const cuda::Tsqr<T, S> args = {entries<S>(rows, 2, size, "rows"),
-                                   stride<S>(rows),
-                                   rows.shape(0),
-                                   vector<T>(append, size, "append"),
-                                   offsets.data(),
-                                   segments,
-                                   factor.mutable_data(),
-                                   wanted_tiles};
-    std::vector<double> workspace = workspace_of(cuda::tsqr_workspace(args));
-    cuda::tsqr(args, workspace.data(), nullptr);
+    const Tsqr<T, S> args = {entries<S>(rows, 2, size, "rows"),
+                             stride<S>(rows),
+                             rows.shape(0),
+                             vector<T>(append, size, "append"),
+                             offsets.data(),
+                             segments,
+                             factor.mutable_data()};
+    cuda::tsqr(args, Launch(most_tiles));
     return py::array(std::move(factor));
   });
 }
@@ -70,18 +62,17 @@ py::dict solve_secants(const py::array& systems, bool factored, double ridge, do
   auto gamma = unset<double>({problems, k - 1});
   auto rank = unset<int64_t>({problems});
   auto condition = unset<double>({problems}), reduction = unset<double>({problems});
-  const cuda::Secants args = {doubles(systems, {problems, k, k}, "systems"),
-                              problems,
-                              k,
-                              factored,
-                              ridge,
-                              tolerance,
-                              gamma.mutable_data(),
-                              rank.mutable_data(),
-                              condition.mutable_data(),
-                              reduction.mutable_data()};
-  std::vector<double> workspace = workspace_of(cuda::solve_secants_workspace(args));
-  cuda::solve_secants(args, workspace.data(), nullptr);
+  const Secants args = {doubles(systems, {problems, k, k}, "systems"),
+                        problems,
+                        k,
+                        factored,
+                        ridge,
+                        tolerance,
+                        gamma.mutable_data(),
+                        rank.mutable_data(),
+                        condition.mutable_data(),
+                        reduction.mutable_data()};
+  cuda::solve_secants(args, Launch());
   py::dict out;
   out["gamma"] = gamma, out["rank"] = rank;
   out["condition"] = condition, out["reduction"] = reduction;
@@ -97,25 +88,24 @@ py::dict solve_subspace(const py::array& metric, const py::array& curvature,
   auto slope = unset<double>({problems}), length = unset<double>({problems});
   auto reduction = unset<double>({problems});
   auto rank = unset<int64_t>({problems});
-  const cuda::Subspace args = {doubles(metric, {problems, m, m}, "metric"),
-                               doubles(curvature, {problems, m, m}, "curvature"),
-                               doubles(right_side, {problems, m}, "right_side"),
-                               doubles(noise, {problems, m, samples}, "noise"),
-                               doubles(radius, {problems}, "radius"),
-                               problems,
-                               m,
-                               samples,
-                               ridge,
-                               floor,
-                               shrinkage,
-                               coefficients.mutable_data(),
-                               eigenvalues.mutable_data(),
-                               slope.mutable_data(),
-                               length.mutable_data(),
-                               reduction.mutable_data(),
-                               rank.mutable_data()};
-  std::vector<double> workspace = workspace_of(cuda::solve_subspace_workspace(args));
-  cuda::solve_subspace(args, workspace.data(), nullptr);
+  const Subspace args = {doubles(metric, {problems, m, m}, "metric"),
+                         doubles(curvature, {problems, m, m}, "curvature"),
+                         doubles(right_side, {problems, m}, "right_side"),
+                         doubles(noise, {problems, m, samples}, "noise"),
+                         doubles(radius, {problems}, "radius"),
+                         problems,
+                         m,
+                         samples,
+                         ridge,
+                         floor,
+                         shrinkage,
+                         coefficients.mutable_data(),
+                         eigenvalues.mutable_data(),
+                         slope.mutable_data(),
+                         length.mutable_data(),
+                         reduction.mutable_data(),
+                         rank.mutable_data()};
+  cuda::solve_subspace(args, Launch());
   py::dict out;
   out["coefficients"] = coefficients, out["curvature"] = eigenvalues;
   out["slope"] = slope, out["length"] = length;
@@ -127,7 +117,7 @@ py::dict solve_subspace(const py::array& metric, const py::array& curvature,
 
 void add_cuda_dense(py::module_& m) {
   m.def("tsqr", &tsqr, py::arg("rows"), py::kw_only(), py::arg("append") = py::none(),
-        py::arg("offsets"), py::arg("working"), py::arg("wanted_tiles") = cuda::kMostTiles);
+        py::arg("offsets"), py::arg("working"), py::arg("most_tiles") = cuda::kMostTiles);
   m.def("solve_secants", &solve_secants, py::arg("systems"), py::kw_only(), py::arg("factored"),
         py::arg("ridge") = 0.0, py::arg("tolerance") = 0.0);
   m.def("solve_subspace", &solve_subspace, py::arg("metric"), py::arg("curvature"),

@@ -1,4 +1,4 @@
-// The part of CUDA that the kernels use, on the host: included by kernels/cuda/device.h where the
+// The part of CUDA that the kernels use, on the host: included by cuda/device.h where the
 // compiler is not nvcc. Finds missing and divergent barriers, accesses past shared memory (with
 // AddressSanitizer) and reads of shared memory that nobody wrote (it is full of NaN).
 //

@@ -2,24 +2,17 @@
 
 #include <limits>
 
-#include "arrays.h"
-#include "cuda/kernels.h"
-#include "cuda_on_host.h"
+#include "cuda_launch.h"
 
 namespace aadl::lab {
 namespace {
 
 using Array = std::optional<py::array>;
 
-// Exactly as long as was asked for, and full of NaN.
-struct Workspace {
-  std::vector<unsigned char> bytes;
-  explicit Workspace(int64_t size) : bytes(size, 0xff) {}
-  void* data() { return bytes.data(); }
-};
-
 // Set by tests, so that tiles of several chunks need no long vectors.
 int64_t most_tiles = cuda::kMostTiles;
+
+Launch launch(bool compensated = false) { return Launch(most_tiles, compensated); }
 
 constexpr double kUnset = std::numeric_limits<double>::quiet_NaN();
 
@@ -28,14 +21,13 @@ using Flag = std::optional<bool>;
 const bool* address(const Flag& flag) { return flag ? &*flag : nullptr; }
 
 void copy(const std::vector<py::array>& from, const std::vector<py::array>& to, const Flag& when) {
-  cuda::copy(all_pieces(from, to, cuda::copies), address(when), nullptr);
+  cuda::copy(all_pieces(from, to), address(when), launch());
 }
 
 double squared_norm(const std::vector<py::array>& arrays, bool compensated) {
   const std::vector<Entries> pieces = all_entries(arrays);
-  Workspace workspace(cuda::squared_norm_workspace(pieces));
   double sum = kUnset;
-  cuda::squared_norm(pieces, compensated, workspace.data(), &sum, nullptr);
+  cuda::squared_norm(pieces, &sum, launch(compensated));
   return sum;
 }
 
@@ -49,29 +41,11 @@ std::vector<double> push(const py::array& before, const py::array& after,
   return with_types(before, residual_rows, [&](auto types) {
     using T = typename decltype(types)::Vector;
     using S = typename decltype(types)::Storage;
-    const int64_t size = offsets.back();
     std::vector<double> figures(3, kUnset);
-    cuda::Push<T, S> args = {};
-    args.before = entries<T>(before, 1, size, "before");
-    args.after = entries<T>(after, 1, size, "after");
-    args.last_point = entries<T>(last_point, 1, size, "last_point");
-    args.last_residual = entries<T>(last_residual, 1, size, "last_residual");
-    args.rates = rates.data();
-    args.offsets = offsets.data();
-    args.segments = static_cast<int64_t>(offsets.size()) - 1;
-    args.residual = entries<T>(residual, 1, size, "residual");
-    args.step_rows = entries<S>(step_rows, 2, size, "step_rows");
-    args.residual_rows = entries<S>(residual_rows, 2, size, "residual_rows");
-    args.stride = stride<S>(residual_rows);
-    args.rows = residual_rows.shape(0);
-    args.slot = slot;
-    args.systems_size = systems ? systems->shape(2) : 0;
-    args.systems = systems ? entries<double>(*systems, 3, args.systems_size, "systems") : nullptr;
-    args.figures = figures.data();
-    args.compensated = compensated;
-    args.most_tiles = most_tiles;
-    Workspace workspace(cuda::push_workspace(args));
-    cuda::push(args, workspace.data(), nullptr);
+    const auto args =
+        push_of<T, S>(before, after, last_point, last_residual, rates, offsets, residual, step_rows,
+                      residual_rows, slot, systems, figures.data());
+    cuda::push(args, launch(compensated));
     return figures;
   });
 }
@@ -85,22 +59,20 @@ double extrapolate(const py::array& before, const py::array& after, double beta,
     using S = typename decltype(types)::Storage;
     const int64_t size = offsets.back();
     T largest = std::numeric_limits<T>::quiet_NaN();
-    const cuda::Extrapolate<T, S> args = {entries<T>(before, 1, size, "before"),
-                                          entries<T>(after, 1, size, "after"),
-                                          beta,
-                                          entries<S>(rows, 2, size, "rows"),
-                                          stride<S>(rows),
-                                          rows.shape(0),
-                                          coefficients.data(),
-                                          coefficients.shape(0),
-                                          offsets.data(),
-                                          static_cast<int64_t>(offsets.size()) - 1,
-                                          address(accept),
-                                          entries<T>(out, 1, size, "out"),
-                                          &largest,
-                                          most_tiles};
-    Workspace workspace(cuda::extrapolate_workspace(args));
-    cuda::extrapolate(args, workspace.data(), nullptr);
+    const Extrapolate<T, S> args = {entries<T>(before, 1, size, "before"),
+                                    entries<T>(after, 1, size, "after"),
+                                    beta,
+                                    entries<S>(rows, 2, size, "rows"),
+                                    stride<S>(rows),
+                                    rows.shape(0),
+                                    coefficients.data(),
+                                    coefficients.shape(0),
+                                    offsets.data(),
+                                    static_cast<int64_t>(offsets.size()) - 1,
+                                    address(accept),
+                                    entries<T>(out, 1, size, "out"),
+                                    &largest};
+    cuda::extrapolate(args, launch());
     return largest;
   });
 }
@@ -111,11 +83,9 @@ double window_statistics(const std::vector<py::array>& window, const py::array& 
     T deviation = std::numeric_limits<T>::quiet_NaN();
     std::vector<const T*> iterates;
     for (const py::array& x : window) iterates.push_back(entries<T>(x, 1, mean.size(), "window"));
-    const cuda::Window<T> args = {iterates.data(), static_cast<int64_t>(iterates.size()),
-                                  mean.size(),     entries<T>(mean, 1, mean.size(), "mean"),
-                                  &deviation,      most_tiles};
-    Workspace workspace(cuda::window_workspace(args));
-    cuda::window_statistics(args, workspace.data(), nullptr);
+    const Window<T> args = {iterates.data(), static_cast<int64_t>(iterates.size()), mean.size(),
+                            entries<T>(mean, 1, mean.size(), "mean"), &deviation};
+    cuda::window_statistics(args, launch());
     return deviation;
   });
 }
@@ -128,20 +98,17 @@ std::vector<double> add_sample(const py::array& point_sum, const py::array& grad
     using T = decltype(zero);
     const int64_t size = point.size();
     std::vector<double> figures(2, kUnset);
-    const cuda::Sample<T> args = {entries<T>(point_sum, 1, size, "point_sum"),
-                                  entries<T>(gradient_sum, 1, size, "gradient_sum"),
-                                  vector<T>(noise_sum, size, "noise_sum"),
-                                  entries<T>(point, 1, size, "point"),
-                                  entries<T>(anchor, 1, size, "anchor"),
-                                  entries<T>(gradient, 1, size, "gradient"),
-                                  vector<T>(direction, size, "direction"),
-                                  sign,
-                                  size,
-                                  figures.data(),
-                                  compensated,
-                                  most_tiles};
-    Workspace workspace(cuda::sample_workspace(args));
-    cuda::add_sample(args, workspace.data(), nullptr);
+    const Sample<T> args = {entries<T>(point_sum, 1, size, "point_sum"),
+                            entries<T>(gradient_sum, 1, size, "gradient_sum"),
+                            vector<T>(noise_sum, size, "noise_sum"),
+                            entries<T>(point, 1, size, "point"),
+                            entries<T>(anchor, 1, size, "anchor"),
+                            entries<T>(gradient, 1, size, "gradient"),
+                            vector<T>(direction, size, "direction"),
+                            sign,
+                            size,
+                            figures.data()};
+    cuda::add_sample(args, launch(compensated));
     return figures;
   });
 }
@@ -157,7 +124,7 @@ void push_block(const py::array& point_sum, const py::array& gradient_sum, const
     const auto args =
         block_means<T, S>(point_sum, gradient_sum, noise_sum, count, last_point, last_gradient,
                           step_row, gradient_row, noise_row, address(accept));
-    cuda::push_block(args, nullptr);
+    cuda::push_block(args, launch());
   });
 }
 
@@ -167,16 +134,9 @@ py::array_t<double> products(const std::vector<py::array>& rows,
                              bool compensated) {
   py::array_t<double> out({offsets.size() - 1, rows.size(), vectors.size()});
   std::fill_n(out.mutable_data(), out.size(), kUnset);
-  const std::vector<Entries> left = all_entries(rows), right = all_entries(vectors);
-  const cuda::Products args = {left,
-                               right,
-                               offsets.data(),
-                               static_cast<int64_t>(offsets.size()) - 1,
-                               out.mutable_data(),
-                               compensated,
-                               most_tiles};
-  Workspace workspace(cuda::products_workspace(args));
-  cuda::products(args, workspace.data(), nullptr);
+  const Products args = {all_entries(rows), all_entries(vectors), offsets.data(),
+                         static_cast<int64_t>(offsets.size()) - 1, out.mutable_data()};
+  cuda::products(args, launch(compensated));
   return out;
 }
 

@@ -1,11 +1,12 @@
 // What the memory gives, in the way that the kernels use it: the floor under their times.
 
 #include "arrays.h"
-#include "blocks.h"
-#include "stream.h"
+#include "cpu/blocks.h"
 
 namespace aadl::lab {
 namespace {
+
+using namespace aadl::cpu;
 
 AADL_TARGETS int64_t mix(const int64_t* from, int64_t count) {
   int64_t bits = 0;
@@ -18,9 +19,9 @@ AADL_TARGETS int64_t mix(const int64_t* from, int64_t count) {
 int64_t read(const py::buffer& array, int64_t threads) {
   const py::buffer_info info = array.request();
   const int64_t* from = static_cast<const int64_t*>(info.ptr);
-  const auto blocks = make_blocks({0, info.size * info.itemsize / 8});
+  const auto blocks = make_blocks(info.size * info.itemsize / 8);
   std::vector<int64_t> mixed(blocks.size());
-  const auto run = parallel(threads);
+  const auto run = threads_of(threads);
   {
     py::gil_scoped_release release;
     run_blocks(blocks, run, [&](int64_t i) {
@@ -34,8 +35,8 @@ int64_t read(const py::buffer& array, int64_t threads) {
 void write(const py::buffer& array, int64_t threads) {
   const py::buffer_info info = array.request(true);
   int64_t* to = static_cast<int64_t*>(info.ptr);
-  const auto blocks = make_blocks({0, info.size * info.itemsize / 8});
-  const auto run = parallel(threads);
+  const auto blocks = make_blocks(info.size * info.itemsize / 8);
+  const auto run = threads_of(threads);
   py::gil_scoped_release release;
   run_blocks(blocks, run, [&](int64_t i) {
     alignas(64) const int64_t zeros[kChunk] = {};

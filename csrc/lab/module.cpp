@@ -7,9 +7,9 @@
 
 namespace aadl::lab {
 
-cpu::Parallel parallel(int64_t threads) {
+cpu::Threads threads_of(int64_t threads) {
   if (threads < 1) throw std::invalid_argument("threads must be at least 1");
-  return [threads](int64_t count, const std::function<void(int64_t)>& body) {
+  return {[threads](int64_t count, const std::function<void(int64_t)>& body) {
     std::atomic<int64_t> next = 0;
     const auto work = [&] {
       for (int64_t i = next++; i < count; i = next++) body(i);
@@ -18,7 +18,7 @@ cpu::Parallel parallel(int64_t threads) {
     for (int64_t i = 1; i < std::min(threads, count); ++i) others.emplace_back(work);
     work();
     for (std::thread& other : others) other.join();
-  };
+  }};
 }
 
 }  // namespace aadl::lab

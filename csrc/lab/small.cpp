@@ -12,10 +12,14 @@ py::array factor_of(const py::array& rows, const std::optional<py::array>& appen
   const int64_t segments = static_cast<int64_t>(offsets.size()) - 1;
   const int64_t columns = rows.shape(0) + (append ? 1 : 0);
   py::array_t<T> factor({segments, columns, columns});
-  const cpu::Tsqr<T, S> args = {
-      entries<S>(rows, 2, size, "rows"), stride<S>(rows), rows.shape(0),
-      vector<T>(append, size, "append"), offsets,         factor.mutable_data()};
-  const auto run = parallel(threads);
+  const Tsqr<T, S> args = {entries<S>(rows, 2, size, "rows"),
+                           stride<S>(rows),
+                           rows.shape(0),
+                           vector<T>(append, size, "append"),
+                           offsets.data(),
+                           segments,
+                           factor.mutable_data()};
+  const auto run = threads_of(threads);
   py::gil_scoped_release release;
   cpu::tsqr(args, run);
   return std::move(factor);
@@ -26,7 +30,7 @@ py::array tsqr(const py::array& rows, const std::optional<py::array>& append,
                const Offsets& offsets, const py::object& working, int64_t threads) {
   if (rows.ndim() != 2 || offsets.empty()) throw std::invalid_argument("rows are [k, n]");
   const py::array kind(py::dtype::from_args(working), std::vector<py::ssize_t>{0});
-  return with_types(kind, rows, [&](auto types) {
+  return with_wide_types(kind, rows, [&](auto types) {
     using Pair = decltype(types);
     return factor_of<typename Pair::Vector, typename Pair::Storage>(rows, append, offsets, threads);
   });
@@ -40,13 +44,16 @@ py::dict solve_secants(const py::array& system, bool factored, double ridge, dou
   const int64_t k = system.shape(0);
   const double* matrix = entries<double>(system, 2, k, "system");
   py::array_t<double> gamma(k - 1);
-  const cpu::Solution solution =
-      cpu::solve_secants(matrix, k, factored, ridge, tolerance, gamma.mutable_data());
+  int64_t rank = -1;
+  double condition = 0, reduction = 0;
+  cpu::solve_secants(Secants{matrix, 1, k, factored, ridge, tolerance, gamma.mutable_data(), &rank,
+                             &condition, &reduction},
+                     threads_of(1));
   py::dict out;
   out["gamma"] = gamma;
-  out["condition"] = solution.condition;
-  out["reduction"] = solution.reduction;
-  out["rank"] = solution.rank;
+  out["condition"] = condition;
+  out["reduction"] = reduction;
+  out["rank"] = rank;
   return out;
 }
 

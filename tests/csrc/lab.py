@@ -39,6 +39,7 @@ PAIRS = [
     pytest.param("float32", "uint16", id="float32-bfloat16"),
     pytest.param("float32", "float16", id="float32-float16"),
 ]
+WIDE_PAIRS = PAIRS[:3]  # those of a factor
 # Around the limits of a slice (64), a chunk (256), a flush (1024) and a block (32768).
 EDGES = [0, 1, 2, 63, 64, 65, 255, 256, 257, 1023, 1024, 1025, 32767, 32768, 32769, 65537]
 SEGMENTS = [

@@ -37,13 +37,13 @@ def check(
 
 
 # By a thread, a warp, a block: one fold and its edges, one tile (1024 rows), several.
-@pytest.mark.parametrize(("vector", "storage"), lab.PAIRS)
+@pytest.mark.parametrize(("vector", "storage"), lab.WIDE_PAIRS)
 @pytest.mark.parametrize("size", [0, 1, 3, 255, 256, 257, 1025, 3003])
 def test_sizes_of_few_columns(size: int, vector: str, storage: str) -> None:
     check([0, size], vector, storage)
 
 
-@pytest.mark.parametrize(("vector", "storage"), lab.PAIRS)
+@pytest.mark.parametrize(("vector", "storage"), lab.WIDE_PAIRS)
 @pytest.mark.parametrize("size", [0, 1, 13, 127, 128, 129, 513, 1503])
 def test_sizes_of_many_columns(size: int, vector: str, storage: str) -> None:
     check([0, size], vector, storage, count=12)
@@ -103,7 +103,7 @@ def test_batch_is_factored_as_its_matrices_alone() -> None:
 
 @pytest.mark.parametrize("shift", [1, 3])
 @pytest.mark.parametrize("count", [4, 12])
-@pytest.mark.parametrize(("vector", "storage"), lab.PAIRS)
+@pytest.mark.parametrize(("vector", "storage"), lab.WIDE_PAIRS)
 def test_unaligned(shift: int, count: int, vector: str, storage: str) -> None:
     check([0, 5, 1501], vector, storage, count, shift=shift)
 
@@ -122,7 +122,7 @@ def test_triangles_of_triangles(count: int, size: int) -> None:
 @pytest.mark.parametrize(("count", "size"), [(3, 40_000), (20, 9000)])
 def test_long_tiles(count: int, size: int) -> None:
     """As they are in matrices of millions of rows; roundings add up over up to 64 folds."""
-    check([0, size], count=count, wanted_tiles=1)
+    check([0, size], count=count, most_tiles=1)
 
 
 @pytest.mark.parametrize("count", [4, 12])

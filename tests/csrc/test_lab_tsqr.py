@@ -28,7 +28,7 @@ def check(
     return factors
 
 
-@pytest.mark.parametrize(("vector", "storage"), lab.PAIRS)
+@pytest.mark.parametrize(("vector", "storage"), lab.WIDE_PAIRS)
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes(size: int, vector: str, storage: str) -> None:
     check([0, size], vector, storage)
@@ -50,8 +50,14 @@ def test_only_the_appended_column() -> None:
     check([0, 3000], count=0)
 
 
+@pytest.mark.parametrize("storage", ["uint16", "float16"])
+def test_low_precision_has_no_kernel(storage: str) -> None:
+    with pytest.raises(ValueError, match="dtypes"):
+        check([0, 5], storage=storage)
+
+
 @pytest.mark.parametrize("shift", [1, 3])
-@pytest.mark.parametrize(("vector", "storage"), lab.PAIRS)
+@pytest.mark.parametrize(("vector", "storage"), lab.WIDE_PAIRS)
 def test_unaligned(shift: int, vector: str, storage: str) -> None:
     check([0, 5, 70_001], vector, storage, shift=shift)
 

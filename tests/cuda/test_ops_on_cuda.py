@@ -43,6 +43,7 @@ def everything(size: int, *pair: str) -> dict[str, Any]:
     dtypes = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
     tensors = [normal(*s, seed=i, dtype=dtypes[i % 4]) for i, s in enumerate(shapes)]
     tensors.append(normal(40, 30).T)
+    matrix = rings[0] if storage.itemsize > 2 else rings[0].to(vector)  # a factor has no others
     system = torch.stack([normal(50, 5, seed=s, dtype=torch.float64) for s in range(3)])
     square = normal(2, 3, 4, 4, seed=3, dtype=torch.float64)
     cases = {
@@ -56,7 +57,7 @@ def everything(size: int, *pair: str) -> dict[str, Any]:
             *vectors[:2], 0.3, rings[0], normal(4, 6, dtype=torch.float64), bounds, vectors[5],
         ),
         "window_statistics": (vectors[:5], vectors[6]),
-        "tsqr": (rings[0], vectors[0], bounds),
+        "tsqr": (matrix, vectors[0], bounds),
         "solve_secants": (system.mT @ system, False, 1e-8, 1e-7),
         "add_sample": (*vectors[:6], -1.0, vectors[6]),
         "push_block": (*vectors[:3], 3, *vectors[3:5], *rings, 1, 0),

@@ -81,7 +81,7 @@ SAMPLES = {
     "tsqr": [
         (normal(3, 100), normal(100), BOUNDS),
         (normal(3, 100), None, [0, 100]),
-        (normal(3, 100, dtype=torch.bfloat16), normal(100), BOUNDS),
+        (normal(3, 100), normal(100).double(), BOUNDS),
     ],
     "solve_secants": [(normal(2, 4, 4).double(), True, 0.0, 1e-6)],
     "add_sample": [sample_arguments(True, True), sample_arguments(False, False)],
@@ -147,7 +147,7 @@ def test_results_have_the_same_bits_with_one_thread_and_two(storage: torch.dtype
             *vectors[:2], [0.1, 0.2, 0.3], bounds, residual, *vectors[2:4], step_rows,
             residual_rows, 2, systems,
         )  # fmt: skip
-        factor = native.tsqr(residual_rows.T, residual, bounds)
+        factor = native.tsqr(residual_rows.float().T, residual, bounds)
         mean, out, flat = torch.empty(size), torch.empty(size), torch.empty(6 * size)
         max_std = native.window_statistics(list(vectors), mean)
         weights = systems[:, :-1, -1] / systems[:, -1:, -1]
@@ -230,6 +230,18 @@ def test_rows_are_served_beside_vectors_of_any_dtype() -> None:
     assert native.serves_rows(torch.zeros(1, 3).T)
     assert not native.serves_rows(torch.zeros(8, 3).T)
     assert not native.serves_rows(rows.to("meta"))
+
+
+def test_matrices_of_low_precision_are_left_to_the_definition() -> None:
+    matrix, column = torch.zeros(8, 3), torch.zeros(8)
+    for dtype in (torch.float32, torch.float64):
+        assert native.serves_matrix(matrix.to(dtype), None)
+        assert native.serves_matrix(matrix.to(dtype), column.double())
+        assert native.serves_matrix(matrix.to(dtype), column.half())
+    for dtype in (torch.bfloat16, torch.float16):
+        assert not native.serves_matrix(matrix.to(dtype), column)
+        with pytest.raises(RuntimeError, match="rows must be float32 or float64"):
+            torch.ops.aadl_ext.tsqr(matrix.to(dtype).T.contiguous(), column, [0, 8])
 
 
 def test_lists_are_served_in_any_layout_but_on_this_device_and_in_floating_dtypes_only() -> None:

@@ -1,0 +1,186 @@
+// What the kernels take, those of the CPU and of CUDA alike: pointers, sizes and scalars.
+//
+// S is the storage type of history rows, T the type of working vectors: T = double or float;
+// S = T, or BFloat16 or Half with T = float, or float with T = double. Rows are `stride` entries
+// apart, vectors are contiguous. Segment s is entries offsets[s] .. offsets[s + 1], and the last
+// of the `segments` ends where vectors end. Offsets, rates and lists of pointers are always on the
+// host; whatever else is pointed to is where the kernels run, results and flags too. A flag that
+// is null counts as true. Nothing written may overlap what is read, but for what is said here.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace aadl {
+
+enum class Type { kFloat, kDouble, kBFloat16, kHalf };
+
+constexpr int64_t size_of(Type type) {
+  return type == Type::kDouble ? 8 : type == Type::kFloat ? 4 : 2;
+}
+
+// Whether there is a copy between entries of these types.
+constexpr bool copies(Type from, Type to) {
+  return from == to || from == Type::kFloat || to == Type::kFloat;
+}
+
+// Contiguous entries, to be copied or converted.
+struct Piece {
+  const void* from;
+  void* to;
+  int64_t count;
+  Type from_type, to_type;
+};
+
+// Contiguous entries.
+struct Entries {
+  const void* begin;
+  int64_t count;
+  Type type;
+};
+
+// ---- secants ----------------------------------------------------------------------
+
+// residual = rho = (after - before) / rate, 0 at rate 0 for a finite step. With slot >= 0 also
+//   residual_rows[slot] = rho - last_residual,
+//   step_rows[slot]     = (before - last_point) + rate * (rho - last_residual),
+// zero if a norm of the step or of the rows as stored is not finite. The Gram matrices of the rows
+// and, last, of rho get what is new: column `slot` and the last; nothing if |rho| is not finite,
+// zeros in column `slot` if the row cannot be used. Reads 4 + m vectors, writes 3.
+template <class T, class S>
+struct Push {
+  const T* before;
+  const T* after;
+  const T* last_point;     // unused without slot
+  const T* last_residual;  // unused without slot
+  const double* rates;     // [segments]
+  const int64_t* offsets;  // [segments + 1]
+  int64_t segments;
+  T* residual;
+  S* step_rows;      // [rows, stride]
+  S* residual_rows;  // [rows, stride]
+  int64_t stride, rows;
+  int64_t slot;     // -1: measure only
+  double* systems;  // [segments, systems_size, systems_size] or null: no products
+  int64_t systems_size;
+  double* figures;  // [3]: max |after - before| (NaN if there is one), |rho|^2, and the sum of
+                    // squares of both new rows as stored
+};
+
+// out = before + beta (after - before) - coefficients[s] . rows, entry by entry, or `after` where
+// `accept` is false; *largest = max |out|, NaN if there is one. Exact at beta = 1: out starts from
+// `after` then. Rows with a zero coefficient have no part. `out` may be `before` or `after`. Reads
+// 2 + m vectors, writes 1.
+template <class T, class S>
+struct Extrapolate {
+  const T* before;
+  const T* after;
+  double beta;
+  const S* rows;  // [count, stride]
+  int64_t stride, count;
+  const double* coefficients;  // [sets, count]
+  int64_t sets;                // one, or as many as segments
+  const int64_t* offsets;      // [segments + 1]
+  int64_t segments;
+  const bool* accept;
+  T* out;
+  T* largest;
+};
+
+// With d_i = x_i - x_newest: mean = x_newest + sum d / t, variance = (sum d^2 - (sum d)^2 / t) / t;
+// *deviation = max sqrt(variance), NaN if any entry is NaN or infinite. Reads t vectors, writes 1.
+template <class T>
+struct Window {
+  const T* const* iterates;  // [count], the newest last
+  int64_t count, size;
+  T* mean;
+  T* deviation;
+};
+
+// Upper triangular factor with diagonal >= 0 of the matrix whose columns are rows[0 .. count - 1]
+// and, if not null, `append`, for each segment: k = count + 1 with append. S = T, or float beside
+// double.
+template <class T, class S>
+struct Tsqr {
+  const S* rows;  // [count, stride]
+  int64_t stride, count;
+  const T* append;
+  const int64_t* offsets;  // [segments + 1]
+  int64_t segments;
+  T* factor;  // [segments, k, k]
+};
+
+// Least squares by the singular directions of the scaled columns: see ops.solve_secants and
+// solve.h. A system is the Gram matrix or R factor of [R | r]; k = m + 1. One that is not finite
+// gives rank 0 and NaN for all else.
+struct Secants {
+  const double* systems;  // [problems, k, k]
+  int64_t problems, k;
+  bool factored;
+  double ridge, tolerance;
+  double* gamma;  // [problems, m]
+  int64_t* rank;  // [problems], as the others
+  double* condition;
+  double* reduction;
+};
+
+// ---- blocks of samples ------------------------------------------------------------
+
+// point_sum += point - anchor, gradient_sum += gradient, noise_sum += sign * gradient.
+template <class T>
+struct Sample {
+  T* point_sum;
+  T* gradient_sum;
+  T* noise_sum;  // may be null
+  const T* point;
+  const T* anchor;
+  const T* gradient;
+  const T* direction;  // null for zero
+  double sign;
+  int64_t size;
+  double* figures;  // [2]: |gradient|^2, gradient . direction
+};
+
+// Means of `count` samples: see ops.push_block. The sums become zero.
+template <class T, class S>
+struct BlockMeans {
+  T* point_sum;
+  T* gradient_sum;
+  T* noise_sum;  // null without noise_row
+  int64_t count;
+  T* last_point;
+  T* last_gradient;
+  S* step_row;  // null after the first block, with gradient_row
+  S* gradient_row;
+  S* noise_row;
+  int64_t size;
+  const bool* accept;
+};
+
+// out[s][i][j] = rows[i] . vectors[j] over segment s; all are as long. Reads each once.
+struct Products {
+  std::vector<Entries> rows;
+  std::vector<Entries> vectors;
+  const int64_t* offsets;  // [segments + 1]
+  int64_t segments;
+  double* out;  // [segments, rows, vectors]
+};
+
+// The Newton step in the span of displacements: see ops.solve_subspace and subspace.h.
+struct Subspace {
+  const double* metric;      // [problems, m, m]
+  const double* curvature;   // [problems, m, m]
+  const double* right_side;  // [problems, m]
+  const double* noise;       // [problems, m, samples]
+  const double* radius;      // [problems]
+  int64_t problems, m, samples;
+  double ridge, floor, shrinkage;
+  double* coefficients;  // [problems, m]
+  double* eigenvalues;   // [problems, m], ascending
+  double* slope;         // [problems], as the others
+  double* length;
+  double* reduction;
+  int64_t* rank;
+};
+
+}  // namespace aadl

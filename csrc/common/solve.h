@@ -1,0 +1,244 @@
+// min |r - R gamma| from the Gram matrix or the triangular factor of [R | r], k x k row-major.
+//
+// Columns are scaled to unit length; gamma is taken over the singular directions above a floor,
+//   gamma = sum_i v_i (u_i . r) / sigma_i * gain_i,  gain_i = sigma_i^2 / (sigma_i^2 + ridge).
+// Both forms are diagonalised by Jacobi rotations, which need no other machinery, find small
+// singular values of scaled matrices to high relative accuracy, and end with
+//   sigma_i, u_i . r (in units of |r|) and the direction v_i (or sigma_i v_i) as row i:
+// the Gram matrix by two-sided rotations with a matrix that collects v; the factor by rotations
+// of its rows, r in the last column turning along, until they are orthogonal: U^T [R | r] has
+// the rows sigma_i v_i and u_i . r. Rotating rows of R is rotating columns of R^T: it converges
+// in fewer sweeps than rotating columns of R. Plain functions over a workspace: nothing is
+// allocated. Touches about 6 k^3 entries in cache. Work on a row is a member's of the team;
+// the rotations, which order the pairs as it suits the machine, are here for one alone.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "target.h"
+
+namespace aadl {
+
+// Who works on one small problem: a single thread on the CPU, a block of them on a GPU.
+//
+// Code for a team is run by all members. Member `rank` of `size` does its share of a loop,
+//   for (int64_t i = team.rank; i < n; i += team.size),
+// and sync() comes before anybody reads what another has written. What all members compute for
+// themselves, from the same numbers, is the same for all.
+struct Alone {
+  static constexpr int64_t rank = 0, size = 1;
+  AADL_INLINE void sync() const {}
+  AADL_INLINE bool all(bool mine) const { return mine; }  // a sync() as well
+};
+
+constexpr double kUnit = std::numeric_limits<double>::epsilon();
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr int kSweeps = 60;  // six to ten do; what is not finite never gets here
+
+struct Rotation {
+  double cosine, sine, tangent;
+};
+
+// The rotation of least angle that takes `product` out of [[first, product], [product, second]].
+AADL_INLINE Rotation rotation(double first, double product, double second) {
+  const double slope = (second - first) / (2 * product);
+  const double root = std::fabs(slope) > 1e150 ? std::fabs(slope) : std::sqrt(1 + slope * slope);
+  const double tangent = (slope < 0 ? -1 : 1) / (std::fabs(slope) + root);
+  const double cosine = 1 / std::sqrt(1 + tangent * tangent);
+  return {cosine, tangent * cosine, tangent};
+}
+
+AADL_INLINE void rotate(const Rotation& by, double* x, double* y, int64_t size) {
+  const double c = by.cosine, s = by.sine;
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) {
+    const double first = x[i], second = y[i];
+    x[i] = c * first - s * second;
+    y[i] = s * first + c * second;
+  }
+}
+
+// Of a product of two vectors, relative to their lengths.
+AADL_INLINE double product_error(int64_t size) {
+  return kUnit * std::sqrt(static_cast<double>(size));
+}
+
+// Rows [size + 1] of `a`, [matrix | vector], become U^T [matrix | vector] with orthogonal rows.
+AADL_INLINE void orthogonalize_rows(const Alone&, double* a, int64_t size) {
+  const int64_t width = size + 1;
+  const double bound = product_error(size);
+  bool done = false;
+  for (int sweep = 0; sweep < kSweeps && !done; ++sweep) {
+    done = true;
+    for (int64_t p = 0; p + 1 < size; ++p) {
+      for (int64_t q = p + 1; q < size; ++q) {
+        double *const x = a + p * width, *const y = a + q * width;
+        double first = 0, product = 0, second = 0;
+#pragma omp simd reduction(+ : first, product, second)
+        for (int64_t i = 0; i < size; ++i) {
+          first += x[i] * x[i];
+          product += x[i] * y[i];
+          second += y[i] * y[i];
+        }
+        if (std::fabs(product) <= bound * std::sqrt(first) * std::sqrt(second)) continue;
+        done = false;
+        rotate(rotation(first, product, second), x, y, width);
+      }
+    }
+  }
+}
+
+// Relative to both directions, so that the small one is found as well as the large one.
+AADL_INLINE bool counts_as_zero(double first, double product, double second, double least) {
+  const double bound = kUnit * std::sqrt(std::fabs(first)) * std::sqrt(std::fabs(second));
+  return std::fabs(product) <= bound || std::fabs(product) <= least;
+}
+
+// Symmetric `a` [size, size] becomes diagonal; the rows of `v` [size, size] its eigenvectors.
+// Products of directions up to `least` count as zero.
+AADL_INLINE void diagonalize(const Alone&, double* a, double* v, int64_t size, double least) {
+  for (int64_t i = 0; i < size * size; ++i) v[i] = i % (size + 1) == 0;
+  bool done = false;
+  for (int sweep = 0; sweep < kSweeps && !done; ++sweep) {
+    done = true;
+    for (int64_t p = 0; p + 1 < size; ++p) {
+      for (int64_t q = p + 1; q < size; ++q) {
+        double *const x = a + p * size, *const y = a + q * size;
+        const double first = x[p], product = x[q], second = y[q];
+        if (counts_as_zero(first, product, second, least)) continue;
+        done = false;
+        const Rotation by = rotation(first, product, second);
+        rotate(by, x, y, size);
+        x[p] = first - by.tangent * product;
+        y[q] = second + by.tangent * product;
+        x[q] = y[p] = 0;
+        for (int64_t i = 0; i < size; ++i) {
+          if (i != p && i != q) a[i * size + p] = x[i], a[i * size + q] = y[i];
+        }
+        rotate(by, v + p * size, v + q * size, size);
+      }
+    }
+  }
+}
+
+// The lengths of the k columns of [R | r]; false if anything is not finite.
+template <class Team>
+AADL_INLINE bool column_lengths(const Team& team, const double* system, int64_t k, bool factored,
+                                double* lengths) {
+  double check = 0;
+  for (int64_t i = team.rank; i < k * k; i += team.size) check += 0 * system[i];
+  for (int64_t c = team.rank; c < k; c += team.size) {
+    const double square = system[c * k + c];
+    lengths[c] = square > 0 ? std::sqrt(square) : 0;
+    if (!factored) continue;
+    double largest = 0, sum = 0;  // squares of what is at most one do not overflow
+    for (int64_t i = 0; i <= c; ++i) largest = std::fmax(largest, std::fabs(system[i * k + c]));
+    for (int64_t i = 0; i <= c && largest > 0; ++i) {
+      sum += (system[i * k + c] / largest) * (system[i * k + c] / largest);
+    }
+    lengths[c] = largest * std::sqrt(sum);
+  }
+  return team.all(check == 0);
+}
+
+// Columns of length zero stay zero.
+AADL_INLINE double shrink(double entry, double length) { return length > 0 ? entry / length : 0; }
+
+// What is read off sigma [m] and projected [m] = u . r / |r|.
+struct Directions {
+  double condition, reduction;
+  int64_t rank;
+};
+
+// Turns `projected` into the weights of the rows `direction`, whose lengths are `unit`: 1 or sigma.
+template <class Team>
+AADL_INLINE Directions weigh_directions(const Team& team, const double* sigma, bool unit,
+                                        double* projected, int64_t size, double ridge, double floor,
+                                        bool used) {
+  double largest = 0, smallest = kInfinity, explained = 0;
+  int64_t rank = 0;
+  for (int64_t i = 0; i < size; ++i) largest = std::fmax(largest, sigma[i]);
+  for (int64_t i = 0; i < size; ++i) {
+    if (!(sigma[i] > floor * largest)) continue;
+    ++rank;
+    smallest = std::fmin(smallest, sigma[i]);
+    const double gain = 1 / (1 + ridge / sigma[i] / sigma[i]);
+    explained += projected[i] * projected[i] * gain * (2 - gain);
+  }
+  team.sync();
+  for (int64_t i = team.rank; i < size; i += team.size) {
+    const bool kept = sigma[i] > floor * largest;
+    const double gain = 1 / (1 + ridge / sigma[i] / sigma[i]);
+    projected[i] = kept ? projected[i] * gain / sigma[i] / (unit ? 1 : sigma[i]) : 0;
+  }
+  team.sync();
+  const double left = (used ? 1 : 0) - explained;
+  return {std::fmax(1.0, largest / smallest), left > 0 ? std::sqrt(left) : 0, rank};
+}
+
+// Numbers of the workspace of solve_system.
+AADL_INLINE int64_t solve_workspace(int64_t k) { return 2 * k * k + 3 * k; }
+
+// The same is returned to every member of the team.
+template <class Team>
+AADL_INLINE Directions solve_system(const Team& team, const double* system, int64_t k,
+                                    bool factored, double ridge, double tolerance, double* work,
+                                    double* gamma) {
+  const int64_t m = k - 1;
+  double *const lengths = work, *const sigma = lengths + k, *const projected = sigma + k;
+  double *const a = projected + k, *const v = a + k * k;
+  if (!column_lengths(team, system, k, factored, lengths)) {
+    for (int64_t c = team.rank; c < m; c += team.size) gamma[c] = kNan;
+    return {kNan, kNan, 0};
+  }
+  const double* direction = a;  // rows `stride` apart
+  int64_t stride = k;
+  if (factored) {
+    for (int64_t i = team.rank; i < m; i += team.size) {
+      for (int64_t c = 0; c < k; ++c)
+        a[i * k + c] = c < i ? 0 : shrink(system[i * k + c], lengths[c]);
+    }
+    team.sync();
+    orthogonalize_rows(team, a, m);
+    for (int64_t i = team.rank; i < m; i += team.size) {
+      double square = 0;
+      for (int64_t c = 0; c < m; ++c) square += a[i * k + c] * a[i * k + c];
+      sigma[i] = std::sqrt(square);
+      projected[i] = a[i * k + m];
+    }
+  } else {
+    tolerance = std::fmax(tolerance, std::sqrt(256 * kUnit));  // eigenvalues are squares
+    for (int64_t i = team.rank; i < m; i += team.size) {
+      for (int64_t c = i; c < m; ++c) {
+        const double entry = shrink(shrink(system[i * k + c], lengths[c]), lengths[i]);
+        a[i * m + c] = a[c * m + i] = entry;
+      }
+    }
+    team.sync();
+    diagonalize(team, a, v, m, kUnit * kUnit);  // of unit diagonal and positive
+    for (int64_t i = team.rank; i < m; i += team.size) {
+      sigma[i] = std::sqrt(std::fmax(0.0, a[i * m + i]));
+      double dot = 0;
+      for (int64_t c = 0; c < m; ++c) {
+        dot += v[i * m + c] * shrink(shrink(system[c * k + m], lengths[m]), lengths[c]);
+      }
+      projected[i] = dot / std::fmax(sigma[i], tolerance);
+    }
+    direction = v;
+    stride = m;
+  }
+  team.sync();
+  const Directions out =
+      weigh_directions(team, sigma, !factored, projected, m, ridge, tolerance, lengths[m] > 0);
+  for (int64_t c = team.rank; c < m; c += team.size) {
+    double weight = 0;
+    for (int64_t i = 0; i < m; ++i) weight += direction[i * stride + c] * projected[i];
+    gamma[c] = lengths[c] > 0 ? weight * (lengths[m] / lengths[c]) : 0;
+  }
+  return out;
+}
+
+}  // namespace aadl

@@ -1,0 +1,302 @@
+// One pass over a block for a new secant pair: forms it, stores it, multiplies it with all rows.
+//
+// The pair is formed and used in chunks that stay in L1, so each vector is read from memory once:
+// before, after, last_point, last_residual and the m history rows; written are the residual and
+// the two new rows, past the caches when they are large. The new row and the residual are held as
+// float64, and up to four rows at a time are multiplied with both: this takes about as long as
+// reading the rows, so memory has to be kept busy meanwhile. Sums start anew with every chunk: a
+// product of two float32 is exact in float64, and short sums lose little.
+#include <cmath>
+#include <limits>
+
+#include "blocks.h"
+
+namespace aadl::cpu {
+namespace {
+
+constexpr int64_t kAhead = 2 * kChunk;  // entries from what is read to what is asked for
+constexpr int64_t kGroup = 4;           // rows at a time
+constexpr int64_t kFlush = 4 * kChunk;  // entries after which the lanes of sums are emptied
+
+// The sums over one block.
+template <class T>
+struct PushSums {
+  double* right_side;  // [rows]
+  double* gram_row;    // [rows]
+  double squared_norm;
+  double row_norm;    // of both new rows
+  Magnitude<T> peak;  // of after - before
+};
+
+// A chunk of the new pair, widened: the residual and the new row as it is stored.
+struct Pair {
+  alignas(64) double residual[kChunk];
+  alignas(64) double row[kChunk];
+};
+
+// Forms entries begin .. begin + n - 1 of the pair, n <= kChunk, and stores them; adds the
+// products within the pair.
+template <class T, class S>
+AADL_INLINE void form_pair(const Push<T, S>& args, double exact_rate, int64_t begin, int64_t n,
+                           bool stream, Pair& pair, PushSums<T>& sums) {
+  const T rate = static_cast<T>(exact_rate);
+  // At rate 0 every finite step counts as none, but NaN and infinity shall be seen.
+  const T divisor = exact_rate == 0 ? std::numeric_limits<T>::infinity() : rate;
+  alignas(64) T residual[kChunk];
+  const T* before = args.before + begin;
+  const T* after = args.after + begin;
+  Magnitude<T> peak = 0;
+  double norm = 0;
+#pragma omp simd reduction(max : peak) reduction(+ : norm)
+  for (int64_t j = 0; j < n; ++j) {
+    const T step = after[j] - before[j];
+    const T rho = step / divisor;
+    peak = std::max(peak, magnitude(step));
+    residual[j] = rho;
+    pair.residual[j] = rho;
+    norm += pair.residual[j] * pair.residual[j];
+  }
+  store(args.residual + begin, residual, n, stream);
+  sums.peak = std::max(sums.peak, peak);
+  sums.squared_norm += norm;
+  if (args.slot < 0) return;
+
+  alignas(64) S step_row[kChunk];
+  alignas(64) S residual_row[kChunk];
+  const T* last_point = args.last_point + begin;
+  const T* last_residual = args.last_residual + begin;
+  double with_residual = 0;
+  double with_row = 0;
+  double with_step = 0;
+#pragma omp simd reduction(+ : with_residual, with_row, with_step)
+  for (int64_t j = 0; j < n; ++j) {
+    const T difference = residual[j] - last_residual[j];
+    residual_row[j] = narrow<S>(difference);
+    step_row[j] = narrow<S>((before[j] - last_point[j]) + rate * difference);
+    const double stored = widen(residual_row[j]);
+    pair.row[j] = stored;
+    with_residual += stored * pair.residual[j];
+    with_row += stored * stored;
+    const double step = widen(step_row[j]);
+    with_step += step * step;
+  }
+  const int64_t to = args.slot * args.stride + begin;
+  store(args.residual_rows + to, residual_row, n, stream);
+  store(args.step_rows + to, step_row, n, stream);
+  sums.row_norm += with_row + with_step;
+  if (!args.systems) return;
+  sums.right_side[args.slot] += with_residual;
+  sums.gram_row[args.slot] += with_row;
+}
+
+// The products of one row, as lanes of sums.
+template <int Width>
+struct RowSums {
+  double residual[Width];  // with the residual
+  double row[Width];       // with the new row
+};
+
+AADL_INLINE const double* widen_slice(const double* row, double*) { return row; }
+
+template <class S>
+AADL_INLINE const double* widen_slice(const S* row, double* buffer) {
+#pragma omp simd
+  for (int64_t j = 0; j < kSlice; ++j) buffer[j] = widen(row[j]);
+  return buffer;
+}
+
+// Adds the products of K rows with the residual and, if Two, with the new row.
+template <int K, bool Two, int Width, class S>
+AADL_INLINE void multiply_rows(const S* const* rows, const Pair& pair, int64_t n,
+                               RowSums<Width>* const* sums) {
+  using Vector = typename Lanes<Width>::type;
+  Vector residual_sums[K], row_sums[K];
+  for (int k = 0; k < K; ++k) {
+    std::memcpy(&residual_sums[k], sums[k]->residual, sizeof(Vector));
+    std::memcpy(&row_sums[k], sums[k]->row, sizeof(Vector));
+  }
+  alignas(64) double buffer[K][kSlice];
+  const int64_t whole = n - n % kSlice;
+  for (int64_t j = 0; j < whole; j += kSlice) {
+    const double* x[K];
+    for (int k = 0; k < K; ++k) {
+      fetch_ahead<kAhead>(rows[k] + j);
+      x[k] = widen_slice(rows[k] + j, buffer[k]);
+    }
+    for (int64_t i = 0; i < kSlice; i += Width) {
+      Vector residual, row, lanes;
+      std::memcpy(&residual, pair.residual + j + i, sizeof(Vector));
+      std::memcpy(&row, pair.row + j + i, sizeof(Vector));
+      for (int k = 0; k < K; ++k) {
+        std::memcpy(&lanes, x[k] + i, sizeof(Vector));
+        residual_sums[k] += lanes * residual;
+        if (Two) row_sums[k] += lanes * row;
+      }
+    }
+  }
+  for (int k = 0; k < K; ++k) {
+    std::memcpy(sums[k]->residual, &residual_sums[k], sizeof(Vector));
+    std::memcpy(sums[k]->row, &row_sums[k], sizeof(Vector));
+    for (int64_t j = whole; j < n; ++j) {
+      const double x = widen(rows[k][j]);
+      sums[k]->residual[j % Width] += x * pair.residual[j];
+      if (Two) sums[k]->row[j % Width] += x * pair.row[j];
+    }
+  }
+}
+
+template <bool Two, int Width, class T, class S>
+AADL_INLINE void multiply_all(const Push<T, S>& args, int64_t begin, int64_t n, const Pair& pair,
+                              RowSums<Width>* sums) {
+  const S* rows[kGroup];
+  RowSums<Width>* group[kGroup];
+  int64_t size = 0;
+  for (int64_t k = 0; k < args.rows; ++k) {
+    if (k == args.slot) continue;
+    rows[size] = args.residual_rows + k * args.stride + begin;
+    group[size++] = sums + k;
+    if (size < kGroup) continue;
+    multiply_rows<kGroup, Two>(rows, pair, n, group);
+    size = 0;
+  }
+  if (size == 3) multiply_rows<3, Two>(rows, pair, n, group);
+  if (size == 2) multiply_rows<2, Two>(rows, pair, n, group);
+  if (size == 1) multiply_rows<1, Two>(rows, pair, n, group);
+}
+
+template <int Width, class T, class S>
+AADL_INLINE void push_part(const Push<T, S>& args, const Block& block, bool stream,
+                           PushSums<T>& sums) {
+  Pair pair = {};
+  std::vector<RowSums<Width>> rows(args.systems ? args.rows : 0);
+  for (int64_t begin = block.begin; begin < block.end; begin += kChunk) {
+    const int64_t n = std::min(kChunk, block.end - begin);
+    for (int64_t j = 0; j < n; j += kSlice) {
+      fetch_ahead<kAhead>(args.before + begin + j);
+      fetch_ahead<kAhead>(args.after + begin + j);
+      if (args.slot < 0) continue;
+      fetch_ahead<kAhead>(args.last_point + begin + j);
+      fetch_ahead<kAhead>(args.last_residual + begin + j);
+    }
+    form_pair(args, args.rates[block.segment], begin, n, stream, pair, sums);
+    if (!args.systems) continue;
+    if (args.slot >= 0) {
+      multiply_all<true>(args, begin, n, pair, rows.data());
+    } else {
+      multiply_all<false>(args, begin, n, pair, rows.data());
+    }
+    if ((begin - block.begin) % kFlush + kChunk < kFlush && begin + n < block.end) continue;
+    for (int64_t k = 0; k < args.rows; ++k) {
+      for (int i = 0; i < Width; ++i) {
+        sums.right_side[k] += rows[k].residual[i];
+        sums.gram_row[k] += rows[k].row[i];
+      }
+      rows[k] = {};
+    }
+  }
+  finish_stores(stream);
+}
+
+// A register's width of sums, or half as many more would not fit into the registers.
+#define AADL_PUSH_VERSION(target, Width, T, S)                                  \
+  target void push_one(const Push<T, S>& args, const Block& block, bool stream, \
+                       PushSums<T>& sums) {                                     \
+    push_part<Width>(args, block, stream, sums);                                \
+  }
+#ifdef AADL_V4
+#define AADL_PUSH(T, S)               \
+  AADL_PUSH_VERSION(AADL_V4, 8, T, S) \
+  AADL_PUSH_VERSION(AADL_V3, 4, T, S) \
+  AADL_PUSH_VERSION(AADL_BASE, 2, T, S)
+#else
+#ifdef __AVX512F__
+#define AADL_PUSH(T, S) AADL_PUSH_VERSION(, 8, T, S)
+#else
+#define AADL_PUSH(T, S) AADL_PUSH_VERSION(, 4, T, S)
+#endif
+#endif
+AADL_PUSH(float, float)
+AADL_PUSH(double, double)
+AADL_PUSH(double, float)
+AADL_PUSH(float, BFloat16)
+AADL_PUSH(float, Half)
+
+// What the blocks of a segment have in common.
+struct SegmentSums {
+  std::vector<double> right_side, gram_row;  // [segments, rows]
+  std::vector<double> squared_norm;          // [segments]
+};
+
+// Enters what is new into the Gram matrices of the rows and, last, the residual.
+template <class T, class S>
+void write_systems(const Push<T, S>& args, const SegmentSums& sums) {
+  const int64_t k = args.systems_size, last = k - 1;
+  double* system = args.systems;
+  for (int64_t s = 0; s < args.segments; ++s, system += k * k) {
+    const auto write = [&](int64_t i, int64_t j, double value) {
+      system[i * k + j] = system[j * k + i] = value;
+    };
+    for (int64_t i = 0; i < args.rows; ++i) {
+      write(i, last, sums.right_side[s * args.rows + i]);
+      if (args.slot >= 0) write(i, args.slot, sums.gram_row[s * args.rows + i]);
+    }
+    write(last, last, sums.squared_norm[s]);
+  }
+}
+
+// Zero: the new row cannot be used, and takes the place of the oldest.
+template <class T, class S>
+void drop_row(const Push<T, S>& args) {
+  const int64_t size = args.offsets[args.segments], k = args.systems_size, slot = args.slot;
+  std::memset(args.step_rows + slot * args.stride, 0, size * sizeof(S));
+  std::memset(args.residual_rows + slot * args.stride, 0, size * sizeof(S));
+  double* system = args.systems;
+  for (int64_t s = 0; system && s < args.segments; ++s, system += k * k) {
+    for (int64_t i = 0; i < k; ++i) system[i * k + slot] = system[slot * k + i] = 0;
+  }
+}
+
+}  // namespace
+
+template <class T, class S>
+void push(const Push<T, S>& args, const Threads& threads) {
+  const std::vector<Block> blocks = make_blocks(args.offsets, args.segments);
+  const int64_t size = args.offsets[args.segments], rows = args.rows;
+  const bool stream = exceeds_cache(size * ((rows + 2) * sizeof(S) + 5 * sizeof(T)));
+  std::vector<double> products(blocks.size() * 2 * rows);
+  std::vector<PushSums<T>> sums(blocks.size());
+  run_blocks(blocks, threads, [&](int64_t i) {
+    double* own = products.data() + i * 2 * rows;
+    PushSums<T> result = {own, own + rows, 0, 0, 0};
+    push_one(args, blocks[i], stream, result);
+    sums[i] = result;
+  });
+
+  const int64_t multiplied = args.systems ? rows : 0;
+  const std::vector<double> none(args.segments * multiplied);
+  SegmentSums all = {none, none, std::vector<double>(args.segments)};
+  double norm = 0, row_norm = 0;
+  Magnitude<T> peak = 0;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const int64_t segment = blocks[i].segment, first = segment * rows;
+    all.squared_norm[segment] += sums[i].squared_norm;
+    row_norm += sums[i].row_norm;
+    for (int64_t k = 0; k < multiplied; ++k) {
+      all.right_side[first + k] += sums[i].right_side[k];
+      all.gram_row[first + k] += sums[i].gram_row[k];
+    }
+    peak = std::max(peak, sums[i].peak);
+  }
+  for (const double own : all.squared_norm) norm += own;
+  if (args.systems && std::isfinite(norm)) write_systems(args, all);
+  if (args.slot >= 0 && !(std::isfinite(norm) && std::isfinite(row_norm))) drop_row(args);
+  args.figures[0] = from_magnitude(peak), args.figures[1] = norm, args.figures[2] = row_norm;
+}
+
+template void push(const Push<float, float>&, const Threads&);
+template void push(const Push<double, double>&, const Threads&);
+template void push(const Push<double, float>&, const Threads&);
+template void push(const Push<float, BFloat16>&, const Threads&);
+template void push(const Push<float, Half>&, const Threads&);
+
+}  // namespace aadl::cpu

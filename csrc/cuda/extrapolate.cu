@@ -1,0 +1,99 @@
+// A point moved along a combination of rows: see Extrapolate in records.h.
+//
+// A block takes a tile, chunk after chunk: the combination is gathered in registers, rows one after
+// the other, and joined with the point at the end, so that each vector is read once and the
+// combination, small against the point, is rounded at its size only once. Reads 2 + m vectors
+// (1 + m at beta = 1), writes 1.
+#include "chunk.h"
+#include "kernels.h"
+#include "sums.h"
+#include "tiles.h"
+
+namespace aadl::cuda {
+namespace {
+
+template <class T, class S>
+struct ExtrapolateTile {
+  Extrapolate<T, S> args;
+  bool aligned;
+  T* partials;  // max |out| of each tile
+  int64_t first_segment;
+  // Read on the host only, but not to be left out lightly: by the size of this struct nvcc 13
+  // chooses whether products of double vectors and of Half rows are rounded before they are added.
+  int64_t total_tiles;
+};
+
+template <class T, class S>
+__global__ void __launch_bounds__(kThreads)
+    extrapolate_tiles(ExtrapolateTile<T, S> own, Tiles tiles) {
+  AADL_DYNAMIC_SHARED(T, weights);  // [count]
+  const Extrapolate<T, S>& args = own.args;
+  const Tile tile = tile_of(tiles, blockIdx.x);
+  const bool accepted = !args.accept || *args.accept;
+  const int count = accepted ? static_cast<int>(args.count) : 0;
+  const T beta = accepted ? static_cast<T>(args.beta) : T(1);
+  const int64_t set = args.sets == 1 ? 0 : own.first_segment + tile.segment;
+  for (int k = threadIdx.x; k < count; k += kThreads) {
+    weights[k] = static_cast<T>(args.coefficients[set * args.count + k]);
+  }
+  __syncthreads();
+
+  Magnitude<T> peak = 0;
+  for_chunks<T, S>(tile.begin, tile.end, own.aligned, [&](const auto& share) {
+    T sum[kHeld<T>] = {}, x[kHeld<T>], point[kHeld<T>];
+#pragma unroll 4
+    for (int k = 0; k < count; ++k) {
+      share.load(args.rows + k * args.stride, x);
+      const T weight = weights[k];
+#pragma unroll
+      for (int j = 0; j < kHeld<T>; ++j) sum[j] += weight == 0 ? T(0) : weight * x[j];
+    }
+    share.load(args.after, point);
+    if (beta != 1) {
+      share.load(args.before, x);
+#pragma unroll
+      for (int j = 0; j < kHeld<T>; ++j) point[j] = x[j] + beta * (point[j] - x[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < kHeld<T>; ++j) {
+      point[j] -= sum[j];
+      const Magnitude<T> size = magnitude(point[j]);
+      peak = size > peak ? size : peak;
+    }
+    share.store(args.out, point);
+  });
+  peak = max_block(peak);
+  if (threadIdx.x == 0) own.partials[blockIdx.x] = from_magnitude(peak);
+}
+
+}  // namespace
+
+template <class T, class S>
+void extrapolate(const Extrapolate<T, S>& args, const Launch& launch) {
+  const int64_t tile = tile_size(args.offsets[args.segments], kChunkSize<T>, launch.most_tiles);
+  const int64_t total = count_tiles(args.offsets, args.segments, tile);
+  T* const partials = workspace<T>(launch, total);
+  ExtrapolateTile<T, S> own = {args,
+                               aligned(args.before) && aligned(args.after) && aligned(args.out) &&
+                                   aligned(args.rows, args.stride, args.count),
+                               partials, 0, total};
+  for_tiles(args.offsets, args.segments, tile,
+            [&](const Tiles& tiles, int64_t first_segment, int64_t first_tile) {
+              const int blocks = tiles.first[tiles.segments];
+              if (blocks == 0) return;
+              own.partials = partials + first_tile;
+              own.first_segment = first_segment;
+              AADL_LAUNCH((extrapolate_tiles<T, S>), blocks, kThreads, args.count * sizeof(T),
+                          launch.stream, own, tiles);
+              check_launch("extrapolate_");
+            });
+  finish_peak(partials, own.total_tiles, false, args.largest, launch.stream);
+}
+
+template void extrapolate(const Extrapolate<float, float>&, const Launch&);
+template void extrapolate(const Extrapolate<float, BFloat16>&, const Launch&);
+template void extrapolate(const Extrapolate<float, Half>&, const Launch&);
+template void extrapolate(const Extrapolate<double, double>&, const Launch&);
+template void extrapolate(const Extrapolate<double, float>&, const Launch&);
+
+}  // namespace aadl::cuda

@@ -1,0 +1,188 @@
+// Lists of contiguous pieces: copied, converted, or reduced to their squared norm.
+//
+// Pieces are cut into tiles, so that one long tensor is shared among many blocks as many short ones
+// are. Where a piece is aligned it is taken in packs of 16 bytes, elsewhere entry by entry.
+#include <algorithm>
+#include <type_traits>
+
+#include "chunk.h"
+#include "kernels.h"
+#include "sums.h"
+
+namespace aadl::cuda {
+namespace {
+
+constexpr int64_t kPieceTile = 32 * kThreads;
+constexpr int kPiecesAtOnce = 112;  // in 4 KiB of arguments
+
+// The tiles of some pieces: piece p has tiles first[p] .. first[p + 1] - 1.
+struct PieceTiles {
+  int first[kPiecesAtOnce + 1];
+  int pieces;
+};
+
+struct CopyTiles {
+  Piece pieces[kPiecesAtOnce];
+  PieceTiles tiles;
+  const bool* when;
+};
+
+struct SquareTiles {
+  Entries pieces[kPiecesAtOnce];
+  PieceTiles tiles;
+  double* partials;  // of each tile
+};
+
+__device__ __forceinline__ int piece_of(const PieceTiles& tiles, int tile) {
+  int low = 0, high = tiles.pieces;
+  while (high - low > 1) {  // first[low] <= tile < first[high]
+    const int middle = (low + high) / 2;
+    (tiles.first[middle] <= tile ? low : high) = middle;
+  }
+  return low;
+}
+
+template <class To, class From>
+__device__ __forceinline__ To converted(From x) {
+  if constexpr (std::is_same_v<To, From>) {
+    return x;  // also the bits of a NaN
+  } else {
+    return narrow<To>(widen(x));
+  }
+}
+
+template <class From, class To>
+__device__ __forceinline__ void copy_part(const Piece& piece, int64_t begin, int64_t count) {
+  constexpr int kPack = 16 / (sizeof(From) < sizeof(To) ? sizeof(From) : sizeof(To));
+  const From* const from = static_cast<const From*>(piece.from) + begin;
+  To* const to = static_cast<To*>(piece.to) + begin;
+  int64_t done = 0;
+  if (aligned(from) && aligned(to)) {
+    done = count - count % kPack;
+#pragma unroll 4
+    for (int64_t i = threadIdx.x * kPack; i < done; i += kThreads * kPack) {
+      const auto source = *reinterpret_cast<const Pack<From, kPack>*>(from + i);
+      Pack<To, kPack> target;
+#pragma unroll
+      for (int j = 0; j < kPack; ++j) target.entry[j] = converted<To>(source.entry[j]);
+      *reinterpret_cast<Pack<To, kPack>*>(to + i) = target;
+    }
+  }
+#pragma unroll 8
+  for (int64_t i = done + threadIdx.x; i < count; i += kThreads) to[i] = converted<To>(from[i]);
+}
+
+// Calls use(From{}, To{}).
+template <class Use>
+__device__ __forceinline__ void with_types(Type from, Type to, const Use& use) {
+  const bool wide = from == Type::kFloat;
+  if (from == Type::kFloat && to == Type::kFloat) return use(float{}, float{});
+  if (from == Type::kDouble && to == Type::kDouble) return use(double{}, double{});
+  if (from == Type::kBFloat16 && to == Type::kBFloat16) return use(BFloat16{}, BFloat16{});
+  if (from == Type::kHalf && to == Type::kHalf) return use(Half{}, Half{});
+  if (wide && to == Type::kDouble) return use(float{}, double{});
+  if (wide && to == Type::kBFloat16) return use(float{}, BFloat16{});
+  if (wide && to == Type::kHalf) return use(float{}, Half{});
+  if (from == Type::kDouble && to == Type::kFloat) return use(double{}, float{});
+  if (from == Type::kBFloat16 && to == Type::kFloat) return use(BFloat16{}, float{});
+  if (from == Type::kHalf && to == Type::kFloat) return use(Half{}, float{});
+}
+
+__global__ void __launch_bounds__(kThreads) copy_tiles(CopyTiles own) {
+  if (own.when && !*own.when) return;
+  const int tile = blockIdx.x, index = piece_of(own.tiles, tile);
+  const Piece& piece = own.pieces[index];
+  const int64_t begin = (tile - own.tiles.first[index]) * kPieceTile;
+  const int64_t left = piece.count - begin, count = left < kPieceTile ? left : kPieceTile;
+  with_types(piece.from_type, piece.to_type, [&](auto from, auto to) {
+    copy_part<decltype(from), decltype(to)>(piece, begin, count);
+  });
+}
+
+template <class Sum, class S>
+__device__ __forceinline__ double squares_of(const void* entries, int64_t begin, int64_t count) {
+  using Factor = typename Sum::Factor;
+  constexpr int kPack = 16 / sizeof(S);
+  const S* const from = static_cast<const S*>(entries) + begin;
+  Sum sum;
+  int64_t done = 0;
+  if (aligned(from)) {
+    done = count - count % kPack;
+#pragma unroll 4
+    for (int64_t i = threadIdx.x * kPack; i < done; i += kThreads * kPack) {
+      const auto pack = *reinterpret_cast<const Pack<S, kPack>*>(from + i);
+#pragma unroll
+      for (int j = 0; j < kPack; ++j) {
+        const Factor x = static_cast<Factor>(widen(pack.entry[j]));
+        sum.add(x, x);
+      }
+    }
+  }
+#pragma unroll 8
+  for (int64_t i = done + threadIdx.x; i < count; i += kThreads) {
+    const Factor x = static_cast<Factor>(widen(from[i]));
+    sum.add(x, x);
+  }
+  return sum.value();
+}
+
+template <class Sum>
+__global__ void __launch_bounds__(kThreads) square_tiles(SquareTiles own) {
+  const int tile = blockIdx.x, index = piece_of(own.tiles, tile);
+  const Entries& piece = own.pieces[index];
+  const int64_t begin = (tile - own.tiles.first[index]) * kPieceTile;
+  const int64_t left = piece.count - begin, count = left < kPieceTile ? left : kPieceTile;
+  double sum = 0;
+  if (piece.type == Type::kFloat) sum = squares_of<Sum, float>(piece.begin, begin, count);
+  if (piece.type == Type::kDouble) sum = squares_of<Wide, double>(piece.begin, begin, count);
+  if (piece.type == Type::kBFloat16) sum = squares_of<Sum, BFloat16>(piece.begin, begin, count);
+  if (piece.type == Type::kHalf) sum = squares_of<Sum, Half>(piece.begin, begin, count);
+  sum = sum_block(sum);
+  if (threadIdx.x == 0) own.partials[tile] = sum;
+}
+
+int tiles_of(int64_t count) { return static_cast<int>((count + kPieceTile - 1) / kPieceTile); }
+
+// Calls use(tiles) after filling `own` with as many pieces at a time as an argument holds.
+template <class Own, class AnyPiece, class Use>
+void for_pieces(const std::vector<AnyPiece>& pieces, Own& own, const Use& use) {
+  for (size_t begin = 0; begin < pieces.size(); begin += kPiecesAtOnce) {
+    own.tiles.pieces = static_cast<int>(std::min<size_t>(pieces.size() - begin, kPiecesAtOnce));
+    for (int p = 0; p < own.tiles.pieces; ++p) {
+      own.pieces[p] = pieces[begin + p];
+      own.tiles.first[p + 1] = own.tiles.first[p] + tiles_of(own.pieces[p].count);
+    }
+    if (const int tiles = own.tiles.first[own.tiles.pieces]; tiles > 0) use(tiles);
+  }
+}
+
+}  // namespace
+
+void copy(const std::vector<Piece>& pieces, const bool* when, const Launch& launch) {
+  CopyTiles own = {};
+  own.when = when;
+  for_pieces(pieces, own, [&](int tiles) {
+    AADL_LAUNCH(copy_tiles, tiles, kThreads, 0, launch.stream, own);
+    check_launch("a copy");
+  });
+}
+
+void squared_norm(const std::vector<Entries>& pieces, double* out, const Launch& launch) {
+  int64_t total = 0;
+  for (const Entries& piece : pieces) total += tiles_of(piece.count);
+  double* const partials = workspace<double>(launch, total);
+  SquareTiles own = {};
+  own.partials = partials;
+  for_pieces(pieces, own, [&](int tiles) {
+    if (launch.compensated) {
+      AADL_LAUNCH(square_tiles<Compensated>, tiles, kThreads, 0, launch.stream, own);
+    } else {
+      AADL_LAUNCH(square_tiles<Wide>, tiles, kThreads, 0, launch.stream, own);
+    }
+    check_launch("squared_norm");
+    own.partials += tiles;
+  });
+  finish_sums(partials, total, 1, out, launch.stream);
+}
+
+}  // namespace aadl::cuda

@@ -1,0 +1,113 @@
+// Checks of arguments with the offending values in the message, and views of tensors as pointers.
+// `on` is the device of an op: op.h.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../common/records.h"
+#include "../common/scalar.h"
+
+namespace aadl {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Type kernel_type(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Type::kFloat;
+    case ScalarType::Double:
+      return Type::kDouble;
+    case ScalarType::BFloat16:
+      return Type::kBFloat16;
+    case ScalarType::Half:
+      return Type::kHalf;
+    default:
+      STD_TORCH_CHECK(false, "tensors must be float32, float64, bfloat16 or float16");
+  }
+}
+
+template <class T>
+const T* in(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+T* out(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Calls f(T{}) for the type of working vectors.
+template <class F>
+void dispatch(ScalarType vectors, F&& f) {
+  if (vectors == ScalarType::Float) return f(float{});
+  if (vectors == ScalarType::Double) return f(double{});
+  STD_TORCH_CHECK(false, "vectors must be float32 or float64");
+}
+
+// Calls f(T{}, S{}) for the types of working vectors and of rows.
+template <class F>
+void dispatch(ScalarType vectors, ScalarType rows, F&& f) {
+  if (vectors == ScalarType::Float && rows == ScalarType::Float) return f(float{}, float{});
+  if (vectors == ScalarType::Float && rows == ScalarType::BFloat16) return f(float{}, BFloat16{});
+  if (vectors == ScalarType::Float && rows == ScalarType::Half) return f(float{}, Half{});
+  if (vectors == ScalarType::Double && rows == ScalarType::Double) return f(double{}, double{});
+  if (vectors == ScalarType::Double && rows == ScalarType::Float) return f(double{}, float{});
+  STD_TORCH_CHECK(false,
+                  "vectors must be float32 or float64; rows of the same dtype, of float32, "
+                  "or (with float32 vectors) of bfloat16 or float16");
+}
+
+inline Tensor doubles(const Tensor& like, std::vector<int64_t> shape) {
+  return torch::stable::new_empty(like, shape, ScalarType::Double);
+}
+
+// A vector like the others of an op.
+template <class On>
+void check_vector(const On& on, const char* name, const Tensor& tensor, int64_t size,
+                  ScalarType type) {
+  on.check(name, tensor);
+  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == size && tensor.is_contiguous(), name,
+                  " must be a contiguous vector of ", size, " entries, got ", tensor.dim(),
+                  " dimensions and ", tensor.numel(), " entries");
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " must have the dtype of the other vectors");
+}
+
+template <class On>
+void check_rows(const On& on, const char* name, const Tensor& rows, int64_t size) {
+  on.check(name, rows);
+  STD_TORCH_CHECK(rows.dim() == 2 && rows.size(1) == size && (size < 2 || rows.stride(1) == 1),
+                  name, " must be [m, ", size, "] with contiguous rows, got ", rows.dim(),
+                  " dimensions and ", rows.numel(), " entries");
+}
+
+// Returns how many segments there are.
+inline int64_t check_offsets(const std::vector<int64_t>& offsets, int64_t size) {
+  STD_TORCH_CHECK(!offsets.empty() && offsets.front() == 0 && offsets.back() == size,
+                  "offsets must begin with 0 and end with ", size);
+  for (size_t s = 1; s < offsets.size(); ++s) {
+    STD_TORCH_CHECK(offsets[s - 1] <= offsets[s], "offsets must not decrease, got ", offsets[s - 1],
+                    " before ", offsets[s]);
+  }
+  return static_cast<int64_t>(offsets.size()) - 1;
+}
+
+// Where a flag is; null for none, which counts as true.
+template <class On>
+const bool* check_flag(const On& on, const char* name, const std::optional<Tensor>& flag) {
+  if (!flag) return nullptr;
+  on.check(name, *flag);
+  STD_TORCH_CHECK(flag->dim() == 0 && flag->scalar_type() == ScalarType::Bool, name,
+                  " must be bool [], got ", flag->dim(), " dimensions");
+  return static_cast<const bool*>(flag->const_data_ptr());
+}
+
+}  // namespace aadl

@@ -1,0 +1,60 @@
+// Where ops meet CUDA: current device, current stream, workspaces.
+#pragma once
+
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <vector>
+
+#include "../cuda/kernels.h"
+#include "checks.h"
+
+namespace aadl {
+
+// The stream that torch works on. Stream::nativeHandle() exists since torch 2.13 only; the function
+// behind it is in libtorch_cuda, which is loaded wherever there are CUDA tensors.
+inline cuda::Stream current_stream(int32_t device) {
+  using Get = int32_t (*)(int32_t device, void** stream);
+  static const Get get = [] {
+    void* const library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+    void* const found = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+    return reinterpret_cast<Get>(found);
+  }();
+  void* stream = nullptr;
+  STD_TORCH_CHECK(get && get(device, &stream) == 0, "torch has no current CUDA stream");
+  return static_cast<cuda::Stream>(stream);
+}
+
+// The device of a tensor, for as long as this lives the current one, and its current stream.
+class Cuda {
+ public:
+  static constexpr bool kFlagsCanBeRead = false;
+
+  explicit Cuda(const Tensor& tensor)
+      : device_(tensor.get_device_index()),
+        guard_(device_),
+        how{current_stream(device_),
+            [this, tensor](int64_t bytes) {
+              workspaces_.push_back(torch::stable::new_empty(tensor, {bytes}, ScalarType::Byte));
+              return workspaces_.back().mutable_data_ptr();
+            },
+            cuda::slow_float64(device_)} {}
+  Cuda(const Cuda&) = delete;
+
+  // All of an op's tensors must be here: a kernel cannot reach others.
+  void check(const char* name, const Tensor& tensor) const {
+    STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == device_, name,
+                    " must be on CUDA device ", device_, ", as the other tensors");
+  }
+
+ private:
+  const int32_t device_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  // They return to torch's allocator, in the order of the stream, when this dies.
+  mutable std::vector<Tensor> workspaces_;
+
+ public:
+  const cuda::Launch how;
+};
+
+}  // namespace aadl

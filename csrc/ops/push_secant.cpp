@@ -1,0 +1,50 @@
+#include "op.h"
+
+namespace aadl {
+namespace {
+
+template <class On>
+Tensor push_secant(const Tensor& before, const Tensor& after, const Tensor& last_point,
+                   const Tensor& last_residual, std::vector<double> rates,
+                   std::vector<int64_t> offsets, Tensor residual, Tensor step_rows,
+                   Tensor residual_rows, int64_t slot, std::optional<Tensor> systems) {
+  const On on(before);
+  const int64_t size = before.numel();
+  const ScalarType type = before.scalar_type();
+  check_vector(on, "before", before, size, type);
+  check_vector(on, "after", after, size, type);
+  check_vector(on, "last_point", last_point, size, type);
+  check_vector(on, "last_residual", last_residual, size, type);
+  check_vector(on, "residual", residual, size, type);
+  check_rows(on, "step_rows", step_rows, size);
+  check_rows(on, "residual_rows", residual_rows, size);
+  const int64_t segments = check_offsets(offsets, size), rows = residual_rows.size(0);
+  STD_TORCH_CHECK(static_cast<int64_t>(rates.size()) == segments, "got ", rates.size(),
+                  " rates for ", segments, " segments");
+  STD_TORCH_CHECK(step_rows.size(0) == rows && step_rows.stride(0) == residual_rows.stride(0) &&
+                      step_rows.scalar_type() == residual_rows.scalar_type(),
+                  "step_rows and residual_rows must be alike");
+  STD_TORCH_CHECK(-1 <= slot && slot < rows, "slot is ", slot, " of ", rows, " rows");
+  if (systems) on.check("systems", *systems);
+  const int64_t k = systems && systems->dim() == 3 ? systems->size(1) : 0;
+  STD_TORCH_CHECK(!systems || (systems->dim() == 3 && systems->size(0) == segments &&
+                               systems->size(2) == k && k > rows && systems->is_contiguous() &&
+                               systems->scalar_type() == ScalarType::Double),
+                  "systems must be contiguous float64 [", segments, ", k, k] with k > ", rows);
+  Tensor figures = doubles(before, {3});
+  dispatch(type, residual_rows.scalar_type(), [&](auto t, auto s) {
+    using T = decltype(t);
+    using S = decltype(s);
+    push(Push<T, S>{in<T>(before), in<T>(after), in<T>(last_point), in<T>(last_residual),
+                    rates.data(), offsets.data(), segments, out<T>(residual), out<S>(step_rows),
+                    out<S>(residual_rows), residual_rows.stride(0), rows, slot,
+                    systems ? out<double>(*systems) : nullptr, k, out<double>(figures)},
+         on.how);
+  });
+  return figures;
+}
+
+}  // namespace
+}  // namespace aadl
+
+AADL_REGISTER(push_secant)

@@ -1,0 +1,29 @@
+#include <tuple>
+
+#include "op.h"
+
+namespace aadl {
+namespace {
+
+template <class On>
+std::tuple<Tensor, Tensor, Tensor, Tensor> solve_secants(const Tensor& system, bool factored,
+                                                         double ridge, double tolerance) {
+  const On on(system);
+  STD_TORCH_CHECK(system.dim() == 3 && system.size(1) == system.size(2) && system.size(1) >= 2 &&
+                      system.is_contiguous() && system.scalar_type() == ScalarType::Double,
+                  "system must be contiguous float64 [S, m + 1, m + 1]");
+  const int64_t problems = system.size(0), k = system.size(1);
+  Tensor gamma = doubles(system, {problems, k - 1});
+  Tensor rank = torch::stable::new_empty(system, {problems}, ScalarType::Long);
+  Tensor condition = doubles(system, {problems}), reduction = doubles(system, {problems});
+  solve_secants(
+      Secants{in<double>(system), problems, k, factored, ridge, tolerance, out<double>(gamma),
+              out<int64_t>(rank), out<double>(condition), out<double>(reduction)},
+      on.how);
+  return {gamma, rank, condition, reduction};
+}
+
+}  // namespace
+}  // namespace aadl
+
+AADL_REGISTER(solve_secants)

@@ -1,0 +1,43 @@
+#include "op.h"
+
+namespace aadl {
+namespace {
+
+template <class On>
+Tensor tsqr(const Tensor& rows, std::optional<Tensor> append, std::vector<int64_t> offsets) {
+  const On on(rows);
+  const ScalarType storage = rows.scalar_type();
+  STD_TORCH_CHECK(rows.dim() == 2 && rows.size(0) >= 1, "rows must be [k >= 1, n]");
+  STD_TORCH_CHECK(storage == ScalarType::Float || storage == ScalarType::Double,
+                  "rows must be float32 or float64");
+  const int64_t size = rows.size(1), segments = check_offsets(offsets, size);
+  check_rows(on, "rows", rows, size);
+  const ScalarType type = append ? append->scalar_type() : storage;
+  if (append) check_vector(on, "append", *append, size, type);
+  STD_TORCH_CHECK(type == storage || type == ScalarType::Double,
+                  "append must be float64, or float32 beside float32 rows");
+  const int64_t columns = rows.size(0) + (append ? 1 : 0);
+  Tensor factor = torch::stable::new_empty(rows, {segments, columns, columns}, type);
+  const auto run = [&](auto t, auto s) {
+    using T = decltype(t);
+    using S = decltype(s);
+    // An empty tensor has no address, but null would mean that there is no column.
+    const T* column = !append ? nullptr : size > 0 ? in<T>(*append) : in<T>(factor);
+    tsqr(Tsqr<T, S>{in<S>(rows), rows.stride(0), rows.size(0), column, offsets.data(), segments,
+                    out<T>(factor)},
+         on.how);
+  };
+  if (type == ScalarType::Float) {
+    run(float{}, float{});
+  } else if (storage == ScalarType::Float) {
+    run(double{}, float{});
+  } else {
+    run(double{}, double{});
+  }
+  return factor;
+}
+
+}  // namespace
+}  // namespace aadl
+
+AADL_REGISTER(tsqr)
