@@ -126,7 +126,7 @@ class BlockHistory:
         self.curvature[:, :, slot] = of_steps[..., 1]
         self.curvature[:, slot] = of_gradients[..., 0]
         self.slopes.copy_(of_steps[..., 2])
-        return of_gradients[:, slot, 1]
+        return of_gradients[:, slot, 1].contiguous()
 
     def _multiply_noise(self, slot: int, noise_slot: int) -> None:
         """Products of the new step with all noise rows, and of the new noise with all steps."""

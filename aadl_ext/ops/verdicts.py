@@ -200,6 +200,10 @@ def _finite(x: Number) -> Number:
     return x - x == 0
 
 
+def _root(x: Number) -> Number:
+    return x.sqrt() if isinstance(x, Tensor) else math.sqrt(x)
+
+
 def _ratio(one: Number, other: Number) -> Number:
     """0 for a denominator of 0."""
     zero = other == 0
@@ -233,7 +237,7 @@ def judge_gradient_(
     ``moved``, ``[]`` bool: whether something else has moved the parameters since.
     """
     _release(c, f, n, moved, averages)
-    norm = _numbers(squared_norm)[0] ** 0.5
+    norm = _root(_numbers(squared_norm)[0])
     f.nonfinite = f.pending & _not(_finite(norm))
     f.rejected = f.pending & (norm > growth * c.reference) | f.nonfinite
 
@@ -256,7 +260,7 @@ def judge_residual_(
     """
     _release(c, f, n, moved, averages)
     max_step, squared_norm, _ = _numbers(figures)
-    norm = squared_norm**0.5
+    norm = _root(squared_norm)
     sound = _finite(norm)
     f.rejected = f.pending & _not(norm < c.norm) & guarded  # NaN is not smaller
     accepted = f.pending & _not(f.rejected) & guarded
@@ -357,7 +361,7 @@ def judge_slope_(c: Numbers, f: Numbers, n: Numbers, figures: Tensor, judges: bo
     spoilt = f.rejected | _not(sound)
     n.skipped_nonfinite = n.skipped_nonfinite + _not(sound | f.rejected)
     c.slope_sum = _where(spoilt, math.nan, c.slope_sum + slope)
-    recent = _larger(squared_norm**0.5, 0.9 * c.reference)
+    recent = _larger(_root(squared_norm), 0.9 * c.reference)
     c.reference = _where(spoilt, c.reference, recent)
     f.spoiled = f.spoiled | spoilt
     f.complete = _not(f.spoiled)

@@ -39,12 +39,21 @@ struct Entries {
   Type type;
 };
 
+// *difference = whether one[i] != other[i] for some i.
+template <class T>
+struct Difference {
+  const T* one;
+  const T* other;
+  int64_t size;
+  bool* difference;
+};
+
 // ---- secants ----------------------------------------------------------------------
 
 // residual = rho = (after - before) / rate, 0 at rate 0 for a finite step. With slot >= 0 also
 //   residual_rows[slot] = rho - last_residual,
 //   step_rows[slot]     = (before - last_point) + rate * (rho - last_residual),
-// zero if a norm of the step or of the rows as stored is not finite. The Gram matrices of the rows
+// zero if a norm of the step or of the rows as stored is not finite, or not `paired`. The Gram matrices of the rows
 // and, last, of rho get what is new: column `slot` and the last; nothing if |rho| is not finite,
 // zeros in column `slot` if the row cannot be used. Reads 4 + m vectors, writes 3.
 template <class T, class S>
@@ -60,7 +69,8 @@ struct Push {
   S* step_rows;      // [rows, stride]
   S* residual_rows;  // [rows, stride]
   int64_t stride, rows;
-  int64_t slot;     // -1: measure only
+  int64_t slot;        // -1: measure only
+  const bool* paired;  // whether last_point and last_residual are a pair
   double* systems;  // [segments, systems_size, systems_size] or null: no products
   int64_t systems_size;
   double* figures;  // [3]: max |after - before| (NaN if there is one), |rho|^2, and the sum of
@@ -141,7 +151,8 @@ struct Sample {
   double* figures;  // [2]: |gradient|^2, gradient . direction
 };
 
-// Means of `count` samples: see ops.push_block. The sums become zero.
+// Means of `count` samples: see ops.push_block. The sums become zero; rows, too, if not `accept`, and
+// the rows of changes if not `paired`.
 template <class T, class S>
 struct BlockMeans {
   T* point_sum;
@@ -154,6 +165,7 @@ struct BlockMeans {
   S* gradient_row;
   S* noise_row;
   int64_t size;
+  const bool* paired;
   const bool* accept;
 };
 

@@ -8,6 +8,7 @@
 
 #include "../common/records.h"
 #include "../common/scalar.h"
+#include "../common/verdicts.h"
 
 namespace aadl::cpu {
 
@@ -22,6 +23,9 @@ void copy(const std::vector<Piece>& pieces, const bool* when, const Threads& thr
 
 // *out = sum of squares.
 void squared_norm(const std::vector<Entries>& pieces, double* out, const Threads& threads);
+
+template <class T>
+void differs(const Difference<T>& args, const Threads& threads);
 
 template <class T, class S>
 void push(const Push<T, S>& args, const Threads& threads);
@@ -46,5 +50,10 @@ void products(const Products& args, const Threads& threads);
 void solve_secants(const Secants& args, const Threads& threads);
 
 void solve_subspace(const Subspace& args, const Threads& threads);
+
+template <class Verdict>
+void judge(const Verdict& verdict, const Threads&) {
+  verdict();
+}
 
 }  // namespace aadl::cpu

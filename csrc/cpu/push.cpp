@@ -289,7 +289,9 @@ void push(const Push<T, S>& args, const Threads& threads) {
   }
   for (const double own : all.squared_norm) norm += own;
   if (args.systems && std::isfinite(norm)) write_systems(args, all);
-  if (args.slot >= 0 && !(std::isfinite(norm) && std::isfinite(row_norm))) drop_row(args);
+  const bool usable =
+      std::isfinite(norm) && std::isfinite(row_norm) && (!args.paired || *args.paired);
+  if (args.slot >= 0 && !usable) drop_row(args);
   args.figures[0] = from_magnitude(peak), args.figures[1] = norm, args.figures[2] = row_norm;
 }
 

@@ -51,6 +51,7 @@ template <class T, class S>
 AADL_INLINE void close_block(const BlockMeans<T, S>& args, const Block& block, bool stream) {
   if (args.accept && !*args.accept) return drop_block(args, block);
   const T count = static_cast<T>(args.count);
+  const bool paired = !args.paired || *args.paired;
   alignas(64) S step_row[kChunk], gradient_row[kChunk], noise_row[kChunk];
   for (int64_t begin = block.begin; begin < block.end; begin += kChunk) {
     const int64_t n = std::min(kChunk, block.end - begin);
@@ -76,6 +77,10 @@ AADL_INLINE void close_block(const BlockMeans<T, S>& args, const Block& block, b
       store(args.noise_row + begin, noise_row, n, stream);
     }
     if (!args.step_row) continue;
+    if (!paired) {
+      std::fill_n(step_row, n, S{});
+      std::fill_n(gradient_row, n, S{});
+    }
     store(args.step_row + begin, step_row, n, stream);
     store(args.gradient_row + begin, gradient_row, n, stream);
   }

@@ -12,6 +12,7 @@
 
 #include "../common/records.h"
 #include "../common/scalar.h"
+#include "../common/verdicts.h"
 
 struct CUstream_st;
 
@@ -45,6 +46,9 @@ void copy(const std::vector<Piece>& pieces, const bool* when, const Launch& laun
 // *out = sum of squares.
 void squared_norm(const std::vector<Entries>& pieces, double* out, const Launch& launch);
 
+template <class T>
+void differs(const Difference<T>& args, const Launch& launch);
+
 template <class T, class S>
 void push(const Push<T, S>& args, const Launch& launch);
 
@@ -68,5 +72,8 @@ void products(const Products& args, const Launch& launch);
 void solve_secants(const Secants& args, const Launch& launch);
 
 void solve_subspace(const Subspace& args, const Launch& launch);
+
+template <class Verdict>
+void judge(const Verdict& verdict, const Launch& launch);
 
 }  // namespace aadl::cuda

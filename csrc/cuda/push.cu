@@ -201,7 +201,8 @@ __global__ void __launch_bounds__(kThreads)
     args.figures[2] = row_norm;
   }
 
-  const bool drops = slot >= 0 && !(is_finite(norm) && is_finite(row_norm));
+  const bool paired = !args.paired || *args.paired;
+  const bool drops = slot >= 0 && !(is_finite(norm) && is_finite(row_norm) && paired);
   const int64_t k = args.systems_size, last = k - 1;
   for (int64_t s = blockIdx.x; args.systems && s < args.segments; s += gridDim.x) {
     double* const system = args.systems + s * k * k;

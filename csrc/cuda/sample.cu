@@ -88,6 +88,8 @@ __device__ __forceinline__ void close_chunk(const BlockMeans<T, S>& args,
   const T count = static_cast<T>(args.count), zero[kHeld<T>] = {};
   T mean[kHeld<T>], last[kHeld<T>];
   S row[kHeld<T>];
+  const S none[kHeld<T>] = {};
+  const bool paired = !args.paired || *args.paired;
 
   share.load(args.point_sum, mean);
   share.load(args.last_point, last);
@@ -98,7 +100,7 @@ __device__ __forceinline__ void close_chunk(const BlockMeans<T, S>& args,
     last[j] += mean[j];
   }
   share.store(args.last_point, last);
-  if (args.step_row) share.store(args.step_row, row);
+  if (args.step_row) share.store(args.step_row, paired ? row : none);
   share.store(args.point_sum, zero);
 
   share.load(args.gradient_sum, mean);
@@ -109,7 +111,7 @@ __device__ __forceinline__ void close_chunk(const BlockMeans<T, S>& args,
     row[j] = narrow<S>(mean[j] - last[j]);
   }
   share.store(args.last_gradient, mean);
-  if (args.gradient_row) share.store(args.gradient_row, row);
+  if (args.gradient_row) share.store(args.gradient_row, paired ? row : none);
   share.store(args.gradient_sum, zero);
 
   if (!args.noise_sum) return;

@@ -181,6 +181,7 @@ Push<T, S> push_of(const py::array& before, const py::array& after,
           stride<S>(residual_rows),
           residual_rows.shape(0),
           slot,
+          nullptr,
           systems ? entries<double>(*systems, 3, k, "systems") : nullptr,
           k,
           figures};
@@ -205,6 +206,7 @@ BlockMeans<T, S> block_means(const py::array& point_sum, const py::array& gradie
           vector<S>(gradient_row, size, "gradient_row"),
           vector<S>(noise_row, size, "noise_row"),
           size,
+          nullptr,
           accept};
 }
 

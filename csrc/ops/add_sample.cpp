@@ -4,7 +4,7 @@ namespace aadl {
 namespace {
 
 template <class On>
-Tensor add_sample(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> noise_sum,
+Tensor add_sample_(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> noise_sum,
                   const Tensor& point, const Tensor& anchor, const Tensor& gradient, double sign,
                   std::optional<Tensor> direction) {
   const On on(point);
@@ -32,4 +32,4 @@ Tensor add_sample(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> n
 }  // namespace
 }  // namespace aadl
 
-AADL_REGISTER(add_sample)
+AADL_REGISTER(add_sample_)

@@ -4,9 +4,9 @@ namespace aadl {
 namespace {
 
 template <class On>
-Tensor extrapolate(const Tensor& before, const Tensor& after, double relaxation, const Tensor& rows,
-                   const Tensor& coefficients, std::vector<int64_t> offsets, Tensor result,
-                   std::optional<Tensor> accept) {
+Tensor extrapolate_(Tensor result, const Tensor& before, const Tensor& after, double relaxation,
+                    const Tensor& rows, const Tensor& coefficients, std::vector<int64_t> offsets,
+                    std::optional<Tensor> accept) {
   const On on(before);
   const int64_t size = before.numel();
   const ScalarType type = before.scalar_type();
@@ -38,4 +38,4 @@ Tensor extrapolate(const Tensor& before, const Tensor& after, double relaxation,
 }  // namespace
 }  // namespace aadl
 
-AADL_REGISTER(extrapolate)
+AADL_REGISTER(extrapolate_)

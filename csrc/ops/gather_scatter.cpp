@@ -90,7 +90,7 @@ void gather(std::vector<Tensor> tensors, Tensor flat, std::optional<Tensor> flag
 }
 
 template <class On>
-void scatter(std::vector<Tensor> tensors, Tensor flat, std::optional<Tensor> flag) {
+void scatter_(std::vector<Tensor> tensors, Tensor flat, std::optional<Tensor> flag) {
   const On on(flat);
   bool no = false;
   const bool* const when = flag_of(on, flag, &no);
@@ -101,4 +101,4 @@ void scatter(std::vector<Tensor> tensors, Tensor flat, std::optional<Tensor> fla
 }  // namespace aadl
 
 AADL_REGISTER(gather)
-AADL_REGISTER(scatter)
+AADL_REGISTER(scatter_)

@@ -7,7 +7,7 @@ template <class On>
 void push_block(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> noise_sum,
                 int64_t count, Tensor last_point, Tensor last_gradient, Tensor step_rows,
                 Tensor gradient_rows, Tensor noise_rows, int64_t slot, int64_t noise_slot,
-                std::optional<Tensor> accept) {
+                std::optional<Tensor> paired, std::optional<Tensor> accept) {
   const On on(last_point);
   const int64_t size = last_point.numel();
   const ScalarType type = last_point.scalar_type(), storage = step_rows.scalar_type();
@@ -25,6 +25,7 @@ void push_block(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> noi
   STD_TORCH_CHECK(-1 <= slot && slot < step_rows.size(0) && slot < gradient_rows.size(0) &&
                       (noise_slot >= 0) == noise_sum.has_value() && noise_slot < noise_rows.size(0),
                   "there is no row ", slot, " or no noise row ", noise_slot);
+  const bool* const has_pair = check_flag(on, "paired", paired);
   const bool* const accepts = check_flag(on, "accept", accept);
   dispatch(type, storage, [&](auto t, auto s) {
     using T = decltype(t);
@@ -36,7 +37,7 @@ void push_block(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> noi
         BlockMeans<T, S>{out<T>(point_sum), out<T>(gradient_sum),
                          noise_sum ? out<T>(*noise_sum) : nullptr, count, out<T>(last_point),
                          out<T>(last_gradient), row(step_rows, slot), row(gradient_rows, slot),
-                         row(noise_rows, noise_slot), size, accepts},
+                         row(noise_rows, noise_slot), size, has_pair, accepts},
         on.how);
   });
 }

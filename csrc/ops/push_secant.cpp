@@ -4,10 +4,10 @@ namespace aadl {
 namespace {
 
 template <class On>
-Tensor push_secant(const Tensor& before, const Tensor& after, const Tensor& last_point,
-                   const Tensor& last_residual, std::vector<double> rates,
-                   std::vector<int64_t> offsets, Tensor residual, Tensor step_rows,
-                   Tensor residual_rows, int64_t slot, std::optional<Tensor> systems) {
+Tensor push_secant(const Tensor& before, const Tensor& after, std::vector<double> rates,
+                   std::vector<int64_t> offsets, Tensor residual, const Tensor& last_point,
+                   const Tensor& last_residual, Tensor step_rows, Tensor residual_rows,
+                   int64_t slot, std::optional<Tensor> paired, std::optional<Tensor> systems) {
   const On on(before);
   const int64_t size = before.numel();
   const ScalarType type = before.scalar_type();
@@ -31,13 +31,14 @@ Tensor push_secant(const Tensor& before, const Tensor& after, const Tensor& last
                                systems->size(2) == k && k > rows && systems->is_contiguous() &&
                                systems->scalar_type() == ScalarType::Double),
                   "systems must be contiguous float64 [", segments, ", k, k] with k > ", rows);
+  const bool* const has_pair = check_flag(on, "paired", paired);
   Tensor figures = doubles(before, {3});
   dispatch(type, residual_rows.scalar_type(), [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);
     push(Push<T, S>{in<T>(before), in<T>(after), in<T>(last_point), in<T>(last_residual),
                     rates.data(), offsets.data(), segments, out<T>(residual), out<S>(step_rows),
-                    out<S>(residual_rows), residual_rows.stride(0), rows, slot,
+                    out<S>(residual_rows), residual_rows.stride(0), rows, slot, has_pair,
                     systems ? out<double>(*systems) : nullptr, k, out<double>(figures)},
          on.how);
   });

@@ -1,0 +1,113 @@
+// The verdicts of a step: ops/verdicts.py.
+#include "op.h"
+
+namespace aadl {
+namespace {
+
+template <class T, class On>
+T* entries(const On& on, const char* name, const Tensor& tensor, ScalarType type, int64_t count) {
+  on.check(name, tensor);
+  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == count && tensor.is_contiguous() &&
+                      tensor.scalar_type() == type,
+                  name, " must be a contiguous vector of ", count, " entries of its type, got ",
+                  tensor.numel());
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+template <class On>
+Verdicts verdicts(const On& on, const Tensor& control, const Tensor& flags, const Tensor& counts) {
+  return {entries<Control>(on, "control", control, ScalarType::Double, sizeof(Control) / 8),
+          entries<Flags>(on, "flags", flags, ScalarType::Bool, sizeof(Flags)),
+          entries<Counts>(on, "counts", counts, ScalarType::Long, sizeof(Counts) / 8)};
+}
+
+template <class On>
+const double* numbers(const On& on, const char* name, const Tensor& tensor, int64_t count) {
+  on.check(name, tensor);
+  STD_TORCH_CHECK(tensor.numel() == count && tensor.is_contiguous() &&
+                      tensor.scalar_type() == ScalarType::Double,
+                  name, " must be ", count, " contiguous float64 numbers, got ", tensor.numel());
+  return in<double>(tensor);
+}
+
+template <class On>
+void judge_gradient_(Tensor control, Tensor flags, Tensor counts, const Tensor& squared_norm,
+                     std::optional<Tensor> moved, double growth, bool averages) {
+  const On on(control);
+  judge(JudgeGradient{verdicts(on, control, flags, counts),
+                      numbers(on, "squared_norm", squared_norm, 1),
+                      check_flag(on, "moved", moved), growth, averages},
+        on.how);
+}
+
+template <class On>
+void judge_residual_(Tensor control, Tensor flags, Tensor counts, const Tensor& figures,
+                     std::optional<Tensor> moved, bool guarded, bool stores, bool averages) {
+  const On on(control);
+  judge(JudgeResidual{verdicts(on, control, flags, counts), numbers(on, "figures", figures, 3),
+                      check_flag(on, "moved", moved), guarded, stores, averages},
+        on.how);
+}
+
+template <class On>
+void arm_(Tensor control, Tensor flags, Tensor counts, const Tensor& possible,
+          std::vector<Tensor> passes, std::vector<int64_t> causes, bool guarded, bool patient) {
+  const On on(control);
+  const size_t tests = passes.size();
+  STD_TORCH_CHECK(tests == causes.size() && tests <= Arm::kMost, "got ", tests, " tests and ",
+                  causes.size(), " causes; at most ", Arm::kMost, " are possible");
+  Arm args = {verdicts(on, control, flags, counts), check_flag(on, "possible", possible), {}, {},
+              static_cast<int>(tests), guarded, patient};
+  for (size_t i = 0; i < tests; ++i) {
+    STD_TORCH_CHECK(0 <= causes[i] && causes[i] < counts.numel(), "there is no cause ", causes[i]);
+    args.passes[i] = check_flag(on, "passes", passes[i]);
+    args.causes[i] = causes[i];
+  }
+  judge(args, on.how);
+}
+
+template <class On>
+void average_(Tensor control, Tensor flags, Tensor counts, const Tensor& max_std, double threshold,
+              int64_t length) {
+  const On on(control);
+  on.check("max_std", max_std);
+  const bool wide = max_std.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(max_std.numel() == 1 && (wide || max_std.scalar_type() == ScalarType::Float),
+                  "max_std must be one number, float32 or float64");
+  judge(Average{verdicts(on, control, flags, counts), max_std.const_data_ptr(), wide, threshold,
+                static_cast<double>(length)},
+        on.how);
+}
+
+template <class On>
+void judge_slope_(Tensor control, Tensor flags, Tensor counts, const Tensor& figures,
+                  bool judges) {
+  const On on(control);
+  judge(JudgeSlope{verdicts(on, control, flags, counts), numbers(on, "figures", figures, 2),
+                   judges},
+        on.how);
+}
+
+template <class On>
+void learn_(Tensor control, Tensor flags, Tensor counts, int64_t samples, const Tensor& change,
+            const Tensor& noise, int64_t noise_slot, int64_t level) {
+  const On on(control);
+  const int64_t segments = change.numel(), noises = noise.dim() == 2 ? noise.size(1) : -1;
+  STD_TORCH_CHECK(samples > 0 && noises >= 0 && noise_slot < noises + (noises == 0) &&
+                      noise_slot >= (noises > 0 ? 0 : -1),
+                  "got ", samples, " samples and slot ", noise_slot, " of ", noises);
+  judge(Learn{verdicts(on, control, flags, counts), samples,
+              numbers(on, "change", change, segments), segments,
+              numbers(on, "noise", noise, segments * noises), noises, noise_slot, level},
+        on.how);
+}
+
+}  // namespace
+}  // namespace aadl
+
+AADL_REGISTER(judge_gradient_)
+AADL_REGISTER(judge_residual_)
+AADL_REGISTER(arm_)
+AADL_REGISTER(average_)
+AADL_REGISTER(judge_slope_)
+AADL_REGISTER(learn_)
