@@ -53,7 +53,12 @@ TYPES: dict[tuple[type, str], tuple[str, tuple[Any, ...]]] = {
 }
 INVALID: list[tuple[type, str, Any, str]] = [
     *[
-        (kind, name, value, f"{'choose from' if name == 'safeguard' else 'choose one of'} {allowed}")
+        (
+            kind,
+            name,
+            value,
+            f"{'choose from' if name == 'safeguard' else 'choose one of'} {allowed}",
+        )
         for (kind, name), allowed in CHOICES.items()
         for value in ("newton", "", 3, False, ("residual", "paper"), torch.int32)
     ],
@@ -100,7 +105,11 @@ VALID: list[tuple[type, str, Any]] = [
     (SubspaceNewton, "adaptive_blocks", False),
     (Storage, "device", torch.device("cpu", 0)),
     *[(Storage, "dtype", dtype) for dtype in (None, torch.float64, torch.bfloat16, torch.float16)],
-    *[(kind, "scope", x) for kind in (Anderson, SubspaceNewton) for x in ("all", "group", "tensor")],
+    *[
+        (kind, "scope", x)
+        for kind in (Anderson, SubspaceNewton)
+        for x in ("all", "group", "tensor")
+    ],
     *[(Anderson, "solver", solver) for solver in ("auto", "gram", "tsqr")],
 ]
 
@@ -116,9 +125,7 @@ def test_an_invalid_option_is_named_with_its_value_and_what_is_allowed(
 
 
 @pytest.mark.parametrize(("kind", "name", "value"), VALID)
-def test_options_at_the_edge_of_what_is_allowed_are_taken(
-    kind: Any, name: str, value: Any
-) -> None:
+def test_options_at_the_edge_of_what_is_allowed_are_taken(kind: Any, name: str, value: Any) -> None:
     assert getattr(kind(**{name: value}), name) == value
 
 
