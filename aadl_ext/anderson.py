@@ -51,6 +51,7 @@ class AndersonIteration:
     @classmethod
     def empty(cls, layout: Layout, options: Anderson, verdicts: ops.Verdicts) -> AndersonIteration:
         """Allocate all buffers."""
+        verdicts.now.reduction.fill_(math.nan)  # there is none yet
         history = SecantHistory.empty(layout, options, verdicts)
         average = options.average
         window = MovingAverage.empty(layout, average, verdicts) if average else None
