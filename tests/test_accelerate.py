@@ -196,7 +196,7 @@ def test_a_device_alone_selects_the_method_of_aadl_and_warns(name: str) -> None:
 
 
 def test_the_warning_names_the_line_of_the_call() -> None:
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="selects Anderson") as caught:
         accelerate(optimizer(), history_depth=3)
     assert caught[0].filename == __file__
 

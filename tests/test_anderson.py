@@ -39,8 +39,8 @@ MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 class Regression:
     """Losses ``|link(X w) - y|^2 / 2`` of noisy mini-batches; batch k is the same for everyone.
 
-    The noise keeps the least squares of the acceleration well conditioned, and it makes extrapolations
-    good and bad, iterates smooth and rough.
+    The noise keeps the least squares of the acceleration well conditioned, and it makes
+    extrapolations good and bad, iterates smooth and rough.
     """
 
     seed: int

@@ -110,6 +110,17 @@ def plain_twin(training: Training, make: MakeOptimizer) -> Training:
     return twin
 
 
+def usable_rows(training: Training) -> int:
+    """Rows of a secant history that the next solution can use."""
+    iteration = training.accelerator.iteration
+    history = iteration.history
+    if iteration.verdicts.when.restart:  # they are forgotten as the next step begins
+        return 0
+    if history.systems is None:
+        return int((history.residual_rows.any(dim=1) & (history.live[:-1] == 1)).sum())
+    return int((history.systems.diagonal(dim1=1, dim2=2).sum(dim=0)[:-1] > 0).sum())
+
+
 def same(a: Any, b: Any) -> bool:
     """Whether nested containers hold bit-identical tensors and the same values."""
     if isinstance(a, Tensor):
