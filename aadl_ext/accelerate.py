@@ -99,10 +99,10 @@ def accelerate(
         "frequency": frequency,
         "reg_acc": reg_acc,
         "average": average,
+        "history_device": UNSET if history_device is None else history_device,
+        "compute_device": UNSET if compute_device is None else compute_device,
     }
     given = {name: value for name, value in given.items() if value is not UNSET}
-    if history_device is not None or compute_device is not None:
-        given["storage"] = Storage(None, history_device, compute_device)
     options = _method(acceleration_type if method is None else method, given)
     accelerator = Accelerator(optimizer.param_groups, options)
     _hooks[optimizer] = OptimizerHook(optimizer, accelerator)
@@ -119,7 +119,7 @@ def _method(method: Method | str | None, given: dict[str, Any]) -> Method:
                 f"acceleration_type is {method!r}; AADL's types are {names}, and the methods of "
                 "this package are given as objects: accelerate(optimizer, SubspaceNewton(...))"
             )
-        return Anderson(**{**given, **known})
+        return _anderson({**given, **known})
     if isinstance(method, (Anderson, SubspaceNewton)):
         if given:
             raise ValueError(
@@ -135,8 +135,14 @@ def _method(method: Method | str | None, given: dict[str, Any]) -> Method:
             "accelerate(optimizer, Anderson(...))",
             stacklevel=3,
         )
-        return Anderson(**given)
+        return _anderson(given)
     return SubspaceNewton()
+
+
+def _anderson(given: dict[str, Any]) -> Anderson:
+    devices = {"history_device": "device", "compute_device": "compute_device"}
+    storage = Storage(**{devices[name]: given[name] for name in devices if name in given})
+    return Anderson(**{x: y for x, y in given.items() if x not in devices}, storage=storage)
 
 
 def distributed_accelerate(optimizer: AnyOptimizer, *args: Any, **kwargs: Any) -> AnyOptimizer:

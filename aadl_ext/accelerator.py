@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,8 @@ class Accelerator:
         solution = iteration.solution
         if isinstance(solution, ops.SecantSolution):
             stats.gamma, stats.rank, stats.condition, stats.predicted_reduction = solution
-            stats.actual_reduction = now.reduction.item()
+            reduction = now.reduction.item()
+            stats.actual_reduction = None if math.isnan(reduction) else reduction
         elif solution is not None:
             stats.gamma, stats.rank = solution.coefficients, solution.rank
             stats.predicted_reduction = solution.reduction

@@ -51,6 +51,7 @@ class AndersonIteration:
     @classmethod
     def empty(cls, layout: Layout, options: Anderson, verdicts: ops.Verdicts) -> AndersonIteration:
         """Allocate all buffers."""
+        verdicts.now.reduction.fill_(math.nan)  # there is none yet
         average = options.averaging
         return cls(
             layout,

@@ -143,8 +143,9 @@ class BlockHistory:
         """The small problem, one per scope; and ``[]`` whether the trust radius has cut it."""
         o, now = self.options, self.verdicts.now
         last = (self.slot - 1) % o.history_depth
-        radius = self._joint(self.metric[:, last, last]).clamp_min(0).sqrt()
-        radius = radius * (now.trust_radius if "limits" in o.tests else math.inf)
+        radius = self._joint(self.metric[:, last, last]).clamp_min(0).sqrt() * now.trust_radius
+        if "limits" not in o.tests:
+            radius = torch.full_like(radius, math.inf)
         noise = self.noise[..., : min(self.blocks, o.noise_samples)]
         problem = (self.metric, self.curvature, self.slopes, noise)
         device = o.storage.compute_device or self.layout.device

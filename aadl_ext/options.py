@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ def _check_choice(options: Any, name: str, allowed: tuple[Any, ...]) -> None:
 def _check_safeguards(options: Any, allowed: tuple[str, ...]) -> None:
     """Make it a tuple of names, in the order in which they are asked."""
     value = options.safeguard
-    given = () if value is None else (value,) if isinstance(value, str) else tuple(value)
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    given = () if value is None else tuple(value) if several else (value,)
     if any(name not in allowed for name in given):
         names = ", ".join(map(repr, allowed))
         raise ValueError(f"safeguard is {value!r}; choose from {names}, several, or None")
@@ -260,7 +261,7 @@ class SubspaceNewton:
     @classmethod
     def memory_light(cls, **options: Any) -> SubspaceNewton:
         """23 vectors of the size of the parameters in place of 35: 5 moves and 3 noise samples."""
-        return replace(cls(history_depth=5, noise_samples=3), **options)
+        return cls(**{"history_depth": 5, "noise_samples": 3, **options})
 
 
 Method = Anderson | SubspaceNewton

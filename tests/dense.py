@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.linalg import lstsq, norm
 
+from aadl_ext import Averaging
+
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 Loss = Callable[[Vector], float]
 
@@ -25,26 +27,23 @@ class Step(NamedTuple):
 
 @dataclass
 class Dense:
-    """The options have the names and the meaning that they have in ``accelerate``."""
+    """The options have the names and the meaning that they have in ``Anderson``."""
 
     w: Vector
     blocks: Sequence[slice] = (slice(None),)  # one least-squares problem each
-    acceleration_type: str = "anderson"
     relaxation: float = 0.1
     wait_iterations: int = 1
     history_depth: int = 15
     store_each_nth: int = 1
     frequency: int = 1
     reg_acc: float = 0.0
-    average: bool = False
+    averaging: Averaging | None = None
     mixing: str = "paper"
     safeguard: str | None = "residual"
-    average_window: int = 5
-    average_threshold: float = 0.1
 
     k: int = 0
     pairs: list[tuple[Vector, Vector]] = field(default_factory=list)  # (w, rho), newest last
-    pending: Step | None = None  # the step whose end was replaced by a jump, not judged yet
+    pending: Step | None = None  # its end was replaced by an extrapolation, not judged yet
     in_a_row: int = 0  # rejections
     window: list[Vector] = field(default_factory=list)  # iterates, newest last
     counts: Counter[str] = field(default_factory=Counter)
@@ -52,29 +51,29 @@ class Dense:
     def step(self, plain: Vector, rate: Vector, loss: Loss) -> None:
         """Go on from ``plain``, where the base optimizer has taken ``w`` with learning ``rate``."""
         now = Step(plain, plain - self.w, (plain - self.w) / rate)
-        if self.acceleration_type != "identity" and self.k % self.store_each_nth == 0:
+        if self.history_depth > 0 and self.k % self.store_each_nth == 0:
             self.pairs = [*self.pairs, (self.w, now.rho)][-self.history_depth - 1 :]
             self.counts["pairs"] += 1
         self.window = self.window or [self.w]
         before, self.pending = self.pending, None
         if before is not None and not norm(now.rho) < norm(before.rho):
-            now = before  # from here on as if the jump had never been
+            now = before  # from here on as if the extrapolation had never been
             self.window[-1] = self._rejected(now)
         else:
             if before is not None:
                 self._accepted()
-            self.window.append(self._jump(now, rate, loss))
-        if self.average:
-            self._smooth(now)
+            self.window.append(self._extrapolate(now, rate, loss))
+        if self.averaging:
+            self._smooth(now, self.averaging)
         self.w = self.window[-1]
         self.k += 1
 
-    def _jump(self, now: Step, rate: Vector, loss: Loss) -> Vector:
+    def _extrapolate(self, now: Step, rate: Vector, loss: Loss) -> Vector:
         due = self.k % self.frequency == 0 and self.k > self.wait_iterations
         if not due or len(self.pairs) < 2:
             return now.plain
         candidate = np.concatenate([self._extrapolated(now, rate, block) for block in self.blocks])
-        self.counts["jumps"] += 1
+        self.counts["extrapolations"] += 1
         if self.safeguard == "residual":
             self.pending = now
         elif self.safeguard == "loss" and not loss(candidate) < loss(now.plain):
@@ -109,10 +108,10 @@ class Dense:
             self.in_a_row, self.pairs = 0, []
         return step.plain
 
-    def _smooth(self, now: Step) -> None:
-        self.window = self.window[-self.average_window :]
-        full = len(self.window) == self.average_window
+    def _smooth(self, now: Step, averaging: Averaging) -> None:
+        self.window = self.window[-averaging.window :]
+        full = len(self.window) == averaging.window
         deviation = np.std(self.window, axis=0).max()  # Eq. 15
-        if full and deviation > self.average_threshold * abs(now.r).max():  # not Eq. 16
+        if full and deviation > averaging.threshold * abs(now.r).max():  # not Eq. 16
             self.window[-1] = np.mean(self.window, axis=0)  # Eq. 11
             self.counts["averaged"] += 1

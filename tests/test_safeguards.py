@@ -1,22 +1,33 @@
-"""A bad jump is taken back without a trace, bit for bit, however bad it is."""
+"""A bad extrapolation is rejected without a trace, bit for bit, however bad it is."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from aadl_ext.flat import Layout
-from aadl_ext.history import SecantHistory
 from torch import Tensor, nn
 from torch.optim import SparseAdam
-from training import JUMPY, MakeOptimizer, Training, adam, momentum, plain_twin, same, sgd
+from training import (
+    JUMPY,
+    MakeOptimizer,
+    Training,
+    adam,
+    momentum,
+    plain_twin,
+    same,
+    sgd,
+    usable_rows,
+)
 
-from aadl_ext import accelerate, get_accelerator
-from aadl_ext.safeguards import Jump, loss_decreases, residual_decreased
+from aadl_ext import Anderson, Averaging, accelerate, get_accelerator, ops
+from aadl_ext.parameters import Layout
+from aadl_ext.safeguards import Candidate, arm
+from aadl_ext.secant_history import SecantHistory
 
 Land = Callable[[float], None]
 Step = Callable[[Training], None]
@@ -25,21 +36,23 @@ SIZE = Training().point().numel()
 FAR = 30.0  # a displacement that every dtype can hold, and that no safeguard likes
 SINGLE, HALF, BFLOAT, DOUBLE = torch.float32, torch.float16, torch.bfloat16, torch.float64
 optimizers = pytest.mark.parametrize("make", [sgd, momentum, adam], ids=["sgd", "momentum", "adam"])
-# Jumps are due at k = 8, 12, 16 and so on.
+# Extrapolations are due at k = 8, 12, 16 and so on.
 FIRST, PERIOD = 8, 4
-RARE: dict[str, Any] = {**JUMPY, "frequency": PERIOD, "wait_iterations": FIRST - 1}
+RARE = replace(JUMPY, frequency=PERIOD, wait_iterations=FIRST - 1)
 
 
 @pytest.fixture
 def land(monkeypatch: pytest.MonkeyPatch) -> Land:
-    """``land(x)`` displaces all jumps from now on by x; ``land(0)`` lets them be."""
+    """``land(x)`` displaces all extrapolations from now on by x; ``land(0)`` lets them be."""
     honest = SecantHistory.extrapolate_
 
     def displace(by: float) -> None:
-        def extrapolate(self: SecantHistory, point: Tensor, *args: Any) -> Tensor:
-            honest(self, point, *args)
-            point[:SIZE] += by  # what follows is padding
-            return float(point.abs().max())
+        def extrapolate(self: SecantHistory, out: Tensor, *args: Any) -> Tensor:
+            largest = honest(self, out, *args)
+            if not self.verdicts.when.ready:
+                return largest
+            out[:SIZE] += by  # what follows is padding
+            return out.abs().max()
 
         monkeypatch.setattr(SecantHistory, "extrapolate_", extrapolate)
 
@@ -67,23 +80,23 @@ def poisoned_step_without_closure(training: Training, value: float = NAN) -> Non
     training.optimizer.step()
 
 
-def before_the_first_jump(
+def before_the_first(
     make: MakeOptimizer = sgd, dtype: torch.dtype = SINGLE, **extra: Any
 ) -> Training:
-    training = Training(make, {**RARE, **extra}, dtype)
+    training = Training(make, replace(RARE, **extra), dtype)
     training.run(FIRST, lambda: step(training))
-    assert training.accelerator.stats.jumps == 0
-    assert training.accelerator.history.count == 3
+    assert training.accelerator.stats.extrapolations == 0
+    assert usable_rows(training) == 3
     return training
 
 
 # Not with Adam: the length of its steps tells little, so its residual seldom objects.
 @pytest.mark.parametrize("make", [sgd, momentum], ids=["sgd", "momentum"])
 @pytest.mark.parametrize("dtype", [DOUBLE, SINGLE, BFLOAT, HALF], ids=str)
-def test_the_next_residual_takes_a_far_jump_back(
+def test_the_next_residual_rejects_a_far_extrapolation(
     make: MakeOptimizer, dtype: torch.dtype, land: Land
 ) -> None:
-    training = before_the_first_jump(make, dtype)
+    training = before_the_first(make, dtype)
     (plain,) = plain_twin(training, make).run(1)
     land(FAR)
     step(training)
@@ -95,10 +108,10 @@ def test_the_next_residual_takes_a_far_jump_back(
 
 @optimizers
 @pytest.mark.parametrize("dtype", [DOUBLE, SINGLE, BFLOAT, HALF], ids=str)
-def test_a_worse_loss_takes_a_far_jump_back_at_once(
+def test_a_worse_loss_rejects_a_far_extrapolation_at_once(
     make: MakeOptimizer, dtype: torch.dtype, land: Land
 ) -> None:
-    training = before_the_first_jump(make, dtype, safeguard="loss")
+    training = before_the_first(make, dtype, safeguard="loss")
     twin = plain_twin(training, make)
     plain = twin.run(3)
     land(FAR)
@@ -119,28 +132,28 @@ def test_a_worse_loss_takes_a_far_jump_back_at_once(
 def test_points_that_the_parameters_cannot_hold_are_never_entered(
     dtype: torch.dtype, by: float, safeguard: str | None, land: Land
 ) -> None:
-    training = before_the_first_jump(adam, dtype, safeguard=safeguard)
+    training = before_the_first(adam, dtype, safeguard=safeguard)
     plain = plain_twin(training, adam).run(PERIOD)
     land(by)
     assert torch.equal(training.run(PERIOD, lambda: step(training)), plain)
     assert training.accelerator.stats.rejected == {"nonfinite": 1}
-    assert training.accelerator.stats.jumps == 1
+    assert training.accelerator.stats.extrapolations == 1
 
 
 @pytest.mark.parametrize(
     ("value", "fits"), [(65504.0, True), (-65504.0, True), (65505.0, False), (-65505.0, False)]
 )
-def test_a_jump_reaches_as_far_as_the_parameters_do(
+def test_an_extrapolation_reaches_as_far_as_the_parameters_do(
     value: float, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = before_the_first_jump(dtype=HALF, safeguard=None)
+    training = before_the_first(dtype=HALF, safeguard=None)
     (plain,) = plain_twin(training, sgd).run(1)
     honest = SecantHistory.extrapolate_
 
-    def extrapolate(self: SecantHistory, point: Tensor, *args: Any) -> Tensor:
-        largest = honest(self, point, *args)
-        point[SIZE - 1] = value
-        return max(largest, abs(float(point[SIZE - 1])))
+    def extrapolate(self: SecantHistory, out: Tensor, *args: Any) -> Tensor:
+        honest(self, out, *args)
+        out[SIZE - 1] = value
+        return out.abs().max()
 
     monkeypatch.setattr(SecantHistory, "extrapolate_", extrapolate)
     step(training)
@@ -153,34 +166,34 @@ def test_a_jump_reaches_as_far_as_the_parameters_do(
 def test_useless_coefficients_give_the_plain_step(
     factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = before_the_first_jump(safeguard=None)
+    training = before_the_first(safeguard=None)
     plain = plain_twin(training, sgd).run(PERIOD)
     honest = SecantHistory.solve
 
-    def solve(history: SecantHistory) -> Any:
-        solution = honest(history)
+    def solve(history: SecantHistory, residual: Tensor) -> Any:
+        solution = honest(history, residual)
         return solution._replace(gamma=solution.gamma * factor)
 
     with monkeypatch.context() as patch:
         patch.setattr(SecantHistory, "solve", solve)
         assert torch.equal(training.run(PERIOD), plain)
-    stats = training.accelerator.stats
-    assert stats.rejected == {"nonfinite": 1}
+    assert training.accelerator.stats.rejected == {"nonfinite": 1}
     training.run(PERIOD)
+    stats = training.accelerator.stats
     assert (stats.accepted, stats.pairs, stats.skipped) == (1, FIRST + 2 * PERIOD, {})
 
 
 @optimizers
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("bad", [poisoned_step, poisoned_step_without_closure])
-def test_the_base_optimizer_never_sees_a_bad_gradient_at_a_jump(
+def test_the_base_optimizer_never_sees_a_bad_gradient_at_an_extrapolated_point(
     make: MakeOptimizer, value: float, bad: Callable[[Training, float], None]
 ) -> None:
-    training = before_the_first_jump(make)
+    training = before_the_first(make)
     twin = plain_twin(training, make)
     plain = twin.run(1)
     step(training)
-    assert training.accelerator.jump_pending
+    assert training.accelerator.pending
     state = copy.deepcopy(training.optimizer.state_dict())
     assert same(state, twin.optimizer.state_dict())
     assert not torch.equal(training.point(), plain[0])
@@ -194,9 +207,9 @@ def test_the_base_optimizer_never_sees_a_bad_gradient_at_a_jump(
     assert same(training.optimizer.state_dict(), twin.optimizer.state_dict())
 
 
-def test_a_bad_sparse_gradient_at_a_jump_is_held_back_too() -> None:
+def test_a_bad_sparse_gradient_at_an_extrapolated_point_is_not_used_either() -> None:
     table = nn.Embedding(8, 3, sparse=True, _weight=torch.linspace(-1, 1, 24).view(8, 3))
-    optimizer = accelerate(SparseAdam(list(table.parameters()), lr=0.05), **RARE)
+    optimizer = accelerate(SparseAdam(list(table.parameters()), lr=0.05), RARE)
 
     def train(rows: list[int], factor: float = 1.0) -> Tensor:
         optimizer.zero_grad()
@@ -231,13 +244,13 @@ PLANTS: dict[str, tuple[str | None, float, int, Step]] = {
 @pytest.mark.parametrize("plant", PLANTS.values(), ids=PLANTS)
 @pytest.mark.parametrize("window", [2, 5, 20])
 @pytest.mark.parametrize("dtype", [SINGLE, BFLOAT], ids=str)
-def test_averaging_goes_on_as_if_a_rejected_jump_had_never_been(
+def test_averaging_goes_on_as_if_a_rejected_extrapolation_had_never_been(
     plant: tuple[str | None, float, int, Step], window: int, dtype: torch.dtype, land: Land
 ) -> None:
     safeguard, by, delay, verdict = plant
-    options = {"average": True, "average_window": window}
-    training = before_the_first_jump(sgd, dtype, safeguard=safeguard, **options)
-    calm = Training(sgd, {"acceleration_type": "identity", **options}, dtype)
+    average = Averaging(window)
+    training = before_the_first(sgd, dtype, safeguard=safeguard, average=average)
+    calm = Training(sgd, Anderson(history_depth=0, average=average), dtype)
     calm.run(FIRST + 1)
     land(by)
     step(training)
@@ -247,7 +260,10 @@ def test_averaging_goes_on_as_if_a_rejected_jump_had_never_been(
     assert training.accelerator.stats.rejected.total() == 1
     for _ in range(PERIOD - delay):
         assert torch.equal(training.point(), calm.point())
-        assert same(training.accelerator.window.iterates, calm.accelerator.window.iterates)
+        windows = [x.accelerator.iteration.window for x in (training, calm)]
+        known = int(windows[0].verdicts.now.known)
+        assert known == int(windows[1].verdicts.now.known)
+        assert same(*(x.iterates[-known:] for x in windows))
         step(training)
         calm.step()
 
@@ -256,35 +272,37 @@ def test_averaging_goes_on_as_if_a_rejected_jump_had_never_been(
 def test_two_rejections_in_a_row_clear_the_history(
     safeguard: str | None, by: float, land: Land
 ) -> None:
-    training = before_the_first_jump(safeguard=safeguard)
-    history, stats = training.accelerator.history, training.accelerator.stats
+    training = before_the_first(safeguard=safeguard)
+    accelerator, when = training.accelerator, training.accelerator.iteration.verdicts.when
     delay = safeguard == "residual"
     land(by)
     training.run(1 + delay, lambda: step(training))
-    assert (stats.rejected.total(), history.count, history.has_pair) == (1, 3, True)
+    assert (accelerator.stats.rejected.total(), usable_rows(training)) == (1, 3)
+    assert when.paired
     training.run(PERIOD, lambda: step(training))
     # The step that brings the verdict has stored its own pair before; that goes as well.
-    assert (stats.rejected.total(), history.count, history.has_pair) == (2, 0, False)
-    assert stats.restarts == {"rejections": 1}
+    assert (accelerator.stats.rejected.total(), usable_rows(training)) == (2, 0)
+    assert not when.paired
+    assert accelerator.stats.restarts == {"rejections": 1}
     step(training)
-    assert (history.count, history.has_pair) == (0, True)
+    assert (usable_rows(training), bool(when.paired)) == (0, True)
     step(training)
-    assert history.count == 1
+    assert usable_rows(training) == 1
 
 
-def test_an_accepted_jump_between_two_rejected_ones_keeps_the_history(land: Land) -> None:
-    training = before_the_first_jump()
-    stats = training.accelerator.stats
+def test_an_acceptance_between_two_rejected_ones_keeps_the_history(land: Land) -> None:
+    training = before_the_first()
     for by in (FAR, 0.0, FAR, 0.0, FAR):
         land(by)
         training.run(PERIOD)
+    stats = training.accelerator.stats
     assert stats.rejected.total() == 3
     assert stats.accepted == 2
     assert stats.restarts == {}
 
 
 def test_rejections_of_different_causes_count_together(land: Land) -> None:
-    training = before_the_first_jump()
+    training = before_the_first()
     for by in (FAR, NAN):
         land(by)
         training.run(PERIOD)
@@ -295,12 +313,50 @@ def test_rejections_of_different_causes_count_together(land: Land) -> None:
 @pytest.mark.parametrize(
     ("norm", "stands"), [(0.9, True), (1.0, False), (1.1, False), (NAN, False), (INF, False)]
 )
-def test_a_jump_stands_on_a_smaller_residual_only(norm: float, stands: bool) -> None:
-    assert residual_decreased(Jump(torch.zeros(1), 1.0, 1.0, True), norm) == stands
+def test_an_extrapolation_stands_on_a_smaller_residual_only(norm: float, stands: bool) -> None:
+    verdicts = ops.Verdicts.on(torch.device("cpu"))
+    verdicts.now.norm.fill_(1)
+    verdicts.when.pending.fill_(True)
+    figures = torch.tensor([1, norm**2, 0], dtype=torch.float64)
+    ops.judge_residual_(*verdicts.tensors, figures, None, True, True, False)
+    assert (verdicts.number.accepted, bool(verdicts.when.rejected)) == (stands, not stands)
+
+
+PARAMETER = nn.Parameter(torch.ones(3))
+
+
+def unexpected() -> float:
+    raise AssertionError("losses are compared though another test has failed")
+
+
+def candidate(
+    losses: Iterator[float] | None = None,
+    coefficients: float = 1.0,
+    slope: float = -1.0,
+    largest: float = 2.0,
+) -> Candidate:
+    """The point (2, 2, 2) beside the plain one, (1, 1, 1), where the parameter is."""
+    layout = Layout.build([{"params": [PARAMETER]}], "all", None)
+    verdicts = ops.Verdicts.on(layout.device)
+    verdicts.when.ready.fill_(True)
+    plain, point = layout.vector().fill_(1), layout.vector().fill_(2)
+    layout.write(plain)
+    evaluate = unexpected if losses is None else lambda: next(losses)
+    return Candidate(
+        layout,
+        verdicts,
+        plain,
+        point,
+        torch.tensor(largest),
+        torch.full((1, 2), coefficients / 2, dtype=torch.float64),
+        torch.tensor(True),
+        evaluate,
+        torch.tensor(slope),
+    )
 
 
 @pytest.mark.parametrize(
-    ("plain", "candidate", "stands"),
+    ("plain", "extrapolated", "stands"),
     [
         (1.0, 0.9, True),
         (1.0, 1.0, False),
@@ -312,12 +368,47 @@ def test_a_jump_stands_on_a_smaller_residual_only(norm: float, stands: bool) -> 
         (INF, 1.0, True),
     ],
 )
-def test_a_jump_stands_on_a_smaller_finite_loss_only(
-    plain: float, candidate: float, stands: bool
+@torch.no_grad()
+def test_an_extrapolation_stands_on_a_smaller_finite_loss_only(
+    plain: float, extrapolated: float, stands: bool
 ) -> None:
-    parameter = nn.Parameter(torch.full((3,), 1.0))
-    layout = Layout.build([{"params": [parameter]}], "all", None)
-    points, losses = (torch.full((3,), 1.0), torch.full((3,), 2.0)), iter([plain, candidate])
-    with torch.no_grad():
-        assert loss_decreases(layout, *points, lambda: next(losses)) == stands
-    assert torch.equal(parameter, points[stands])
+    where: list[float] = []
+    losses = (where.append(PARAMETER[0].item()) or x for x in (plain, extrapolated))
+    it = candidate(losses)
+    arm(it, ("loss",), guarded=False, patient=True)
+    assert where == [1, 2]
+    assert PARAMETER.tolist() == [1, 1, 1]  # the iteration moves them
+    assert it.verdicts.when.accepted == stands
+    assert it.verdicts.number.rejected_loss == (not stands)
+
+
+TESTS: dict[str, tuple[str, list[tuple[float, bool]]]] = {
+    "limits": ("coefficients", [(99.9, True), (-99.9, True), (100.1, False), (NAN, False)]),
+    "descent": ("slope", [(-1e-30, True), (0.0, False), (1.0, False), (NAN, False)]),
+    "nonfinite": ("largest", [(3e38, True), (INF, False), (NAN, False)]),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "figure", "value", "stands"),
+    [(name, figure, *case) for name, (figure, cases) in TESTS.items() for case in cases],
+)
+def test_tests_hold_at_their_bounds_and_the_first_that_fails_is_counted(
+    name: str, figure: str, value: float, stands: bool
+) -> None:
+    it = candidate(iter([2.0, 1.0]) if stands else None, **{figure: value})  # loss is asked last
+    arm(it, ("loss", "limits", "descent"), guarded=True, patient=True)
+    verdicts = it.verdicts
+    assert bool(verdicts.when.accepted) == bool(verdicts.when.pending) == stands
+    assert verdicts.number.extrapolations == 1
+    rejected = {x: int(y) for x, y in vars(verdicts.number).items() if x.startswith("rejected")}
+    assert {x for x, y in rejected.items() if y} == (set() if stands else {f"rejected_{name}"})
+
+
+@pytest.mark.parametrize("missing", ["ready", "possible"])
+def test_what_is_no_extrapolation_is_neither_counted_nor_tested(missing: str) -> None:
+    it = candidate(coefficients=NAN)
+    (it.verdicts.when.ready if missing == "ready" else it.possible).fill_(False)
+    arm(it, ("loss", "limits", "descent"), guarded=True, patient=True)
+    assert not it.verdicts.counts.any()
+    assert not it.verdicts.when.accepted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,25 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
-from training import JUMPY, NEWTON, MakeOptimizer, Training, adam, methods, momentum, sgd, variants
+from training import (
+    JUMPY,
+    NEWTON,
+    MakeOptimizer,
+    Method,
+    Training,
+    adam,
+    methods,
+    momentum,
+    sgd,
+    usable_rows,
+    variants,
+)
 
 from aadl_ext import (
     Accelerator,
+    Anderson,
+    Stats,
+    Storage,
     accelerate,
     get_accelerator,
     remove_acceleration,
@@ -39,22 +55,24 @@ def step(training: Training) -> None:
 def test_the_counts_add_up_after_every_step(
     make: MakeOptimizer, safeguard: str | None, average: bool
 ) -> None:
-    training = Training(make, {**JUMPY, "safeguard": safeguard, "average": average})
-    accelerator, stats = training.accelerator, training.accelerator.stats
+    training = Training(make, replace(JUMPY, safeguard=safeguard, average=average))
+    accelerator = training.accelerator
     for k in range(1, STEPS + 1):
         step(training)
+        stats = accelerator.stats
         assert stats.steps == stats.pairs == k
-        assert stats.jumps == stats.accepted + stats.rejected.total() + accelerator.jump_pending
+        verdicts = stats.accepted + stats.rejected.total()
+        assert stats.extrapolations == verdicts + accelerator.pending
         assert stats.restarts["rejections"] <= stats.rejected.total() // 2
         assert stats.averaged <= (k if average else 0)
-    assert stats.jumps > 3
+    assert stats.extrapolations > 3
     assert (stats.averaged > 0) == average
     assert set(stats.rejected) <= {safeguard}
     assert stats.skipped.total() == 0
 
 
 def test_pairs_count_what_was_stored() -> None:
-    training = Training(sgd, {**JUMPY, "store_each_nth": 3})
+    training = Training(sgd, replace(JUMPY, store_each_nth=3))
     training.run(10)
     assert training.accelerator.stats.pairs == 4  # at k = 0, 3, 6, 9
     training.optimizer.param_groups[0]["lr"] = 0.0
@@ -65,38 +83,51 @@ def test_pairs_count_what_was_stored() -> None:
 
 def held(accelerator: Accelerator) -> int:
     """Bytes of all buffers, each counted once however many names it has."""
-    parts = (vars(accelerator), vars(accelerator.history), vars(accelerator.window))
-    values = [x for part in parts for x in part.values()]
-    values += [*accelerator._vectors, *accelerator.history._residuals]
-    values += accelerator.window.iterates
-    values += [accelerator.jump and accelerator.jump.plain]
-    storages = [x.untyped_storage() for x in values if isinstance(x, Tensor)]
-    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+    storages: dict[int, int] = {}
+
+    def walk(value: Any) -> None:
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, list):
+            for x in value:
+                walk(x)
+        elif type(value).__module__.startswith("aadl_ext"):
+            for name, x in vars(value).items():
+                if name not in ("layout", "solution"):
+                    walk(x)
+
+    walk(accelerator.iteration)
+    return sum(storages.values())
 
 
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "bfloat16": {"history_dtype": torch.bfloat16, "scope": "tensor"},
-    "tsqr": {"solver": "tsqr"},
-    "identity": {"acceleration_type": "identity"},
+LAYOUTS: dict[str, Method] = {
+    "default": JUMPY,
+    "bfloat16": replace(JUMPY, storage=Storage(torch.bfloat16), scope="tensor"),
+    "tsqr": replace(JUMPY, solver="tsqr"),
+    "only averages": Anderson(history_depth=0),
+    "newton": NEWTON,
 }
 
 
 @guards
 @averages
-@pytest.mark.parametrize("extra", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("options", LAYOUTS.values(), ids=LAYOUTS)
 def test_bytes_held_is_the_size_of_all_buffers(
-    safeguard: str | None, average: bool, extra: dict[str, Any]
+    safeguard: str | None, average: bool, options: Method
 ) -> None:
-    training = Training(sgd, {**JUMPY, "safeguard": safeguard, "average": average, **extra})
+    options = replace(options, safeguard=safeguard)
+    if isinstance(options, Anderson):
+        options = replace(options, average=average)
+    training = Training(sgd, options)
     for _ in range(STEPS // 2):
         assert training.accelerator.stats.bytes_held == held(training.accelerator) > 0
         step(training)
 
 
-@averages
-def test_bytes_held_is_right_after_a_state_is_loaded(average: bool) -> None:
-    training, resumed = (Training(sgd, {**JUMPY, "average": average}) for _ in range(2))
+@variants
+def test_bytes_held_is_right_after_a_state_is_loaded(options: Method) -> None:
+    training, resumed = (Training(sgd, options) for _ in range(2))
     for _ in range(STEPS // 2):
         step(training)
         resumed.accelerator.load_state_dict(training.accelerator.state_dict())
@@ -117,8 +148,8 @@ def test_bytes_held_follows_the_parameters() -> None:
 @guards
 @methods
 @pytest.mark.parametrize("scope", ["all", "group", "tensor"])
-def test_as_dict_survives_json(safeguard: str | None, scope: str, options: dict[str, Any]) -> None:
-    training = Training(adam, {**options, "safeguard": safeguard, "scope": scope})
+def test_as_dict_survives_json(safeguard: str | None, scope: str, options: Method) -> None:
+    training = Training(adam, replace(options, safeguard=safeguard, scope=scope))
     for _ in range(STEPS):
         step(training)
         stats = training.accelerator.stats
@@ -131,7 +162,7 @@ def test_as_dict_survives_json(safeguard: str | None, scope: str, options: dict[
     assert len(plain["gamma"]) == len(plain["rank"]) == len(plain["predicted_reduction"]) == systems
     if options is NEWTON:
         assert plain["condition"] is None
-        assert plain["trust"] > 0
+        assert plain["trust_radius"] > 0
     else:
         assert len(plain["condition"]) == systems
 
@@ -146,9 +177,13 @@ class Bowl:
         axes = np.linalg.qr(random.standard_normal((size, size)))[0]
         self.hessian = axes @ np.diag(np.linspace(0.1, 2.0, size)) @ axes.T
         self.w = nn.Parameter(torch.from_numpy(random.standard_normal(size)))
-        self.optimizer = accelerate(SGD([self.w], lr=self.rate), safeguard=None, **options)
-        self.stats = get_accelerator(self.optimizer).stats
+        options["safeguard"] = None
+        self.optimizer = accelerate(SGD([self.w], lr=self.rate), Anderson(**options))
         self.points: list[np.ndarray] = []
+
+    @property
+    def stats(self) -> Stats:
+        return get_accelerator(self.optimizer).stats
 
     def step(self) -> None:
         self.points.append(self.w.detach().numpy().copy())
@@ -156,7 +191,7 @@ class Bowl:
         self.optimizer.step()
 
     def system(self, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        """Columns R and right side r of the last jump, per unit of rate."""
+        """Columns R and right side r of the last extrapolation, per unit of rate."""
         rho = np.array([-self.hessian @ w for w in self.points])
         return np.diff(rho[-depth - 1 :], axis=0).T, rho[-1]
 
@@ -167,7 +202,7 @@ close = pytest.approx
 
 @pytest.mark.parametrize("solver", ["gram", "tsqr"])
 @pytest.mark.parametrize("mixing", ["paper", "anderson"])
-def test_figures_of_a_jump_are_those_of_its_least_squares_problem(solver: str, mixing: str) -> None:
+def test_figures_are_those_of_its_least_squares_problem(solver: str, mixing: str) -> None:
     depth = 3
     bowl = Bowl(history_depth=depth, relaxation=0.5, solver=solver, mixing=mixing, frequency=depth)
     for k in range(3 * depth + 1):
@@ -191,7 +226,7 @@ def test_figures_of_a_jump_are_those_of_its_least_squares_problem(solver: str, m
 def test_the_actual_reduction_is_that_of_the_affine_residual(
     mixing: str, relaxation: float
 ) -> None:
-    # w -> w' moves the residual by -H (w' - w). The classic jump leaves (I - beta lr H) of
+    # w -> w' moves the residual by -H (w' - w). The classic one leaves (I - beta lr H) of
     # rho - R gamma; the paper's leaves beta (I - lr H) of it and (1 - beta) of rho.
     bowl = Bowl(history_depth=3, relaxation=relaxation, mixing=mixing, frequency=4)
     identity = np.eye(len(bowl.hessian))
@@ -211,7 +246,7 @@ def test_the_actual_reduction_is_that_of_the_affine_residual(
         assert bowl.stats.actual_reduction < bowl.stats.predicted_reduction.item()
 
 
-def test_without_the_step_behind_it_a_jump_reduces_what_was_predicted() -> None:
+def test_without_the_step_behind_it_an_extrapolation_reduces_what_was_predicted() -> None:
     bowl = Bowl(history_depth=3, relaxation=1e-9, mixing="anderson", frequency=4)
     for _ in range(6):
         bowl.step()
@@ -224,68 +259,64 @@ def test_dependent_columns_lower_the_rank() -> None:
     bowl = Bowl(size=2, history_depth=5, relaxation=0.1)
     for _ in range(5):
         bowl.step()
-    assert bowl.stats.gamma.shape == (1, 4)
+    assert bowl.stats.gamma.shape == (1, 5)
+    assert bowl.stats.gamma[0, 4] == 0  # there are four columns yet
     assert bowl.stats.rank.tolist() == [2]
     assert bowl.stats.predicted_reduction.item() < 1e-6  # two directions explain all of R^2
 
 
-def test_reset_makes_the_default_method_start_anew() -> None:
+def test_reset_makes_subspace_newton_start_anew() -> None:
     training = Training(sgd, NEWTON)
-    while not training.accelerator.jump_pending:
+    while not training.accelerator.pending:
         training.step()
     point = training.point()
     reset_acceleration_history(training.optimizer)
     assert torch.equal(training.point(), point)
     accelerator = training.accelerator
-    assert not accelerator.jump_pending
-    assert (accelerator.history.count, accelerator.history.samples) == (0, 0)
+    assert not accelerator.pending
+    assert (accelerator.iteration.history.blocks, accelerator.iteration.history.samples) == (0, 0)
     assert accelerator.stats.restarts == {"request": 1}
     assert accelerator.stats.dropped == 1
-    jumps = accelerator.stats.jumps
+    before = accelerator.stats.extrapolations
     training.run(5)
-    assert accelerator.stats.jumps == jumps  # it takes three blocks of two steps
+    assert accelerator.stats.extrapolations == before  # it takes three blocks of two steps
     training.run(1)
-    assert accelerator.stats.jumps == jumps + 1
+    assert accelerator.stats.extrapolations == before + 1
 
 
 @averages
-def test_reset_forgets_everything_but_moves_nothing(average: bool) -> None:
-    training = Training(sgd, {**JUMPY, "frequency": 1, "wait_iterations": 0, "average": average})
+@pytest.mark.parametrize("solver", ["gram", "tsqr"])
+def test_reset_forgets_everything_but_moves_nothing(solver: str, average: bool) -> None:
+    options = replace(JUMPY, frequency=1, wait_iterations=0, average=average, solver=solver)
+    training = Training(sgd, options)
     accelerator = training.accelerator
-    while not accelerator.jump_pending:
+    while not accelerator.pending:
         training.step()
-    point, restarts = training.point(), accelerator.stats.restarts.copy()
+    point, restarts = training.point(), accelerator.stats.restarts
     reset_acceleration_history(training.optimizer)
     assert torch.equal(training.point(), point)
-    assert not accelerator.jump_pending
-    assert (accelerator.history.count, accelerator.history.has_pair) == (0, False)
-    assert accelerator.window.iterates == []
+    assert not accelerator.pending
+    assert (usable_rows(training), accelerator.iteration.history.begun) == (0, False)
+    assert not average or accelerator.iteration.window.pushed == 0
     assert accelerator.stats.restarts - restarts == {"request": 1}
 
     fresh = Training(sgd, None)
     fresh.model.load_state_dict(training.model.state_dict())
-    options = accelerator.options.as_dict()
-    accelerate(fresh.optimizer, **options)
+    accelerate(fresh.optimizer, options)
     assert torch.equal(training.run(8), fresh.run(8))
-
-
-@pytest.mark.parametrize("function", [get_accelerator, reset_acceleration_history])
-def test_an_optimizer_that_is_not_accelerated_is_told_what_to_do(function: Any) -> None:
-    with pytest.raises(ValueError, match=r"this SGD is not accelerated: call aadl_ext\.accelerate"):
-        function(Training(sgd, None).optimizer)
 
 
 @pytest.mark.parametrize("scheduled", [False, True])
 @guards
 @variants
 def test_a_forgotten_optimizer_is_collected_with_its_accelerator(
-    safeguard: str | None, scheduled: bool, options: dict[str, Any]
+    safeguard: str | None, scheduled: bool, options: Method
 ) -> None:
-    training = Training(adam, {**options, "safeguard": safeguard})
+    training = Training(adam, replace(options, safeguard=safeguard))
     scheduler = StepLR(training.optimizer, 3) if scheduled else None
     for _ in range(7):
         step(training)
-    history = training.accelerator.history
+    history = training.accelerator.iteration.history
     watched = (training.optimizer, training.accelerator, history.step_rows)
     references = [weakref.ref(x) for x in watched]
     del training, watched, history, scheduler
@@ -294,10 +325,20 @@ def test_a_forgotten_optimizer_is_collected_with_its_accelerator(
 
 
 @methods
-def test_the_accelerator_of_a_removed_optimizer_is_freed_at_once(options: dict[str, Any]) -> None:
+def test_the_accelerator_of_a_removed_optimizer_is_freed_at_once(options: Method) -> None:
     training = Training(sgd, options)
     training.run(7)
     reference = weakref.ref(training.accelerator)
     remove_acceleration(training.optimizer)
     gc.collect()
     assert reference() is None
+
+
+def test_stats_are_those_of_the_moment_they_were_asked_for() -> None:
+    training = Training()
+    training.run(4)
+    before = training.accelerator.stats
+    steps, rejected = before.steps, before.rejected.copy()
+    training.run(8)
+    assert (before.steps, before.rejected) == (steps, rejected)
+    assert training.accelerator.stats.steps == steps + 8

@@ -8,7 +8,7 @@ The three tensors of :class:`Verdicts` are changed in place by all ops here. An 
 control, float64
 norm                ``|r / rate|`` of the last step (Eq. 3)
 max_step            ``max |r|`` of the last step that was not rejected
-reduction           ``|r|`` after the last extrapolation over ``|r|`` before it
+reduction           ``|r|`` after the last extrapolation over ``|r|`` before it; NaN if there is none
 rejections          extrapolations rejected in a row
 known               points in the window of the moving average
 reference           recent norm of the gradient

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, pairwise, product
 from typing import Any
@@ -16,7 +16,7 @@ from dense import Dense, Vector
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import StepLR
 
-from aadl_ext import accelerate, get_accelerator
+from aadl_ext import Anderson, Averaging, Storage, accelerate, get_accelerator
 
 # Both sides do the same float64 arithmetic in another order: what differs is rounding, 1e-16 a
 # step, amplified by the condition of the least squares and along the 100 steps.
@@ -31,6 +31,7 @@ BLOCKS = {
     "group": [slice(BOUNDS[i], BOUNDS[j]) for i, j in GROUPS],
     "tensor": [slice(i, j) for i, j in pairwise(BOUNDS)],
 }
+ROUGH = Averaging(threshold=1.0)  # so that some iterates oscillate and some do not
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 
 
@@ -38,8 +39,8 @@ MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 class Regression:
     """Losses ``|link(X w) - y|^2 / 2`` of noisy mini-batches; batch k is the same for everyone.
 
-    The noise keeps the least squares of the acceleration well conditioned, and it makes jumps
-    good and bad, iterates smooth and rough.
+    The noise keeps the least squares of the acceleration well conditioned, and it makes
+    extrapolations good and bad, iterates smooth and rough.
     """
 
     seed: int
@@ -132,7 +133,8 @@ def compare(
     halving: int | None = None,
     scope: str = "all",
     stateful: bool = False,
-    backend: dict[str, Any] | None = None,
+    solver: str = "auto",
+    averaging: Averaging | None = None,
     **options: Any,
 ) -> Counter[str]:
     """Train with both; they must agree after every step, and in what they count.
@@ -141,8 +143,9 @@ def compare(
     state, on another instance of it.
     """
     fast, bare = (Model(problem, make, halving) for _ in range(2))
-    accelerate(fast.optimizer, scope=scope, **options, **(backend or {}))
-    dense = Dense(problem.start, BLOCKS[scope], **options)
+    method = Anderson(scope=scope, average=averaging, solver=solver, **options)
+    accelerate(fast.optimizer, method)
+    dense = Dense(problem.start, BLOCKS[scope], averaging=averaging, **options)
     for k in range(STEPS):
         rate = fast.rate
         fast.step(k, closure=dense.safeguard == "loss")
@@ -158,7 +161,7 @@ def compare(
     stats = get_accelerator(fast.optimizer).stats
     counted = {
         "pairs": stats.pairs,
-        "jumps": stats.jumps,
+        "extrapolations": stats.extrapolations,
         "accepted": stats.accepted,
         "rejected": stats.rejected.total(),
         "restarts": stats.restarts.total(),
@@ -192,10 +195,9 @@ def test_trajectory_is_that_of_the_dense_algorithm(
             history_depth=history_depth,
             store_each_nth=store_each_nth,
             frequency=frequency,
-            average=average,
+            averaging=ROUGH if average else None,
             mixing=mixing,
             safeguard=safeguard,
-            average_threshold=1.0,
         )
     check_branches(counts, len(cases) * STEPS, safeguard, average)
 
@@ -224,10 +226,9 @@ def test_base_optimizers_and_schedules(
             relaxation=0.5,
             history_depth=3,
             frequency=4,
-            average=average,
+            averaging=ROUGH if average else None,
             mixing=mixing,
             safeguard=safeguard,
-            average_threshold=1.0,
         )
     check_branches(counts, 4 * STEPS, safeguard, average=True)
 
@@ -242,7 +243,7 @@ def test_scopes_with_each_solver(scope: str, solver: str, safeguard: str | None)
             LINEAR,
             two_rates,
             scope=scope,
-            backend={"solver": solver},
+            solver=solver,
             relaxation=0.5,
             history_depth=history_depth,
             frequency=5,
@@ -255,17 +256,23 @@ def test_scopes_with_each_solver(scope: str, solver: str, safeguard: str | None)
 @pytest.mark.parametrize("problem", TANH, ids=["seed 1", "seed 2"])
 @pytest.mark.parametrize("safeguard", [None, "residual", "loss"])
 def test_nonlinear_regression(problem: Regression, safeguard: str | None) -> None:
-    options = {"relaxation": 0.5, "history_depth": 5, "average_threshold": 1.0}
-    for average, frequency in ((False, 1), (True, 4)):
-        compare(problem, safeguard=safeguard, average=average, frequency=frequency, **options)
+    for averaging, frequency in ((None, 1), (ROUGH, 4)):
+        compare(
+            problem,
+            averaging=averaging,
+            safeguard=safeguard,
+            frequency=frequency,
+            relaxation=0.5,
+            history_depth=5,
+        )
 
 
 @pytest.mark.parametrize("frequency", [1, 5])
 @pytest.mark.parametrize("wait", [0, 1, 5, 50])
-def test_waits_before_the_first_jump(wait: int, frequency: int) -> None:
+def test_waits_before_the_first_extrapolation(wait: int, frequency: int) -> None:
     counts = compare(LINEAR, wait_iterations=wait, frequency=frequency, safeguard=None)
-    # A column needs two pairs, so that step 1 can be the first to jump.
-    assert counts["jumps"] == sum(k % frequency == 0 and k > wait for k in range(1, STEPS))
+    # A column needs two pairs, so that step 1 can be the first to extrapolate.
+    assert counts["extrapolations"] == sum(k % frequency == 0 and k > wait for k in range(1, STEPS))
 
 
 @pytest.mark.parametrize("solver", ["gram", "tsqr"])
@@ -275,7 +282,7 @@ def test_ridge(reg_acc: float, solver: str) -> None:
         compare(
             LINEAR,
             scope=scope,
-            backend={"solver": solver},
+            solver=solver,
             reg_acc=reg_acc,
             relaxation=0.5,
             history_depth=8,
@@ -289,27 +296,25 @@ def test_averaging_alone(window: int, threshold: float) -> None:
     counts = compare(
         LINEAR,
         two_rates,
-        acceleration_type="identity",
-        average=True,
-        average_window=window,
-        average_threshold=threshold,
+        history_depth=0,
+        averaging=Averaging(window, threshold),
     )
     assert 0 < counts["averaged"] < STEPS
-    assert counts["jumps"] == 0
+    assert counts["extrapolations"] == 0
 
 
 def test_default_options_mean_the_same() -> None:
-    assert compare(LINEAR, acceleration_type="anderson")["accepted"] > 0
+    assert compare(LINEAR)["accepted"] > 0
 
 
 def test_float32_history_stays_close() -> None:
     # Rounds each stored difference to 6e-8 of itself. Nothing is decided here (no safeguard, no
     # average), so the error only passes through well-conditioned least squares.
-    options = {"relaxation": 0.5, "history_depth": 3, "frequency": 5, "safeguard": None}
+    options = Anderson(relaxation=0.5, history_depth=3, frequency=5, safeguard=None)
     w = {}
     for dtype in (torch.float32, torch.float64):
         model = Model(LINEAR, sgd, halving=None)
-        accelerate(model.optimizer, history_dtype=dtype, **options)
+        accelerate(model.optimizer, replace(options, storage=Storage(dtype)))
         for k in range(STEPS):
             model.step(k)
         w[dtype] = model.w
