@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -59,7 +59,10 @@ class Stats:
 
     def as_dict(self) -> dict[str, Any]:
         """All figures as plain numbers, dictionaries and lists."""
-        return {
-            name: value.tolist() if isinstance(value, Tensor) else value
-            for name, value in asdict(self).items()
-        }
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return dict(value) if isinstance(value, Counter) else value
