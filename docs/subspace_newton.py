@@ -50,10 +50,9 @@ def main() -> None:
     for begin in range(0, ends[0], BLOCK):
         mean = points[begin : begin + BLOCK].mean(axis=0)
         axes.plot(*mean, "s", color="tab:orange", label="block mean" if begin == 0 else None)
-    axes.annotate(
-        "Newton step", points[ends[0]], points[last],
-        arrowprops={"arrowstyle": "->", "color": "tab:red"}, color="tab:red",
-    )  # fmt: skip
+    arrow = {"arrowstyle": "->", "color": "tab:red"}
+    axes.annotate("", points[ends[0]], points[last], arrowprops=arrow)
+    axes.text(*(points[last] + (0.2, 0.06)), "Newton step", color="tab:red")
     axes.plot(0, 0, "k*", label="minimum")
     axes.set(xlabel="flat direction", ylabel="steep direction")
     axes.legend(fontsize=8)
