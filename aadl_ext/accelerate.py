@@ -46,8 +46,8 @@ def accelerate(
 
     The optimizer keeps its class, its ``step`` and its ``state_dict``; steps are watched
     through its hooks. After an extrapolation the parameters are provisional until the next step
-    has judged it (safeguard "residual"): where it did harm, that step takes it back and the base
-    optimizer's own step is left out::
+    has judged it (safeguard "residual"): where it did harm, that step rejects it: the
+    parameters roll back, and the base optimizer's own step is left out::
 
         accelerate(optimizer)                                  # SubspaceNewton()
         accelerate(optimizer, SubspaceNewton(history_depth=6))

@@ -131,7 +131,7 @@ class Anderson:
         safeguard: tests that an extrapolation must pass, one name or several, or None: every finite
             one is kept. "residual" rejects it unless the next step's residual is smaller
             (Algorithm 1); no extra evaluation. "loss" calls the closure of ``step(closure)`` twice
-            more and rejects it unless the loss of the batch is below that of the plain step
+            more and rejects it unless the loss of the batch is below that of the base step
             (BatchNorm statistics and gradients of parameters that are not this optimizer's see
             the calls). "limits" rejects coefficients whose magnitudes sum to more than 100.
         scope: "all", one least-squares problem for all parameters; "group", one per parameter group

@@ -26,11 +26,11 @@ MAX_COEFFICIENTS = 100.0  # largest sum of magnitudes
 
 @dataclass
 class Candidate:
-    """An extrapolated point beside the plain one, where the parameters are."""
+    """An extrapolated point beside that of the base step, where the parameters are."""
 
     layout: Layout
     verdicts: ops.Verdicts
-    plain: Tensor  #: [N]
+    base: Tensor  #: [N]
     point: Tensor  #: [N]
     largest: Tensor  #: [] max |point|
     coefficients: Tensor  #: [systems, m]
@@ -71,10 +71,10 @@ def descends(candidate: Candidate) -> Tensor:
 
 
 def lowers_loss(candidate: Candidate) -> Tensor:
-    """The loss of the same batch is smaller than after the plain step (the test of AADL).
+    """The loss of the same batch is smaller than after the base step (the test of AADL).
 
     Reads whether the other tests are passed, and if so evaluates both. The parameters end at the
-    plain point, also if that raises.
+    point of the base step, also if that raises.
     """
     ready: Tensor = candidate.verdicts.when.ready & candidate.possible
     if not ready & torch.stack(candidate.passed).all():
@@ -89,7 +89,7 @@ def lowers_loss(candidate: Candidate) -> Tensor:
         candidate.verdicts.number.dropped += 1
         raise
     finally:
-        candidate.layout.write(candidate.plain)
+        candidate.layout.write(candidate.base)
     return torch.full_like(ready, after < before and math.isfinite(after))
 
 

@@ -15,7 +15,7 @@ from . import ops
 class Stats:
     """Counts since :func:`~aadl_ext.accelerate`, and figures of the last extrapolation.
 
-    An *extrapolation* is a point that was put in place of the plain step (of Anderson), or a step
+    An *extrapolation* is a point that was put in place of the base step's (of Anderson), or a step
     on top of it (of subspace Newton).
     """
 
@@ -26,7 +26,7 @@ class Stats:
     dropped: int = 0  #: those without a verdict, because something else moved the parameters
     shortened: int = 0  #: accepted ones that were cut back to the minimum along them
     averaged: int = 0  #: steps after which the mean replaced the iterate
-    #: extrapolations that were not taken, or were taken back: "residual", "loss", "descent",
+    #: extrapolations that were not taken, or were rolled back: "residual", "loss", "descent",
     #: "limits", "nonfinite" (bad gradient, step or point), "request" (``roll_back``)
     rejected: Counter[str] = field(default_factory=Counter)
     #: steps that left no trace: "nonfinite", "found_inf", "zero_lr", "no_gradient"

@@ -48,7 +48,7 @@ from torch import Tensor
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer, RMSprop
 from tqdm import tqdm
 
-import aadl_ext
+from aadl_ext import Anderson, Storage, SubspaceNewton, accelerate, get_accelerator
 
 EVERY = 10  # gradient evaluations between two looks at the training loss
 WINDOW = 5  # looks in the running mean
@@ -72,36 +72,42 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], int]] = {
     "AdamW": (partial(AdamW, weight_decay=1e-2), -5),
     "RMSprop": (RMSprop, -5),
 }
-NEWTON = {"acceleration_type": "subspace_newton"}
-RARE = {"frequency": 10, "history_depth": 10, "relaxation": 1.0}
-PAPER = {"history_depth": 10, "relaxation": 0.1}
-#: arguments of ``accelerate``; None: not accelerated
+
+
+def newton(**options: Any) -> dict[str, Any]:
+    """Subspace Newton, as it is written to disk; the ``dtype`` of its storage by name."""
+    return {"method": "SubspaceNewton", **options}
+
+
+def anderson(**options: Any) -> dict[str, Any]:
+    """Anderson acceleration, likewise."""
+    return {"method": "Anderson", **options}
+
+
 METHODS: dict[str, dict[str, Any] | None] = {
     "base": None,
     "null": None,  # the batches in another order
-    "newton": {},
-    "newton fixed": {**NEWTON, "adapt_blocks": False},
-    "anderson p=10": RARE,
-    "anderson paper": PAPER,
-    "anderson average": {**PAPER, "average": True},
+    "newton": newton(),
+    "newton fixed": newton(adaptive_blocks=False),
+    "anderson p=10": anderson(frequency=10, history_depth=10, relaxation=1.0),
+    "anderson paper": anderson(history_depth=10, relaxation=0.1),
+    "anderson average": anderson(history_depth=10, relaxation=0.1, average=True),
     "lbfgs": None,  # in place of the base optimizer
 }
 #: newton with one ingredient changed or left out
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "fixed blocks": {"adapt_blocks": False},
-    "no block means": {"store_each_nth": 1, "adapt_blocks": False},
-    "no noise shrinkage": {"noise_rows": 0},
-    "no gradient guard": {"safeguard": ("descent", "limits")},
-    "no trust, no damping": {"safeguard": ("residual", "descent")},
-    "no curvature floor": {"curvature_floor": 0.0},
-    "no ridge": {"reg_acc": 0.0},
-    "momentum reset": {"momentum": "reset"},
-    "m = 5, 3 noise rows": {"memory_light": True},
-    "bfloat16 rows": {"history_dtype": "bfloat16"},
-    "a system per tensor": {"scope": "tensor"},
-    "type II": {"acceleration_type": "anderson", "residual": "gradient", "relaxation": 1.0,
-                "history_depth": 8, "store_each_nth": 10, "frequency": 10, "reg_acc": 1e-4},
-}  # fmt: skip
+    "fixed blocks": newton(adaptive_blocks=False),
+    # Noise samples of blocks of one step are the gradients themselves: all would be shrunk away.
+    "no block means": newton(block_length=1, noise_samples=0),
+    "no noise shrinkage": newton(noise_samples=0),
+    "no gradient guard": newton(safeguard=("descent", "limits")),
+    "no trust, no damping": newton(safeguard=("residual", "descent")),
+    "no curvature floor": newton(min_curvature=0.0),
+    "no ridge": newton(ridge=0.0),
+    "m = 5, 3 noise rows": newton(history_depth=5, noise_samples=3),  # memory_light
+    "bfloat16 rows": newton(dtype="bfloat16"),
+    "a system per tensor": newton(scope="tensor"),
+}
 
 
 @dataclass(frozen=True)
@@ -145,10 +151,9 @@ class Training:
         else:
             self.optimizer = OPTIMIZERS[run.optimizer][0](parameters, lr=run.rate)
         if run.settings is not None:
-            aadl_ext.accelerate(self.optimizer, **arguments(run.settings))
-            self._wants_closure = (
-                "loss" in aadl_ext.get_accelerator(self.optimizer).options.safeguards
-            )
+            method = method_of(run.settings)
+            accelerate(self.optimizer, method)
+            self._wants_closure = "loss" in method.tests
         self.evaluations, self.seconds = 0, 0.0
 
     def step(self) -> None:
@@ -196,12 +201,14 @@ class Training:
         return not all(bool(p.isfinite().all()) for p in self.problem.model.parameters())
 
 
-def arguments(settings: dict[str, Any]) -> dict[str, Any]:
-    """Of ``accelerate``, from what can be written as JSON."""
-    return {
-        name: getattr(torch, value) if name == "history_dtype" else value
-        for name, value in settings.items()
-    }
+def method_of(settings: dict[str, Any]) -> Anderson | SubspaceNewton:
+    """From what can be written as JSON."""
+    options = {name: value for name, value in settings.items() if name not in ("method", "dtype")}
+    if "dtype" in settings:
+        options["storage"] = Storage(getattr(torch, settings["dtype"]))
+    if settings["method"] == "Anderson":
+        return Anderson(**options)
+    return SubspaceNewton(**options)
 
 
 def batches(samples: int, size: int, seed: int) -> Iterator[Tensor | None]:
@@ -249,8 +256,8 @@ def train(run: Run, base: Record | None = None) -> Record:
         "reached_seconds": reached and clock[reached - 1],
     }
     if run.settings is not None:
-        stats = aadl_ext.get_accelerator(training.optimizer).stats.as_dict()
-        counts = ("jumps", "accepted", "shortened", "rejected", "restarts")
+        stats = get_accelerator(training.optimizer).stats.as_dict()
+        counts = ("extrapolations", "accepted", "shortened", "rejected", "restarts")
         record["stats"] = {name: stats[name] for name in counts}
     return {**record, **ratios(record, record if base is None else base)}
 
@@ -463,7 +470,7 @@ def variant(text: str) -> tuple[str, dict[str, Any]]:
         else ast.literal_eval(keyword.value)
         for keyword in call.keywords
     }
-    return name, {**NEWTON, **values}
+    return name, newton(**values)
 
 
 def parse() -> argparse.Namespace:
@@ -482,7 +489,7 @@ def parse() -> argparse.Namespace:
     add("--seeds", nargs="+", default=["reporting"], help="tuning, reporting, or numbers")
     add("--methods", nargs="+", choices=METHODS, help="all, if none is named")
     add("--set", nargs="+", type=variant, default=[], metavar="NAME:KEY=VALUE,...",
-        help="variants of newton: arguments of accelerate()")  # fmt: skip
+        help="variants of newton: options of SubspaceNewton, or dtype=NAME")  # fmt: skip
     add("--forget", nargs="*", metavar="METHOD", help="finished runs to run again; none: all")
     add("--by", choices=["task", "optimizer", "batch"], help="print medians for each, too")
     add("--out", type=Path, help="JSON lines; summary and plot are put beside it")
@@ -494,7 +501,7 @@ def parse() -> argparse.Namespace:
     given.seeds = given.seeds[: 1 if given.quick else None]
     given.steps = lambda task: QUICK_STEPS if given.quick else TASKS[task].steps
     names = given.methods or (["newton"] if given.ablate else METHODS)
-    variants = {name: {**NEWTON, **ABLATIONS[name]} for name in ABLATIONS if given.ablate}
+    variants = ABLATIONS if given.ablate else {}
     chosen = {"base": None} | {name: METHODS[name] for name in names}
     given.methods = chosen | variants | dict(given.set)
     name = "convergence_quick" if given.quick else "convergence"

@@ -20,8 +20,7 @@ import importlib
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,25 +32,25 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim import SGD
 
-import aadl_ext
-from aadl_ext.ops import native
+from aadl_ext import Anderson, SubspaceNewton, accelerate
+from aadl_ext.ops.library import definitions_only
 
 DEPTH, PERIOD, RELAXATION = 20, 5, 0.1
 Accelerate = Callable[[SGD], object]
 
 
 def anderson(**options: Any) -> Accelerate:
-    """The paper's iteration, a jump every PERIOD steps unless told otherwise."""
+    """The paper's iteration, extrapolating every PERIOD steps unless told otherwise."""
     periods = {"frequency": PERIOD, "store_each_nth": PERIOD}
     settings = {"relaxation": RELAXATION, "history_depth": DEPTH, **periods, **options}
-    return lambda optimizer: aadl_ext.accelerate(optimizer, "anderson", **settings)
+    return lambda optimizer: accelerate(optimizer, Anderson(**settings))
 
 
 METHODS: dict[str, Accelerate] = {
     "bare": lambda _: None,
     "m = 20, p = q = 5": anderson(),
     "m = 20, p = q = 5, average": anderson(average=True),
-    "subspace_newton": aadl_ext.accelerate,
+    "subspace Newton": lambda optimizer: accelerate(optimizer, SubspaceNewton()),
 }
 EACH_STEP: dict[str, Accelerate] = {
     "m = 20, p = q = 1": anderson(frequency=1, store_each_nth=1),
@@ -70,7 +69,7 @@ class Formulation:
 
     @torch.no_grad()
     def after(self, *_: Any) -> None:
-        """Store the iterate, and jump."""
+        """Store the iterate, and extrapolate."""
         self.steps += 1
         if self.steps % self.period:
             return
@@ -91,22 +90,12 @@ def formulation(period: int) -> Accelerate:
     return lambda optimizer: Formulation(optimizer, period)
 
 
-def original(accelerate: Callable[..., Any], period: int, device: torch.device) -> Accelerate:
+def original(apply: Callable[..., Any], period: int, device: torch.device) -> Accelerate:
     """AADL's own code, whose depth counts iterates."""
-    return lambda optimizer: accelerate(
+    return lambda optimizer: apply(
         optimizer, "anderson", relaxation=RELAXATION, history_depth=DEPTH + 2,
         store_each_nth=period, frequency=period, history_device=device, compute_device=device,
     )  # fmt: skip
-
-
-@contextmanager
-def definitions() -> Iterator[None]:
-    """Ops run as they are defined in PyTorch."""
-    served, native._DEVICES = native._DEVICES, frozenset()
-    try:
-        yield
-    finally:
-        native._DEVICES = served
 
 
 class Clock:
@@ -244,7 +233,7 @@ def main() -> int:
     for name, method in (METHODS | EACH_STEP).items():
         report.add("optimizer.step()", name, partial(in_a_bowl, given, method))
     for name, method in list((METHODS | EACH_STEP).items())[1:]:
-        with definitions():
+        with definitions_only():
             title = f"{name}, PyTorch definition"
             report.add("optimizer.step()", title, partial(in_a_bowl, given, method))
     others = {"AADL's formulation, p = q = 5": formulation(PERIOD)}

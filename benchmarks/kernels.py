@@ -16,7 +16,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from aadl_ext.flat import zeros
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pictures import draw
@@ -28,7 +27,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aadl_ext import ops
-from aadl_ext.ops import reference, tall
+from aadl_ext.ops.library import definitions_only
+from aadl_ext.parameters import zeros
 
 SIZES = [10_000, 1_000_000, 5_000_000, 25_600_000]
 DEPTHS = [5, 10, 20, 32]
@@ -36,11 +36,11 @@ WINDOWS = [5, 10]
 BYTES = 4
 FIGURES = ("columns", "seconds", "floor", "definition", "read_rate", "write_rate")
 
-Case = tuple[str, int, int, int, Callable[[], object], Callable[[], object] | None]
+Case = tuple[str, int, int, int, Callable[[], object], bool]
 
 
 def cases(size: int) -> Iterator[Case]:
-    """Name, columns, vectors read and written, the call, its definition or LAPACK's call."""
+    """Name, columns, vectors read and written, the call, whether it is an op."""
     size = -(-size // 64) * 64
     vectors, bounds = normal(5, size), [0, size]
     for depth in DEPTHS:
@@ -53,14 +53,14 @@ def cases(size: int) -> Iterator[Case]:
         yield (
             "push_secant", depth, 4 + depth - 1, 3,
             lambda named=named: ops.push_secant(*vectors[:2], **named),
-            lambda named=named: reference.push_secant(*vectors[:2], **named),
+            True,
         )  # fmt: skip
         weights = torch.full((1, depth), 1e-3, dtype=torch.float64)
-        jump = (vectors[4], *vectors[:2], 0.5, rows, weights, bounds)
+        point = (vectors[4], *vectors[:2], 0.5, rows, weights, bounds)
         yield (
             "extrapolate_", depth, 2 + depth, 1,
-            lambda jump=jump: ops.extrapolate_(*jump),
-            lambda jump=jump: reference.extrapolate_(*jump),
+            lambda point=point: ops.extrapolate_(*point),
+            True,
         )  # fmt: skip
         yield from factorisations(rows, vectors[0])
     for count in WINDOWS:
@@ -68,14 +68,14 @@ def cases(size: int) -> Iterator[Case]:
         yield (
             "window_statistics", count, count, 1,
             lambda window=window: ops.window_statistics(window, vectors[4]),
-            lambda window=window: reference.window_statistics(window, vectors[4]),
+            True,
         )  # fmt: skip
     sums = list(normal(3, size))
     sample = {"sign": -1.0, "direction": vectors[3]}
     yield (
         "add_sample_", 3, 7, 3,
         lambda: ops.add_sample_(sums, *vectors[:3], **sample),
-        lambda: reference.add_sample_(*sums, *vectors[:3], **sample),
+        True,
     )  # fmt: skip
 
 
@@ -88,27 +88,28 @@ def factorisations(rows: Tensor, column: Tensor) -> Iterator[Case]:
     """TSQR and float64 Gram matrix of [R | r] beside what LAPACK needs for the same."""
     depth, matrix = len(rows), rows.T
     factor = lambda: ops.tsqr(matrix, append=column)  # noqa: E731
-    yield "tsqr", depth + 1, depth + 1, 0, factor, lambda: tall.tsqr(matrix, column, None)
+    yield "tsqr", depth + 1, depth + 1, 0, factor, True
     joined = torch.cat([rows, column[None]]).T
     vectors, bounds = list(joined.T), [0, len(column)]
     yield (
         "gram", depth + 1, depth + 1, 0,
         lambda: ops.cross_products(joined.T, vectors, bounds),
-        lambda: reference.cross_products(joined.T, vectors, bounds),
+        True,
     )  # fmt: skip
-    yield "linalg.qr", depth + 1, depth + 1, 0, lambda: torch.linalg.qr(joined, mode="r"), None
+    yield "linalg.qr", depth + 1, depth + 1, 0, lambda: torch.linalg.qr(joined, mode="r"), False
     least = lambda: torch.linalg.lstsq(matrix, column[:, None])  # noqa: E731
-    yield "linalg.lstsq", depth, depth + 1, 0, least, None
+    yield "linalg.lstsq", depth, depth + 1, 0, least, False
 
 
 def measure(sizes: list[int], budget: float) -> dict[str, Any]:
     """All cases of all sizes, a row for each op and size; times in seconds."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for size in sizes:
-        for name, columns, reads, writes, call, definition in tqdm(cases(size), f"N = {size:.3g}"):
+        for name, columns, reads, writes, call, is_op in tqdm(cases(size), f"N = {size:.3g}"):
             seconds = median_seconds(call, budget)
             read, write = memory_rates(budget / 5)
-            slow = None if definition is None else median_seconds(definition, budget, least=1)
+            with definitions_only():
+                slow = median_seconds(call, budget, least=1) if is_op else None
             floor = size * BYTES * (reads / read + writes / write)
             row = rows.setdefault((name, size), {"op": name, "size": size})
             figures = (columns, seconds, floor, slow, read, write)

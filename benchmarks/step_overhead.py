@@ -1,4 +1,6 @@
-"""What acceleration adds to an optimizer's step: SGD with momentum, p = q = 1, a jump each step.
+"""What acceleration adds to an optimizer's step: SGD with momentum, p = q = 1.
+
+At every step a pair is stored and a point is extrapolated.
 
 Times ``optimizer.step()`` alone, bare and accelerated, on a 9k-parameter network (8 tensors) and on
 5e6 parameters, with and without averaging; against AADL where a checkout of it is given.
@@ -13,6 +15,7 @@ import importlib
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +27,7 @@ from rich.table import Table
 from torch.optim import SGD, Optimizer
 from tqdm import tqdm
 
-import aadl_ext
+from aadl_ext import Anderson, accelerate
 
 SHAPES = {
     "9k in 8 tensors": [(64, 10), (64,), (64, 64), (64,), (64, 64), (64,), (1, 64), (1,)],
@@ -51,15 +54,20 @@ class Training:
 
 
 def step_seconds(
-    shapes: list[tuple[int, ...]], accelerate: Accelerate, steps: int, **options: Any
+    shapes: list[tuple[int, ...]], apply: Accelerate, steps: int, **options: Any
 ) -> tuple[float, float]:
     """Medians of a step, bare and accelerated in turn, once the history is full."""
     bare, accelerated = Training(shapes), Training(shapes)
-    accelerate(accelerated.optimizer, "anderson", relaxation=0.1, **options)
+    apply(accelerated.optimizer, relaxation=0.1, **options)
     for _ in range(options["history_depth"] + 6):
         accelerated.step_seconds()
     times = [(bare.step_seconds(), accelerated.step_seconds()) for _ in range(steps)]
     return median(a for a, _ in times), median(b for _, b in times)
+
+
+def anderson(optimizer: Optimizer, **options: Any) -> None:
+    """As AADL takes them, and with ``safeguard``."""
+    accelerate(optimizer, Anderson(**options))
 
 
 def main() -> None:
@@ -71,10 +79,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    packages: dict[str, Accelerate] = {"aadl_ext": aadl_ext.accelerate}
+    packages: dict[str, Accelerate] = {"aadl_ext": anderson}
     if given.aadl is not None:
         sys.path.insert(0, str(given.aadl))
-        packages["AADL"] = importlib.import_module("AADL").accelerate
+        aadl = importlib.import_module("AADL")
+        packages["AADL"] = partial(aadl.accelerate, acceleration_type="anderson")
 
     rows: list[dict[str, Any]] = []
     for name, shapes in list(SHAPES.items())[: 1 if given.quick else 2]:

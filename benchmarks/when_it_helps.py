@@ -31,6 +31,7 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "Adam 5e-3": lambda p: Adam(p, lr=5e-3),
 }
 RARE = {"frequency": 10, "history_depth": 10}
+#: options of ``Anderson``; None: not accelerated
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "bare": None,
     "p=10, beta=1": {**RARE, "relaxation": 1.0},
@@ -51,7 +52,7 @@ def final_loss(optimizer: str, variant: str, batch: int, seed: int, steps: int) 
     opt = OPTIMIZERS[optimizer](model.parameters())
     settings = VARIANTS[variant]
     if settings is not None:
-        aadl_ext.accelerate(opt, **settings)
+        aadl_ext.accelerate(opt, aadl_ext.Anderson(**settings))
     for _ in range(steps):
         pick = slice(None) if batch == len(y) else torch.randint(len(y), (batch,))
         opt.zero_grad()

@@ -22,6 +22,14 @@ from data_parallel import Trainer
 import aadl_ext
 
 
+def tensors(value: Any) -> list[torch.Tensor]:
+    """All in a part of a state."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [tensor for part in parts for tensor in tensors(part)]
+
+
 class MortalTrainer(Trainer):
     saves = 0
 
@@ -37,10 +45,11 @@ class MortalTrainer(Trainer):
     def run(self, title: str) -> data_parallel.Record:
         record = super().run(title)
         state: dict[str, Any] = aadl_ext.get_accelerator(self.optimizer).state_dict()
-        rows = [value for value in state["history"].values() if isinstance(value, torch.Tensor)]
-        assert rows
+        parts = (state["iteration"]["history"], state["iteration"]["window"])
+        held = [value for part in parts for value in tensors(part)]
+        assert held
         digest = hashlib.sha256()
-        for tensor in [*self.model.parameters(), *rows, *state["iterates"]]:
+        for tensor in [*self.model.parameters(), *held]:
             digest.update(tensor.detach().numpy().tobytes())
         place = self.path.parent / "digests"
         place.mkdir(exist_ok=True)

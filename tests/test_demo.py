@@ -47,7 +47,7 @@ def test_demo_writes_every_curve_and_a_picture(finished: Path) -> None:
     averaged = runs[METHODS[2], 0]["stats"]
     steps = 4 * -(-round(0.8 * 442) // training.BATCH)
     assert averaged["steps"] == averaged["pairs"] == steps
-    assert averaged["jumps"] > 0
+    assert averaged["extrapolations"] > 0
     assert content["versions"]["torch"] == torch.__version__
     assert (finished / "demo.png").read_bytes().startswith(b"\x89PNG")
 

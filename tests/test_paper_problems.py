@@ -138,7 +138,7 @@ def test_methods_start_from_the_same_weights_and_points(module: str) -> None:
         made = burgers100d.experiment(3, 0.1, 1, torch.device("cpu"), 100)
     trainings = [made.start(options, 4) for options in made.methods.values()]
     for training in trainings:
-        training.advance()  # none of them can have jumped or averaged yet
+        training.advance()  # none of them can have extrapolated or averaged yet
     first, *others = [training.measure() for training in trainings]
     assert all(other == first for other in others)
 

@@ -15,7 +15,7 @@ import readings
 import torch
 from torch import nn, optim
 
-from aadl_ext import get_accelerator
+from aadl_ext import Averaging, get_accelerator
 from aadl_ext.__main__ import main
 
 CPU = torch.device("cpu")
@@ -38,11 +38,12 @@ def test_each_reading_trains_as_it_says(name: str) -> None:
     accelerator = get_accelerator(trained(OTHERS[name], 12).optimizer)
     stats, options = accelerator.stats, accelerator.options
     assert stats.steps == 12
-    assert (stats.jumps > 0) == ("no acceleration" not in name)
+    assert (stats.extrapolations > 0) == ("no acceleration" not in name)
     assert (stats.averaged > 0) == name.startswith("average")
     assert (options.mixing == "anderson") == ("classic" in name)
-    assert options.average_window == (2 if "t = 2" in name else 10 if "t = 10" in name else 5)
-    assert ("loss" in options.safeguards) == ("loss" in name)
+    window = 2 if "t = 2" in name else 10 if "t = 10" in name else 5
+    assert options.average == (Averaging(window, 0.1) if name.startswith("average") else None)
+    assert ("loss" in options.tests) == ("loss" in name)
 
 
 def test_without_damping_there_is_no_other_damping() -> None:
@@ -50,7 +51,8 @@ def test_without_damping_there_is_no_other_damping() -> None:
         name for name in OTHERS if "classic" in name
     }
     for relaxation, same in ((1.0, True), (0.1, False)):
-        options = {**burgers100d.ACCELERATION, "relaxation": relaxation, "safeguard": None}
+        options = {**burgers100d.ACCELERATION, **readings.AVERAGING}
+        options |= {"relaxation": relaxation, "safeguard": None}
         one, other = (
             trained({**options, "mixing": mixing}, 3).measure()["validation MSE"]
             for mixing in ("paper", "anderson")

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import platform
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy
@@ -17,6 +18,7 @@ from . import report
 from .data import Regression, load
 from .training import (
     ACCELERATION,
+    AVERAGING,
     BATCH,
     LATER_RATE,
     LEARNING_RATE,
@@ -61,7 +63,7 @@ def run(data_file: Path | None, seeds: int, epochs: int, out: Path) -> None:
                 "first": LEARNING_RATE,
                 f"epoch {drop_epoch(epochs)}": LATER_RATE,
             },
-            "acceleration": ACCELERATION,
+            "acceleration": {**asdict(ACCELERATION), "average": asdict(AVERAGING)},
         },
         versions={
             "aadl_ext": aadl_ext.__version__,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from statistics import median
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import aadl_ext
+from aadl_ext.options import Anderson, Averaging
 
 from .data import Regression, split
 
@@ -22,14 +23,8 @@ METHODS = ("Adam", "Adam + AADL", "Adam + AADL + average")
 # The paper's settings for its first experiment; where it names none: t = 5.
 LEARNING_RATE, LATER_RATE = 0.02, 4e-3
 BATCH = 40
-ACCELERATION: dict[str, Any] = {
-    "relaxation": 0.1,
-    "history_depth": 10,
-    "frequency": 1,
-    "store_each_nth": 1,
-    "average_window": 5,
-    "average_threshold": 0.1,
-}
+ACCELERATION = Anderson(relaxation=0.1, history_depth=10, frequency=1, store_each_nth=1)
+AVERAGING = Averaging(window=5, threshold=0.1)
 
 
 @dataclass(frozen=True)
@@ -61,9 +56,10 @@ def network(inputs: int) -> nn.Sequential:
     return nn.Sequential(*hidden, nn.Linear(64, 1))
 
 
-def acceleration_of(method: str) -> dict[str, Any] | None:
-    """The arguments of ``accelerate`` for one of ``METHODS``; None: not accelerated."""
-    return None if method == METHODS[0] else {**ACCELERATION, "average": method == METHODS[2]}
+def acceleration_of(method: str) -> Anderson | None:
+    """That of one of ``METHODS``; None: not accelerated."""
+    averaged = replace(ACCELERATION, average=AVERAGING)
+    return dict(zip(METHODS, (None, ACCELERATION, averaged), strict=True))[method]
 
 
 class Training:
@@ -144,7 +140,7 @@ class Training:
 def train(data: Regression, method: str, seed: int, epochs: int) -> Run:
     """Train one network to the end."""
     options = acceleration_of(method)
-    accelerate = None if options is None else partial(aadl_ext.accelerate, **options)
+    accelerate = None if options is None else partial(aadl_ext.accelerate, method=options)
     training = Training(data, seed, drop_epoch(epochs), accelerate)
     errors: list[dict[str, float]] = []
     for _ in range(epochs):

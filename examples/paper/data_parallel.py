@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import readings
 import torch
 import torch.distributed as dist
 from images import ImageFolder, batches, network
@@ -76,7 +77,7 @@ class Trainer:
         options: of the command line, see imagenet.py.
         seed: of weights and batches.
         group: the processes that train together.
-        acceleration: arguments of ``accelerate``; None: not accelerated.
+        acceleration: settings of ``readings.method_of``; None: not accelerated.
         rate: the learning rate in an epoch, counted from 0.
         settings: what the result depends on, in plain values.
         path: of the checkpoint.
@@ -112,8 +113,8 @@ class Trainer:
             weight_decay=options.weight_decay,
         )
         if acceleration is not None:
-            history = {"history_device": options.history_device}
-            aadl_ext.accelerate(self.optimizer, **acceleration, **history)
+            storage = aadl_ext.Storage(device=options.history_device)
+            aadl_ext.accelerate(self.optimizer, readings.method_of(acceleration, storage))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "float16")
         self.place = Place()
         self.steps = len(batches(len(self.train_set), options.batch, 0, 0, world=group.world))

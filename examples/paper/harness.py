@@ -30,7 +30,16 @@ from aadl_ext.demo.data import DataError
 from aadl_ext.demo.report import write
 
 LOOKS = 150  # points of a curve that are kept
-COUNTS = ("steps", "jumps", "accepted", "rejected", "averaged", "restarts", "skipped")
+#: figures of ``Stats`` that are kept, under the name that they have in files
+COUNTS = {
+    "steps": "steps",
+    "extrapolations": "jumps",
+    "accepted": "accepted",
+    "rejected": "rejected",
+    "averaged": "averaged",
+    "restarts": "restarts",
+    "skipped": "skipped",
+}
 
 
 class SettingsError(ValueError):
@@ -176,7 +185,7 @@ def counts(optimizer: Optimizer) -> Record:
         stats = aadl_ext.get_accelerator(optimizer).stats.as_dict()
     except ValueError:
         return {}
-    return {name: stats[name] for name in COUNTS}
+    return {kept_as: stats[name] for name, kept_as in COUNTS.items()}
 
 
 def run(experiment: Experiment, seeds: int, out: Path) -> Path:

@@ -7,7 +7,7 @@ Nesterov 0.9, 64 images a process, 90 epochs: 5 at a learning rate of 0.05, then
 0.05 sqrt(global batch / 64), divided by 10 at epochs 30, 60 and 80; p = 5, q = 5, m = 20,
 beta = 0.5. That is the paper's 0.98 for 384 processes of 64 images and its 1.96 for 1,536.
 
-All processes hold equal parameters and compute equal jumps: nothing but the gradients is
+All processes hold equal parameters and extrapolate equally: nothing but the gradients is
 communicated. Checkpoints carry the accelerator's state, so that a killed run, started again by the
 same command, ends as it would have (on the CPU bit for bit).
 """

@@ -1,7 +1,7 @@
 """The methods that are compared: the paper's three, and what else its text may mean.
 
-A method is None (the bare optimizer), a factor ``rate`` of the learning rate, or arguments of
-``accelerate``: ours, or with ``code`` those of AADL itself, which is imported where it is
+A method is None (the bare optimizer), a factor ``rate`` of the learning rate, or settings: those of
+:func:`method_of`, or with ``code`` the arguments of AADL itself, which is imported where it is
 installed. ``closure`` says whether ``step`` gets one; ``safeguard="loss"`` always needs it.
 """
 
@@ -17,6 +17,7 @@ import harness
 from torch.optim import Optimizer
 
 import aadl_ext
+from aadl_ext import Anderson, Averaging, Storage
 
 Methods = dict[str, Any]
 
@@ -86,9 +87,25 @@ def accelerate(optimizer: Optimizer, method: Any) -> None:
         for group in optimizer.param_groups:
             group["lr"] *= method["rate"]
         return
-    package = _aadl() if "code" in method else aadl_ext
-    own = {name: value for name, value in method.items() if name not in ("code", "closure")}
-    package.accelerate(optimizer, **own)
+    if "code" in method:
+        own = {name: value for name, value in method.items() if name not in ("code", "closure")}
+        _aadl().accelerate(optimizer, **own)
+    else:
+        aadl_ext.accelerate(optimizer, method_of(method))
+
+
+def method_of(settings: dict[str, Any], storage: Storage | None = None) -> Anderson:
+    """Anderson acceleration by plain values, which results on disk are told apart by.
+
+    They are the options of ``Anderson``, but ``average`` is a flag beside ``average_window`` and
+    ``average_threshold``, and ``acceleration_type="identity"`` extrapolates nothing.
+    """
+    options = dict(settings)
+    averaging = Averaging(options.pop("average_window"), options.pop("average_threshold"))
+    average = averaging if options.pop("average", False) else None
+    if options.pop("acceleration_type", "anderson") == "identity":
+        options["history_depth"] = 0
+    return Anderson(**options, average=average, storage=storage or Storage())
 
 
 def _aadl() -> Any:

@@ -82,7 +82,7 @@ def show(results: Record, methods: list[str]) -> None:
         table.add_column(f"{name}\nmean ± 95 % (median)", justify="right")
     table.add_column(f"{watched[0]}\n/ {methods[0]}", justify="right")
     table.add_column(f"at its best\n(median), / {methods[0]}", justify="right")
-    for heading in ("seeds", "lost", "accepted\nof jumps", "averaged\nof steps", "s"):
+    for heading in ("seeds", "lost", "accepted of\nextrapolated", "averaged\nof steps", "s"):
         table.add_column(heading, justify="right")
     for method in methods:
         if runs := of(results, method):
