@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,34 +14,29 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from aadl_ext import accelerate, get_accelerator
+from aadl_ext import Anderson, SubspaceNewton, accelerate, get_accelerator
 
 MakeOptimizer = Callable[..., Optimizer]
+Method = Anderson | SubspaceNewton
 
 sgd = partial(SGD, lr=0.3)
 momentum = partial(SGD, lr=0.1, momentum=0.9)
 adam = partial(Adam, lr=0.02)
 
-# Strong jumps at every second step: within 16 steps some stand and some are taken back.
-JUMPY: dict[str, Any] = {
-    "relaxation": 0.5,
-    "history_depth": 3,
-    "frequency": 2,
-    "mixing": "anderson",
-}
-AVERAGED: dict[str, Any] = {**JUMPY, "average": True}
-# Its jumps start at the sixth step: likewise for all three optimizers above.
-NEWTON: dict[str, Any] = {
-    "acceleration_type": "subspace_newton",
-    "history_depth": 3,
-    "store_each_nth": 2,
-    "gradient_guard": 0.4,
-    "noise_shrinkage": 0.01,
-    "trust": 100.0,
-    "adapt_blocks": False,  # else fewer jumps
-}
-METHODS = {"anderson": JUMPY, "newton": NEWTON}
-VARIANTS = {**METHODS, "average": AVERAGED}
+# Strong steps, at every second one: within 16 steps some are accepted and some rejected.
+JUMPY = Anderson(relaxation=0.5, history_depth=3, frequency=2, mixing="anderson")
+AVERAGED = replace(JUMPY, average=True)
+# Its own start at the sixth step: likewise for all three optimizers above.
+NEWTON = SubspaceNewton(
+    history_depth=3,
+    block_length=2,
+    max_gradient_growth=0.45,
+    noise_shrinkage=0.01,
+    trust_radius=100.0,
+    adaptive_blocks=False,  # else fewer steps
+)
+METHODS: dict[str, Method] = {"anderson": JUMPY, "newton": NEWTON}
+VARIANTS: dict[str, Method] = {**METHODS, "average": AVERAGED}
 methods = pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
 variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 
@@ -51,7 +47,7 @@ class Training:
     def __init__(
         self,
         make: MakeOptimizer = sgd,
-        options: dict[str, Any] | None = JUMPY,
+        options: Method | None = JUMPY,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.dtype = dtype
@@ -64,7 +60,7 @@ class Training:
         self.targets = torch.randn(16, 1, generator=generator).to(dtype)
         self.optimizer = make(self.model.parameters())
         if options is not None:
-            accelerate(self.optimizer, **options)
+            accelerate(self.optimizer, options)
 
     @property
     def accelerator(self) -> Any:

@@ -9,7 +9,7 @@ from strategies import largest_temporary, mentions, normal, same_bits, seeds, wo
 from torch import Tensor
 
 from aadl_ext import ops
-from aadl_ext.ops.reference import CHUNK
+from aadl_ext.ops.chunks import CHUNK
 
 PLACES = [0, CHUNK - 1, CHUNK, 2 * CHUNK + 4]  # ends of chunks and of the vector
 
