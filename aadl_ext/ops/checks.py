@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .library import DEVICES
 
 WORKING_DTYPES = (torch.float32, torch.float64)
+MOST_RUNS = 4096  # pieces of a tensor that overlaps are looked for in
 STORAGE_DTYPES = (*WORKING_DTYPES, torch.bfloat16, torch.float16)
 # Row dtypes that compiled kernels take beside vectors of a dtype.
 KERNEL_ROWS = {
@@ -26,6 +31,13 @@ def rows_fit(vector: Tensor, rows: Tensor) -> bool:
         and rows.dtype in KERNEL_ROWS[vector.dtype]
         and (rows.stride(1) == 1 or rows.shape[1] < 2)
     )
+
+
+def check_real(tensors: Sequence[Tensor]) -> None:
+    """Require real floating dtypes."""
+    for tensor in tensors:
+        if not tensor.is_floating_point():
+            raise ValueError(f"a tensor is {tensor.dtype}; allowed are real floating dtypes")
 
 
 def check_flat(tensors: Sequence[Tensor], flat: Tensor, name: str) -> None:
@@ -91,18 +103,115 @@ def check_slot(name: str, slot: int, rows: int) -> None:
         raise ValueError(f"{name} is {slot}; the ring has rows 0 to {rows - 1}, -1 is none")
 
 
-def check_apart(changed: Sequence[Tensor], others: Sequence[Tensor]) -> None:
-    """Require that what is changed in place shares no memory with anything else."""
-    for index, target in enumerate(changed):
-        start = target.data_ptr()
-        stop = start + target.nbytes
-        for other in (*changed[:index], *others):
-            begin = other.data_ptr()
-            if start < begin + other.nbytes and begin < stop:
+def check_apart(
+    changed: Sequence[Sequence[Tensor]], others: Sequence[Sequence[Tensor]], same: bool
+) -> None:
+    """Require that arguments that are changed in place share no memory with any other argument.
+
+    ``same``: they may be one of the others, entry by entry. Where strides are too odd to tell,
+    nothing is said, as in torch.
+    """
+    for target in itertools.chain(*changed):
+        shape, steps = tuple(target.shape), target.stride()
+        if 0 in steps and target.numel() > 1 and _repeats(shape, steps):
+            raise ValueError(
+                f"a tensor of shape {shape} and strides {steps} is changed in place, but several "
+                "of its entries are one place in memory; pass a copy"
+            )
+    everything = (*changed, *others)
+    if not all(map(_has_memory, itertools.chain(*everything))):
+        return
+    try:
+        rooms = [{x.untyped_storage().data_ptr() for x in tensors} for tensors in everything]
+    except RuntimeError:  # a transform of functions has none
+        return
+    if len(set().union(*rooms)) == sum(map(len, rooms)):
+        return
+    places = [
+        (*_extent(tensor), index, tensor)
+        for index, tensors in enumerate(everything)
+        for tensor in tensors
+        if tensor.numel()
+    ]
+    reaching: list[tuple[int, int, int, Tensor]] = []  # those that go on where the next one starts
+    for place in sorted(places, key=lambda place: place[0]):
+        reaching = [x for x in reaching if x[1] > place[0]]
+        for one, two in (sorted((x, place), key=lambda place: place[2]) for x in reaching):
+            if one[2] < len(changed) and one[2] != two[2] and _overlap(one[3], two[3], same):
                 raise ValueError(
-                    f"a tensor of shape {tuple(target.shape)} that is changed in place overlaps "
-                    f"another of shape {tuple(other.shape)}; pass separate tensors"
+                    f"a tensor of shape {tuple(one[3].shape)} that is changed in place overlaps "
+                    f"another of shape {tuple(two[3].shape)}; pass separate tensors"
                 )
+        reaching.append(place)
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Not while it is traced."""
+    return type(tensor) in (Tensor, Parameter) and not tensor.is_meta
+
+
+def _repeats(shape: Sequence[int], steps: Sequence[int]) -> bool:
+    return any(step == 0 and size > 1 for size, step in zip(shape, steps, strict=True))
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """First byte, and the one behind the last."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    last = sum((size - 1) * step for size, step in steps)
+    start = tensor.data_ptr()
+    return start, start + (last + 1) * tensor.itemsize
+
+
+def _overlap(one: Tensor, other: Tensor, same: bool) -> bool:
+    """Whether tensors share bytes, when their extents do."""
+    alike = one.dtype == other.dtype and one.shape == other.shape
+    if alike and one.stride() == other.stride() and one.data_ptr() == other.data_ptr():
+        return not same
+    runs = [*((a, 0, b) for a, b in _runs(one)), *((a, 1, b) for a, b in _runs(other))]
+    reach = [0, 0]  # of the runs of each
+    for start, owner, stop in sorted(runs):
+        if start < reach[1 - owner]:
+            return True
+        reach[owner] = max(reach[owner], stop)
+    return False
+
+
+def _runs(tensor: Tensor) -> list[tuple[int, int]]:
+    """Bytes without gaps, from and to; none where there are too many to tell."""
+    steps = sorted(zip(tensor.stride(), tensor.shape, strict=True))
+    length = 1
+    while steps and (steps[0][0] == length or steps[0][1] == 1):
+        length *= steps.pop(0)[1]
+    if math.prod(size for _, size in steps) > MOST_RUNS:
+        return []
+    starts = [0]
+    for step, size in steps:
+        starts = [start + index * step for start in starts for index in range(size)]
+    begin, width = tensor.data_ptr(), tensor.itemsize
+    return [(begin + start * width, begin + (start + length) * width) for start in starts]
+
+
+def check_number(name: str, value: Any, infinite: bool) -> None:
+    """Require a number, which may be infinite or not."""
+    if value != value or (not infinite and value - value != 0):
+        raise ValueError(f"{name} is {value}; it must be {'a' if infinite else 'a finite'} number")
+
+
+def check_integer(name: str, value: Any) -> None:
+    """Require an integer, of Python or of NumPy, that is not a truth value."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name} is {value!r}; it must be an integer")
+
+
+def check_device(name: str, given: Tensor | Sequence[Tensor] | None, like: Tensor) -> None:
+    """Require tensors on the device of ``like``."""
+    if given is None:
+        return
+    for tensor in (given,) if isinstance(given, Tensor) else given:
+        if not (tensor.is_cpu and like.is_cpu) and tensor.device != like.device:
+            raise ValueError(
+                f"{name} is on {tensor.device} and other tensors are on {like.device}; use one"
+            )
 
 
 def names(dtypes: Sequence[torch.dtype | None]) -> str:

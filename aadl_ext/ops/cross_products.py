@@ -26,7 +26,7 @@ def cross_products(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[in
     Raises:
         ValueError: shapes, dtypes or offsets do not fit together.
     """
-    check_rows("rows", rows, rows.shape[-1])
+    check_rows("rows", rows, rows.shape[-1] if rows.ndim else 0)
     check_offsets(offsets, rows.shape[1])
     if not vectors:
         raise ValueError("there are no vectors; pass at least one")
@@ -44,7 +44,7 @@ def _kernel_takes(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[int
     return (
         rows.device.type in DEVICES
         and (rows.stride(1) == 1 or rows.shape[1] < 2)
-        and all(x.device == rows.device and x.is_contiguous() for x in vectors)
+        and all(x.is_contiguous() for x in vectors)
     )
 
 

@@ -69,6 +69,7 @@ def extrapolate_(
     "extrapolate_(Tensor(a!) out, Tensor before, Tensor after, float relaxation, Tensor rows, "
     "Tensor coefficients, int[] offsets, Tensor? accept=None) -> Tensor",
     lambda out, before, after, relaxation, rows, *_: rows_fit(out, rows),
+    same=True,
 )
 def _extrapolate(
     out: Tensor,  # [N]

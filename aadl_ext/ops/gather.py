@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._utils import _unflatten_dense_tensors
 
-from .checks import STORAGE_DTYPES, check_flag, check_flat
+from .checks import STORAGE_DTYPES, check_flag, check_flat, check_real
 from .library import DEVICES
 from .registry import asked, op, seen
 
@@ -23,7 +23,8 @@ def gather(tensors: Sequence[Tensor], out: Tensor, *, when: Tensor | None = None
         when: where false ``out`` stays as it is; ``[]`` bool on the device of ``out``, read there.
 
     Raises:
-        ValueError: ``out`` is too short or not a vector, or ``when`` is no such flag.
+        ValueError: ``out`` is too short or not a vector, a tensor is complex or of integers, or
+            ``when`` is no such flag.
     """
     check_flat(tensors, out, "out")
     check_flag("when", when, out.device)
@@ -37,7 +38,8 @@ def scatter_(tensors: Sequence[Tensor], flat: Tensor, *, when: Tensor | None = N
     device of ``flat`` and read there, is false the tensors stay as they are.
 
     Raises:
-        ValueError: ``flat`` is too short or not a vector, or ``when`` is no such flag.
+        ValueError: ``flat`` is too short or not a vector, a tensor is complex or of integers, or
+            ``when`` is no such flag.
     """
     check_flat(tensors, flat, "flat")
     check_flag("when", when, flat.device)
@@ -55,8 +57,9 @@ def kernel_copies(tensors: Sequence[Tensor], flat: Tensor, when: Tensor | None =
     return True
 
 
-@op("gather(Tensor[] tensors, Tensor(a!) out, Tensor? when=None) -> ()", kernel_copies)
+@op("gather(Tensor[] tensors, Tensor(a!) out, Tensor? when=None) -> ()", kernel_copies, any_device=True)
 def _gather(tensors: Sequence[Tensor], out: Tensor, when: Tensor | None = None) -> None:
+    check_real(tensors)
     if not asked(when):
         return
     rest = out[sum(t.numel() for t in tensors) :]
@@ -64,8 +67,9 @@ def _gather(tensors: Sequence[Tensor], out: Tensor, when: Tensor | None = None) 
     _copy(tensors, _pieces(tensors, out), when)
 
 
-@op("scatter_(Tensor(a!)[] tensors, Tensor flat, Tensor? when=None) -> ()", kernel_copies)
+@op("scatter_(Tensor(a!)[] tensors, Tensor flat, Tensor? when=None) -> ()", kernel_copies, any_device=True)
 def _scatter(tensors: Sequence[Tensor], flat: Tensor, when: Tensor | None = None) -> None:
+    check_real(tensors)
     if asked(when):
         _copy(_pieces(tensors, flat), tensors, when)
 

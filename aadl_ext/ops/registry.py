@@ -8,17 +8,25 @@ Nothing is differentiable: ops run without a graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .checks import check_apart, check_device, check_integer, check_number
+
 _LIBRARY = torch.library.Library("aadl_ext", "DEF")  # type: ignore[no-untyped-call]
 
 
 def op(
-    schema: str, kernel_takes: Callable[..., bool] | None = None
+    schema: str,
+    kernel_takes: Callable[..., bool],
+    *,
+    any_device: bool = False,
+    same: bool = False,
+    infinite: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a definition under a schema, ``name(arguments) -> results``.
 
@@ -26,9 +34,12 @@ def op(
         schema: in torch's notation; arguments that are changed in place are marked there.
         kernel_takes: whether the compiled kernels can work on these arguments; else the
             definition does, on any device.
+        any_device: whether tensors may lie on several devices.
+        same: whether what is changed in place may be another argument, entry by entry.
+        infinite: names of numbers that may be so; others have to be finite.
 
     Returns:
-        A decorator. What it returns is called as the definition is.
+        A decorator. What it returns is called as the definition is, all arguments by position.
     """
 
     def register(definition: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,24 +48,61 @@ def op(
         _LIBRARY.impl(name, definition, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         compiled = getattr(torch.ops.aadl_ext, name).default
         arguments = compiled._schema.arguments
-        changed = [i for i, x in enumerate(arguments) if x.alias_info and x.alias_info.is_write]
+        check = _checks(arguments, any_device, infinite)
+        changed = [i for i, x in enumerate(arguments) if x.is_write]
+        others = [i for i in _positions(arguments, "Tensor", True) if i not in changed]
 
         def call(*given: Any) -> Any:
             if torch.is_grad_enabled():
                 with torch.no_grad():
                     return call(*given)
-            if kernel_takes is not None and not kernel_takes(*given):
+            check(given)
+            if not kernel_takes(*given):
+                if changed and not torch.compiler.is_compiling():  # kernels look for themselves
+                    targets, sources = ([_listed(given[i]) for i in x] for x in (changed, others))
+                    check_apart(targets, sources, same)
                 return definition(*given)
             result = compiled(*given)
             for position in changed:  # as every in-place op of torch tells autograd
-                target = given[position] if position < len(given) else None
-                if target is not None:
-                    torch.autograd.graph.increment_version(target)
+                if given[position] is not None:
+                    torch.autograd.graph.increment_version(given[position])
             return result
 
         return call
 
     return register
+
+
+def _checks(
+    arguments: Sequence[Any], any_device: bool, infinite: tuple[str, ...]
+) -> Callable[[Sequence[Any]], None]:
+    """What all ops ask of their arguments; quick, since it is asked at every call."""
+    names = [argument.name for argument in arguments]
+    integers, numbers = _positions(arguments, "int"), _positions(arguments, "float")
+    one = _positions(arguments, "Tensor")[:1]
+    others = [] if any_device else [i for i in _positions(arguments, "Tensor", True) if i not in one]
+
+    def check(given: Sequence[Any]) -> None:
+        for i in integers:
+            if type(given[i]) is not int:
+                check_integer(names[i], given[i])
+        for i in numbers:
+            if not -math.inf < given[i] < math.inf:
+                check_number(names[i], given[i], infinite=names[i] in infinite)
+        for i in others:
+            check_device(names[i], given[i], given[one[0]])
+
+    return check
+
+
+def _positions(arguments: Sequence[Any], kind: str, wrapped: bool = False) -> list[int]:
+    """Where there are arguments of a type, and if ``wrapped`` optional ones and lists of it."""
+    kinds = (kind, f"Optional[{kind}]", f"List[{kind}]") if wrapped else (kind,)
+    return [index for index, argument in enumerate(arguments) if str(argument.type) in kinds]
+
+
+def _listed(value: Any) -> Sequence[Tensor]:
+    return (value,) if isinstance(value, Tensor) else value or ()
 
 
 def seen(tensor: Tensor) -> bool:

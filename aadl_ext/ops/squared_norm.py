@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import STORAGE_DTYPES
+from .checks import STORAGE_DTYPES, check_real
 from .chunks import chunks
 from .library import DEVICES
 from .registry import op
@@ -23,7 +23,7 @@ def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
         ``[]`` float64, on the device of the first; accumulated in float64.
 
     Raises:
-        ValueError: the list is empty.
+        ValueError: the list is empty, or a tensor is complex or of integers.
     """
     if not tensors:
         raise ValueError("the list of tensors is empty; pass at least one")
@@ -38,8 +38,9 @@ def _kernel_takes(tensors: Sequence[Tensor]) -> bool:
     )
 
 
-@op("squared_norm(Tensor[] tensors) -> Tensor", _kernel_takes)
+@op("squared_norm(Tensor[] tensors) -> Tensor", _kernel_takes, any_device=True)
 def _squared_norm(tensors: Sequence[Tensor]) -> Tensor:
+    check_real(tensors)
     total = tensors[0].new_zeros((), dtype=torch.float64)
     for tensor in tensors:
         flat = tensor.detach().reshape(-1)

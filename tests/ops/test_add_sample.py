@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from aadl_ext.ops.reference import CHUNK
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
@@ -21,6 +20,7 @@ from strategies import (
 from torch import Tensor
 
 from aadl_ext import ops
+from aadl_ext.ops.chunks import CHUNK
 
 SUMS = ("point_sum", "gradient_sum", "noise_sum")
 VECTORS = ("point", "anchor", "gradient", "direction")
@@ -172,6 +172,12 @@ def test_misfit_is_refused_and_named(wrong: dict[str, Any], fragments: list[str]
     with pytest.raises(ValueError, match=mentions(*fragments)):
         add(tensors)
     assert not changed(tensors, old)
+
+
+@pytest.mark.parametrize("sign", [math.nan, math.inf])
+def test_sign_that_is_not_finite_is_refused(sign: float) -> None:
+    with pytest.raises(ValueError, match=mentions("sign", str(sign), "finite")):
+        add(random_sample(5), sign)
 
 
 @pytest.mark.parametrize("count", [0, 1, 4])

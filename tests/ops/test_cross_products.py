@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from aadl_ext.ops.reference import CHUNK
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
@@ -25,6 +24,7 @@ from strategies import (
 from torch import Tensor
 
 from aadl_ext import ops
+from aadl_ext.ops.chunks import CHUNK
 
 
 def random_rows(count: int, size: int, dtype: torch.dtype, layout: str, seed: int = 0) -> Tensor:
@@ -171,6 +171,7 @@ MISFITS: list[tuple[dict[str, Any], list[str]]] = [
     ({"vectors": [torch.zeros(5), torch.zeros(5, 1)]}, ["vector", "(5, 1)", "(5,)"]),
     ({"vectors": [torch.zeros(5, dtype=torch.int64)]}, ["vector", "int64", "float32, float64"]),
     ({"vectors": []}, ["no vectors"]),
+    ({"rows": torch.tensor(1.0), "vectors": [torch.tensor(1.0)]}, ["rows", "()", "[m, "]),
     ({"offsets": [0, 4]}, ["[0, 4]", "5"]),
     ({"offsets": [1, 5]}, ["[1, 5]", "5"]),
     ({"offsets": [0, 6, 5]}, ["[0, 6, 5]"]),

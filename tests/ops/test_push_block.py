@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from aadl_ext.ops.reference import CHUNK
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
@@ -24,6 +23,7 @@ from strategies import (
 from torch import Tensor
 
 from aadl_ext import ops
+from aadl_ext.ops.chunks import CHUNK
 
 RINGS = ("step_rows", "gradient_rows", "noise_rows")
 SUMS = ("point_sum", "gradient_sum", "noise_sum")
@@ -42,9 +42,10 @@ class Block:
     step_rows: Tensor
     gradient_rows: Tensor
     noise_rows: Tensor
-    slot: int | None
-    noise_slot: int | None
-    accept: Tensor | bool = True
+    slot: int
+    noise_slot: int
+    paired: Tensor | None = None
+    accept: Tensor | None = None
 
     def __call__(self) -> None:
         named = {**vars(self)}
@@ -68,14 +69,15 @@ def random_block(
     *,
     rows: int = 3,
     noises: int = 2,
-    slot: int | None = 1,
-    noise_slot: int | None = 1,
+    slot: int = 1,
+    noise_slot: int = 1,
     count: int = 3,
     gap: int = 0,
     dtype: torch.dtype = torch.float32,
     storage: torch.dtype | None = None,
     seed: int = 0,
-    accept: Tensor | bool = True,
+    paired: Tensor | None = None,
+    accept: Tensor | None = None,
 ) -> Block:
     """Sums of a few samples beside rings of rubbish, ``gap`` entries between their rows."""
     vectors = normal(5, size, seed=seed, dtype=dtype).clone()
@@ -83,7 +85,7 @@ def random_block(
     return Block(
         point_sum=vectors[0].clone(),
         gradient_sum=vectors[1].clone(),
-        noise_sum=None if noise_slot is None else vectors[2].clone(),
+        noise_sum=None if noise_slot < 0 else vectors[2].clone(),
         count=count,
         last_point=vectors[3].clone(),
         last_gradient=vectors[4].clone(),
@@ -92,6 +94,7 @@ def random_block(
         noise_rows=spaced(rings[2 * rows :], gap),
         slot=slot,
         noise_slot=noise_slot,
+        paired=paired,
         accept=accept,
     )
 
@@ -103,13 +106,14 @@ def blocks(draw: st.DrawFn) -> Block:
         draw(st.integers(0, 40)),
         rows=rows,
         noises=noises,
-        slot=draw(st.none() | st.integers(0, rows - 1)) if rows else None,
-        noise_slot=draw(st.none() | st.integers(0, noises - 1)) if noises else None,
+        slot=draw(st.integers(-1, rows - 1)),
+        noise_slot=draw(st.integers(-1, noises - 1)),
         count=draw(st.integers(1, 9)),
         gap=draw(st.sampled_from([0, 1, 5])),
         dtype=draw(working_dtypes),
         storage=draw(storage_dtypes),
         seed=draw(seeds),
+        paired=draw(flags),
         accept=draw(flags),
     )
 
@@ -119,15 +123,17 @@ def check(block: Block) -> None:
     old = block.copy()
     block()
     sums = [old.tensors[name].double() for name in SUMS if name in old.tensors]
-    p, g, *a = [total / old.count if old.accept else 0 * total for total in sums]
-    last_gradient = old.last_gradient.double() if old.accept else 0 * g
-    expected = {"step_rows": p, "gradient_rows": g - last_gradient}
+    accepted = old.accept is None or bool(old.accept)
+    paired = accepted and (old.paired is None or bool(old.paired))
+    p, g, *a = [total / old.count * accepted for total in sums]
+    last_gradient = old.last_gradient.double() * accepted
+    expected = {"step_rows": p * paired, "gradient_rows": (g - last_gradient) * paired}
     eps = torch.finfo(block.last_point.dtype).eps
     if a:
         expected["noise_rows"] = a[0]
     for name, slot in zip(RINGS, (block.slot, block.slot, block.noise_slot), strict=True):
         ring, before = block.tensors[name], old.tensors[name]
-        if slot is not None:
+        if slot >= 0:
             stored = torch.finfo(ring.dtype)
             scale = g.abs() + last_gradient.abs()
             scale = scale if name == "gradient_rows" else expected[name].abs()
@@ -135,7 +141,7 @@ def check(block: Block) -> None:
             assert_within(ring[slot], expected[name], bound)
         others = [index for index in range(len(ring)) if index != slot]
         assert same_bits(ring[others], before[others]), name
-    if old.accept:
+    if accepted:
         last = old.last_point.double()
         assert_within(block.last_point, last + p, eps * (last.abs() + p.abs()))
         assert_within(block.last_gradient, g, eps * g.abs())
@@ -187,7 +193,7 @@ def test_entries_between_rows_are_left_alone(block: Block) -> None:
     for name, slot in zip(RINGS, (block.slot, block.slot, block.noise_slot), strict=True):
         ring = block.tensors[name]
         expected = old[name]
-        if slot is not None:
+        if slot >= 0:
             start, size = slot * ring.stride(0), ring.shape[1]
             expected[start : start + size] = ring[slot]
         assert same_bits(rooms[name], expected), name
@@ -197,13 +203,13 @@ def test_run_of_blocks_leaves_mean_points_and_changes_of_mean_gradients() -> Non
     size, count, depth = 50, 4, 3
     samples = normal(2, 6, count, size, seed=5)  # points and gradients of six blocks
     points, gradients = samples
-    block = random_block(size, rows=depth, slot=None, dtype=torch.float64)
+    block = random_block(size, rows=depth, slot=-1, dtype=torch.float64)
     for total in (block.point_sum, block.gradient_sum, block.noise_sum):
         total.zero_()
     block.count = count
     block.last_point = points[0, 0].clone()
     for k in range(6):
-        block.slot, block.noise_slot = (k - 1) % depth if k else None, k % 2
+        block.slot, block.noise_slot = (k - 1) % depth if k else -1, k % 2
         sums = [block.point_sum, block.gradient_sum, block.noise_sum]
         for point, gradient, sign in zip(points[k], gradients[k], (1, -1, 1, -1), strict=True):
             ops.add_sample_(sums, point, block.last_point, gradient, sign=sign)
@@ -279,10 +285,14 @@ MISFITS: list[tuple[dict[str, Any], list[str]]] = [
     ({"gradient_rows": torch.zeros(5)}, ["gradient_rows", "(5,)"]),
     ({"noise_rows": torch.zeros(2, 5, dtype=torch.int32)}, ["noise_rows", "int32"]),
     ({"slot": 3}, ["slot is 3", "(3, 5)"]),
-    ({"slot": -1}, ["slot is -1"]),
+    ({"slot": -2}, ["slot is -2"]),
+    ({"slot": True}, ["slot is True", "integer"]),
+    ({"slot": 1.0}, ["slot is 1.0", "integer"]),
+    ({"count": 3.0}, ["count is 3.0", "integer"]),
     ({"noise_slot": 2}, ["noise_slot is 2", "2 noise rows"]),
-    ({"noise_slot": -1}, ["noise_slot is -1"]),
-    ({"noise_slot": None}, ["noise_slot is None", "3 sums"]),
+    ({"noise_slot": -2}, ["noise_slot is -2"]),
+    ({"noise_slot": False}, ["noise_slot is False", "integer"]),
+    ({"noise_slot": -1}, ["noise_slot is -1", "3 sums"]),
     ({"noise_sum": None}, ["noise_slot is 1", "2 sums"]),
 ]
 
@@ -298,7 +308,7 @@ def test_misfit_is_refused_and_named(wrong: dict[str, Any], fragments: list[str]
 
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_numbers_of_sums_but_two_and_three_are_refused(count: int) -> None:
-    named = {**vars(random_block(5, noise_slot=None))}
+    named = {**vars(random_block(5, noise_slot=-1))}
     vector, *_ = [named.pop(name) for name in SUMS]
     with pytest.raises(ValueError, match=mentions(f"{count} sums", "two or three")):
         ops.push_block([vector] * count, named.pop("count"), **named)

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from aadl_ext.ops.reference import CHUNK
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
@@ -24,6 +24,7 @@ from strategies import (
 from torch import Tensor
 
 from aadl_ext import ops
+from aadl_ext.ops.chunks import CHUNK
 
 
 @dataclass
@@ -39,8 +40,9 @@ class Push:
     last_residual: Tensor
     step_rows: Tensor
     residual_rows: Tensor
-    slot: int | None
+    slot: int
     systems: Tensor | None
+    paired: Tensor | None = None
 
     def __call__(self) -> Tensor:
         return ops.push_secant(**vars(self))
@@ -62,7 +64,7 @@ def random_push(
     rates: list[float] | None = None,
     *,
     rows: int = 3,
-    slot: int | None = 1,
+    slot: int = 1,
     spare: int = 1,
     dtype: torch.dtype = torch.float32,
     storage: torch.dtype | None = None,
@@ -102,7 +104,7 @@ def pushes(draw: st.DrawFn, store: bool) -> Push:
         bounds,
         rates,
         rows=rows,
-        slot=draw(st.integers(0, rows - 1)) if store else None,
+        slot=draw(st.integers(0, rows - 1)) if store else -1,
         spare=draw(st.integers(0, 2)),
         dtype=draw(working_dtypes),
         storage=draw(storage_dtypes),
@@ -116,7 +118,7 @@ def assert_figures(figures: Tensor, push: Push, old: Push) -> None:
     assert figures.shape == (3,)
     step = (old.after - old.before).double().abs()
     assert figures[0] == (step.max() if len(step) else 0)
-    slot = slice(0) if push.slot is None else slice(push.slot, push.slot + 1)
+    slot = slice(0) if push.slot < 0 else slice(push.slot, push.slot + 1)
     rows = torch.stack([push.residual_rows[slot], push.step_rows[slot]])
     exact = torch.stack([values.double().square().sum() for values in (push.residual, rows)])
     assert_within(figures[1:], exact, 1e-13 * exact)
@@ -132,7 +134,7 @@ def assert_systems(push: Push, old: Push) -> None:
     vectors = torch.cat([push.residual_rows.double(), push.residual[None].double()])
     places = torch.tensor([*range(len(push.residual_rows)), push.systems.shape[-1] - 1])
     fresh = torch.zeros(push.systems.shape[1:], dtype=torch.bool)
-    for place in {-1} if push.slot is None else {-1, push.slot}:
+    for place in {-1, push.slot}:
         fresh[places, place] = fresh[place, places] = True
     assert same_bits(push.systems[:, ~fresh], old.systems[:, ~fresh])
     assert same_bits(push.systems[:, fresh], push.systems.mT[:, fresh])
@@ -160,7 +162,6 @@ def test_pair_is_stored_as_in_float64(push: Push) -> None:
     assert_within(push.residual, rho, 2 * eps * rho.abs())
     assert_figures(figures, push, old)
 
-    assert push.slot is not None
     scale = rho.abs() + last_residual.abs()
     row = push.residual_rows[push.slot]
     assert_within(row, drho, (4 * eps + stored.eps) * scale + stored.smallest_normal)
@@ -196,8 +197,8 @@ def test_products_use_the_new_row_as_rounded(storage: torch.dtype) -> None:
     assert (rounded - unrounded)[2].abs() > 1e-6
 
 
-@pytest.mark.parametrize("slot", [None, 3])
-def test_long_vectors_are_summed_in_float64(slot: int | None) -> None:
+@pytest.mark.parametrize("slot", [-1, 3])
+def test_long_vectors_are_summed_in_float64(slot: int) -> None:
     bounds = [0, 7, CHUNK + 1, CHUNK + 1, 5 * CHUNK + 3, 200_001]
     push = random_push(bounds, [0.1, 0.2, 0.3, 0.4, 0.5], rows=4, slot=slot)
     old = push.copy()
@@ -241,9 +242,23 @@ def test_without_a_slot_the_step_is_only_measured(push: Push) -> None:
         assert same_bits(figures[:2], stored[:2])
 
 
-@pytest.mark.parametrize("slot", [None, 0])
+@given(pushes(store=True))
+def test_row_without_a_pair_before_it_is_zero(push: Push) -> None:
+    twin, old = push.copy(), push.copy()
+    push.paired = torch.tensor(False)
+    figures, expected = push(), twin()
+    push.paired = None
+    assert same_bits(figures[:2], expected[:2])
+    twin.step_rows[push.slot] = twin.residual_rows[push.slot] = 0
+    assert twin.systems is not None
+    twin.systems[:, push.slot] = twin.systems[:, :, push.slot] = 0
+    assert not push.changed(twin)
+    assert push.changed(old) <= {"residual", "step_rows", "residual_rows", "systems"}
+
+
+@pytest.mark.parametrize("slot", [-1, 0])
 @pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16])
-def test_without_systems_all_else_is_the_same(storage: torch.dtype, slot: int | None) -> None:
+def test_without_systems_all_else_is_the_same(storage: torch.dtype, slot: int) -> None:
     push = random_push([0, 4, 9], slot=slot, storage=storage)
     twin = push.copy()
     push.systems = None
@@ -272,7 +287,7 @@ def assert_row_is_discarded(push: Push, old: Push) -> None:
     """The row is zero in the ring and in the systems; all else but the residual is as before."""
     expected = old.copy()
     expected.residual = push.residual
-    if push.slot is not None:
+    if push.slot >= 0:
         expected.step_rows[push.slot] = expected.residual_rows[push.slot] = 0
         if expected.systems is not None:
             expected.systems[:, push.slot] = expected.systems[:, :, push.slot] = 0
@@ -283,10 +298,10 @@ def assert_row_is_discarded(push: Push, old: Push) -> None:
 @pytest.mark.parametrize("place", [0, 2, 4])
 @pytest.mark.parametrize("rates", [[0.5, 0.5, 0.5], [0.5, 0.5, 0.0]])
 @pytest.mark.parametrize("of", ["before", "after"])
-@pytest.mark.parametrize("slot", [None, 0, 2])
+@pytest.mark.parametrize("slot", [-1, 0, 2])
 @systems_or_none
 def test_step_that_is_not_finite_is_seen_and_discarded(
-    bad: float, place: int, rates: list[float], of: str, slot: int | None, with_systems: bool
+    bad: float, place: int, rates: list[float], of: str, slot: int, with_systems: bool
 ) -> None:
     push = random_push([0, 1, 1, 5], rates, slot=slot)
     getattr(push, of)[place] = bad
@@ -362,7 +377,7 @@ def test_row_that_its_storage_cannot_hold_is_discarded_and_the_residual_kept(
     if systems is not None:  # the row, zero by now, is one of those that met the residual
         zeroed = old.copy()
         zeroed.systems[:, 1] = zeroed.systems[:, :, 1] = 0
-        assert_systems(replace(push, slot=None), zeroed)
+        assert_systems(replace(push, slot=-1), zeroed)
         old.systems = systems
     assert_row_is_discarded(push, old)
 
@@ -404,6 +419,19 @@ def test_finite_step_is_stored_however_large(dtype: torch.dtype, large: float) -
     assert_systems(push, old)
 
 
+def test_rate_that_is_no_number_is_seen() -> None:
+    push = random_push([0, 5], [float("nan")])
+    assert not push()[1:].isfinite().any()
+
+
+@pytest.mark.parametrize("slot", [np.int64(1), np.int32(1)])
+def test_numbers_of_numpy_are_taken(slot: Any) -> None:
+    push, twin = random_push([0, 2, 5]), random_push([0, 2, 5])
+    push.slot, push.rates = slot, [np.float32(rate) for rate in push.rates]
+    assert same_bits(push(), twin())
+    assert not push.changed(twin)
+
+
 def test_no_temporary_has_the_size_of_the_history() -> None:
     push = random_push([0, 8 * CHUNK], rows=8)
     assert largest_temporary(push) <= push.step_rows.numel() / 4
@@ -426,7 +454,9 @@ MISFITS: list[tuple[dict[str, Any], list[str]]] = [
     ({"residual_rows": torch.zeros(5)}, ["residual_rows", "(5,)"]),
     ({"residual_rows": torch.zeros(3, 5, dtype=torch.int32)}, ["residual_rows", "int32"]),
     ({"slot": 3}, ["slot is 3", "0 to 2"]),
-    ({"slot": -1}, ["slot is -1", "0 to 2"]),
+    ({"slot": -2}, ["slot is -2", "0 to 2"]),
+    ({"slot": True}, ["slot is True", "integer"]),
+    ({"slot": 0.0}, ["slot is 0.0", "integer"]),
     ({"systems": torch.zeros(2, 3, 3).double()}, ["systems", "(2, 3, 3)", "3 rows", "k > 3"]),
     ({"systems": torch.zeros(1, 5, 5).double()}, ["systems", "(1, 5, 5)", "2 segments"]),
     ({"systems": torch.zeros(2, 5, 4).double()}, ["systems", "(2, 5, 4)", "[2, k, k]"]),

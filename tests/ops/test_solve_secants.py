@@ -229,6 +229,32 @@ def test_zero_columns_only_predict_no_gain(factored: bool) -> None:
     assert found.condition.isfinite()
 
 
+def test_gram_column_of_length_zero_has_no_part_whatever_its_products() -> None:
+    small = system(normal(20, 3, seed=31), normal(20, seed=32), False)
+    small[1, 1] = 0  # its products with the others stay
+    found = ops.solve_secants(small[None], factored=False)
+    keep = [0, 2, 3]
+    without = ops.solve_secants(small[keep][:, keep][None], factored=False)
+    assert found.gamma[0, 1] == 0
+    torch.testing.assert_close(found.gamma[:, [0, 2]], without.gamma, rtol=1e-12, atol=0)
+    for value, expected in zip(found[1:], without[1:], strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+
+
+@FORMS
+def test_no_problems_have_no_solutions(factored: bool) -> None:
+    found = ops.solve_secants(torch.zeros(0, 3, 3), factored=factored)
+    assert found.gamma.shape == (0, 2)
+    assert found.rank.shape == found.condition.shape == found.reduction.shape == (0,)
+
+
+@FORMS
+def test_tolerance_above_one_drops_all_directions(factored: bool) -> None:
+    found = solve(normal(20, 3, seed=33), normal(20, seed=34), factored, tolerance=2)
+    assert found.rank == 0
+    assert found.gamma.tolist() == [0, 0, 0]
+
+
 @FORMS
 def test_residual_in_the_span_is_removed(factored: bool) -> None:
     matrix, expected = normal(20, 3, seed=19), normal(3, seed=20)
@@ -278,6 +304,8 @@ def test_system_that_is_not_finite_has_no_finite_solution(factored: bool, bad: f
         ((1, 3, 3), -0.5, 0.0, ["ridge", "-0.5", ">= 0"]),
         ((1, 3, 3), 0.0, -1e-8, ["tolerance", "-1e-08", ">= 0"]),
         ((1, 3, 3), math.nan, 0.0, ["ridge", "nan"]),
+        ((1, 3, 3), math.inf, 0.0, ["ridge", "inf", "finite"]),
+        ((1, 3, 3), 0.0, math.inf, ["tolerance", "inf", "finite"]),
         ((1, 3, 3), 0.0, math.nan, ["tolerance", "nan"]),
     ],
 )

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from aadl_ext.ops.reference import CHUNK
 from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import (
@@ -12,6 +11,7 @@ from strategies import (
     STORAGE_DTYPES,
     in_logical_order,
     largest_temporary,
+    mentions,
     normal,
     parameter,
     parameters,
@@ -20,6 +20,7 @@ from strategies import (
 from torch import Tensor
 
 from aadl_ext import ops
+from aadl_ext.ops.chunks import CHUNK
 
 
 def assert_sum_of_squares(found: Tensor, tensors: list[Tensor]) -> None:
@@ -84,6 +85,17 @@ def test_gradients_of_trained_parameters_are_measured_without_a_graph() -> None:
 def test_no_temporary_has_the_size_of_the_tensors() -> None:
     tensors = [normal(8 * CHUNK, seed=0, dtype=dtype) for dtype in STORAGE_DTYPES]
     assert largest_temporary(lambda: ops.squared_norm(tensors)) <= 2 * CHUNK
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
+def test_other_numbers_than_real_floating_ones_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=mentions(str(dtype), "real floating")):
+        ops.squared_norm([torch.ones(3), torch.ones(3, dtype=dtype)])
+
+
+def test_parts_of_conjugated_numbers_are_read_with_their_sign() -> None:
+    one, two = (torch.tensor(z).conj().imag for z in ([1 + 2j], [1 + 2j, 3 - 4j]))
+    assert ops.squared_norm([one, two]) == 24
 
 
 def test_an_empty_list_is_refused() -> None:

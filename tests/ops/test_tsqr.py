@@ -20,9 +20,8 @@ from strategies import (
 from torch import Tensor
 
 from aadl_ext import ops
-from aadl_ext.ops import tall
-from aadl_ext.ops.reference import CHUNK
-from aadl_ext.ops.tall import TILE
+from aadl_ext.ops.chunks import CHUNK
+from aadl_ext.ops.tsqr import TILE
 
 HEIGHTS = [4, TILE - 1, TILE, TILE + 1, 3 * TILE, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + TILE + 5]
 
@@ -151,7 +150,7 @@ def test_a_float64_column_makes_the_factor_float64(dtype: torch.dtype) -> None:
 
 def test_low_precision_is_factored_in_float32() -> None:
     matrix = normal(2 * TILE + 1, 4, seed=6, dtype=torch.bfloat16)
-    assert same_bits(ops.tsqr(matrix), tall.tsqr(matrix.float(), None, None))
+    assert same_bits(ops.tsqr(matrix), ops.tsqr(matrix.float()))
 
 
 def test_no_qr_and_no_temporary_has_the_full_number_of_rows(
@@ -169,6 +168,12 @@ def test_no_qr_and_no_temporary_has_the_full_number_of_rows(
     largest = largest_temporary(lambda: ops.tsqr(rows.T, append=rows[0]))
     assert max(heights, default=0) <= TILE
     assert largest <= rows.numel() / 4
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (0, 3)])
+def test_factors_of_nothing_are_zero(shape: tuple[int, ...]) -> None:
+    expected = torch.zeros(*shape[:-2], 3, 3)
+    assert same_bits(ops.tsqr(torch.ones(shape)), expected)
 
 
 MISFITS: list[tuple[tuple[int, ...], torch.dtype, tuple[int, ...] | None, Any, list[str]]] = [

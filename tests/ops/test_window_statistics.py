@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from aadl_ext.ops.reference import CHUNK
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import largest_temporary, mentions, normal, same_bits, seeds, working_dtypes
 from torch import Tensor
 
 from aadl_ext import ops
+from aadl_ext.ops.chunks import CHUNK
 
 PLACES = [0, CHUNK - 1, CHUNK, 2 * CHUNK + 4]  # ends of chunks and of the vector
 

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import (
+    WORKING_DTYPES,
+    largest_temporary,
+    mentions,
+    normal,
+    same_bits,
+    seeds,
+    working_dtypes,
+)
+
+from aadl_ext import ops
+from aadl_ext.ops.chunks import CHUNK
+
+PLACES = [0, CHUNK - 1, CHUNK, 2 * CHUNK + 4]  # ends of chunks and of the vector
+
+
+@given(st.integers(0, 60), working_dtypes, st.booleans(), seeds)
+def test_vectors_differ_if_an_entry_does(
+    size: int, dtype: torch.dtype, alike: bool, seed: int
+) -> None:
+    one = normal(size, seed=seed, dtype=dtype)
+    other = one.clone()
+    if size and not alike:
+        place = seed % size
+        other[place] = torch.nextafter(other[place], other.new_tensor(math.inf))
+    copies = one.clone(), other.clone()
+    found = ops.differs(one, other)
+    assert found.dtype == torch.bool
+    assert found.shape == ()
+    assert found.item() is (size > 0 and not alike)
+    assert same_bits(one, copies[0])
+    assert same_bits(other, copies[1])
+
+
+@pytest.mark.parametrize("dtype", WORKING_DTYPES, ids=str)
+@pytest.mark.parametrize("place", PLACES)
+def test_difference_is_found_wherever_it_is(place: int, dtype: torch.dtype) -> None:
+    one = normal(PLACES[-1] + 1, seed=0, dtype=dtype)
+    other = one.clone()
+    assert not ops.differs(one, other)
+    other[place] += 1
+    assert ops.differs(one, other)
+    assert ops.differs(other, one)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_nan_differs_from_all_and_from_itself(place: int) -> None:
+    one = normal(PLACES[-1] + 1, seed=0, dtype=torch.float32)
+    one[place] = math.nan
+    assert ops.differs(one, one)
+    assert ops.differs(one, one.clone())
+
+
+def test_infinities_and_zeros_are_compared_as_numbers() -> None:
+    one = torch.tensor([math.inf, -math.inf, 0.0, -0.0])
+    assert not ops.differs(one, one.clone())
+    assert not ops.differs(one, one[[0, 1, 3, 2]])
+    assert ops.differs(one, one[[1, 0, 2, 3]])
+
+
+def test_parts_of_one_vector_may_overlap() -> None:
+    vector = torch.arange(9.0)
+    assert ops.differs(vector[1:], vector[:-1])
+    assert not ops.differs(torch.ones(9)[1:], torch.ones(9)[:-1])
+
+
+def test_no_temporary_has_the_size_of_the_vectors() -> None:
+    vector = torch.ones(8 * CHUNK)
+    assert largest_temporary(lambda: ops.differs(vector, vector)) <= CHUNK
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "fragments"),
+    [
+        (torch.zeros(5), torch.zeros(4), ["other", "(4,)", "(5,)"]),
+        (torch.zeros(5), torch.zeros(5).double(), ["other", "float64", "float32"]),
+        (torch.zeros(5).half(), torch.zeros(5).half(), ["one", "float16", "float32, float64"]),
+        (torch.zeros(5, 1), torch.zeros(5, 1), ["one", "(5, 1)", "(5,)"]),
+        (torch.zeros(()), torch.zeros(()), ["one", "()"]),
+        (torch.zeros(5), torch.zeros(5, device="meta"), ["other", "on meta", "on cpu"]),
+    ],
+)
+def test_misfit_is_refused_and_named(one: Any, other: Any, fragments: list[str]) -> None:
+    with pytest.raises(ValueError, match=mentions(*fragments)):
+        ops.differs(one, other)

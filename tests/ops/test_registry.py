@@ -1,0 +1,387 @@
+"""What all ops do alike: no graph, versions that count, tracing, and the checks of arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from strategies import mentions, normal
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from aadl_ext import ops
+
+Arguments = dict[str, Any]
+
+
+def vector(seed: int, size: int = 8) -> Tensor:
+    return normal(size, seed=seed, dtype=torch.float32).clone()
+
+
+def ring(seed: int, rows: int = 3) -> Tensor:
+    return normal(rows, 8, seed=seed, dtype=torch.float32).clone()
+
+
+def flag() -> Tensor:
+    return torch.tensor(True)
+
+
+def small(*shape: int) -> Tensor:
+    return normal(*shape, seed=1).abs()
+
+
+# Of each op: the function, its arguments, and those that it changes in place.
+CASES: dict[str, tuple[Callable[..., Any], Callable[[], Arguments], tuple[str, ...]]] = {
+    "gather": (
+        ops.gather,
+        lambda: {"tensors": [vector(0, 3), vector(1, 4)], "out": vector(2), "when": flag()},
+        ("out",),
+    ),
+    "scatter_": (
+        ops.scatter_,
+        lambda: {"tensors": [vector(0, 3), vector(1, 4)], "flat": vector(2), "when": flag()},
+        ("tensors",),
+    ),
+    "squared_norm": (ops.squared_norm, lambda: {"tensors": [vector(0), vector(1)]}, ()),
+    "differs": (ops.differs, lambda: {"one": vector(0), "other": vector(1)}, ()),
+    "push_secant": (
+        ops.push_secant,
+        lambda: {
+            "before": vector(0), "after": vector(1), "rates": [0.1], "offsets": [0, 8],
+            "residual": vector(2), "last_point": vector(3), "last_residual": vector(4),
+            "step_rows": ring(5), "residual_rows": ring(6), "slot": 1, "paired": flag(),
+            "systems": small(1, 4, 4),
+        },
+        ("residual", "step_rows", "residual_rows", "systems"),
+    ),
+    "extrapolate_": (
+        ops.extrapolate_,
+        lambda: {
+            "out": vector(0), "before": vector(1), "after": vector(2), "relaxation": 0.5,
+            "rows": ring(3), "coefficients": small(1, 3), "offsets": [0, 8], "accept": flag(),
+        },
+        ("out",),
+    ),
+    "window_statistics": (
+        ops.window_statistics,
+        lambda: {"window": [vector(0), vector(1)], "out": vector(2)},
+        ("out",),
+    ),
+    "tsqr": (ops.tsqr, lambda: {"matrix": ring(0).T, "append": vector(1)}, ()),
+    "solve_secants": (
+        ops.solve_secants,
+        lambda: {"system": torch.eye(3).double()[None], "factored": False},
+        (),
+    ),
+    "add_sample_": (
+        lambda point_sum, gradient_sum, **others: ops.add_sample_(
+            [point_sum, gradient_sum], **others
+        ),
+        lambda: {
+            "point_sum": vector(0), "gradient_sum": vector(1), "point": vector(2),
+            "anchor": vector(3), "gradient": vector(4), "direction": vector(5), "sign": 1.0,
+        },
+        ("point_sum", "gradient_sum"),
+    ),
+    "push_block": (
+        lambda point_sum, gradient_sum, noise_sum, **others: ops.push_block(
+            [point_sum, gradient_sum, noise_sum], **others
+        ),
+        lambda: {
+            "point_sum": vector(0), "gradient_sum": vector(1), "noise_sum": vector(2), "count": 2,
+            "last_point": vector(3), "last_gradient": vector(4), "step_rows": ring(5),
+            "gradient_rows": ring(6), "noise_rows": ring(7), "slot": 1, "noise_slot": 0,
+            "paired": flag(), "accept": flag(),
+        },
+        ("point_sum", "gradient_sum", "noise_sum", "last_point", "last_gradient", "step_rows",
+         "gradient_rows", "noise_rows"),
+    ),
+    "cross_products": (
+        ops.cross_products,
+        lambda: {"rows": ring(0), "vectors": [vector(1), vector(2)], "offsets": [0, 8]},
+        (),
+    ),
+    "solve_subspace": (
+        ops.solve_subspace,
+        lambda: {
+            "metric": torch.eye(3).double()[None], "curvature": small(1, 3, 3),
+            "right_side": small(1, 3), "noise": small(1, 3, 2), "radius": small(1),
+        },
+        (),
+    ),
+}  # fmt: skip
+every_op = pytest.mark.parametrize("name", CASES)
+
+
+def floating(tree: Any) -> list[Tensor]:
+    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return [tensor for tensor in tensors if tensor.is_floating_point()]
+
+
+def with_graphs(arguments: Arguments) -> Arguments:
+    """The same values, as results of something that is trained."""
+
+    def trained(tensor: Tensor) -> Tensor:
+        return 1 * tensor.requires_grad_() if tensor.is_floating_point() else tensor
+
+    return tree_map_only(Tensor, trained, arguments)
+
+
+# ---- autograd ------------------------------------------------------------------------------
+
+
+@every_op
+def test_results_have_no_graph_whatever_they_are_made_of(name: str) -> None:
+    op, make, changed = CASES[name]
+    arguments = with_graphs(make())
+    for target in changed:
+        arguments[target] = tree_map_only(Tensor, torch.Tensor.detach, arguments[target])
+    found = op(**arguments)
+    assert not any(tensor.requires_grad for tensor in floating(found))
+    assert not any(tensor.requires_grad for tensor in floating([arguments[x] for x in changed]))
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case[2]])
+def test_what_is_changed_in_place_counts_as_changed_and_nothing_else_does(name: str) -> None:
+    op, make, changed = CASES[name]
+    arguments = make()
+    versions = {name: [t._version for t in tree_leaves(x) if isinstance(t, Tensor)]
+                for name, x in arguments.items()}  # fmt: skip
+    op(**arguments)
+    for argument, before in versions.items():
+        after = [t._version for t in tree_leaves(arguments[argument]) if isinstance(t, Tensor)]
+        if argument in changed:
+            assert all(x > y for x, y in zip(after, before, strict=True)), argument
+        else:
+            assert after == before, argument
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case[2]])
+def test_autograd_notices_that_an_op_has_changed_what_it_needs(name: str) -> None:
+    op, make, changed = CASES[name]
+    for target in changed:
+        arguments = make()
+        tensors = floating(arguments[target])
+        weights = [torch.ones_like(tensor, requires_grad=True) for tensor in tensors]
+        losses = [(x * y).sum() for x, y in zip(weights, tensors, strict=True)]
+        op(**arguments)
+        for loss in losses:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+
+
+# ---- tracing -------------------------------------------------------------------------------
+
+
+def without_data(like: Tensor, device: str) -> Tensor:
+    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=device)
+
+
+def shapes(tree: Any) -> list[tuple[Any, ...]]:
+    return [(t.shape, t.dtype) for t in tree_leaves(tree) if isinstance(t, Tensor)]
+
+
+@every_op
+@pytest.mark.parametrize("device", ["meta", "cpu", "cuda"])
+def test_tensors_without_data_are_served(name: str, device: str) -> None:
+    op, make, _ = CASES[name]
+    expected = op(**make())
+    if device == "meta":
+        found = op(**tree_map_only(Tensor, lambda tensor: tensor.to("meta"), make()))
+    else:
+        arguments = make()
+        with FakeTensorMode():
+            found = op(**tree_map_only(Tensor, lambda tensor: without_data(tensor, device), arguments))
+    assert shapes(found) == shapes(expected)
+    assert {t.device.type for t in floating(found)} <= {device}
+
+
+@pytest.mark.parametrize("name", ["squared_norm", "solve_secants"])
+def test_a_map_over_a_batch_gives_what_single_calls_do(name: str) -> None:
+    calls: dict[str, Callable[[Tensor], Tensor]] = {
+        "squared_norm": lambda tensor: ops.squared_norm([tensor[0]]),
+        "solve_secants": lambda tensor: ops.solve_secants(tensor, factored=False).gamma,
+    }
+    batch = (torch.eye(3) * torch.arange(1, 5.0)[:, None, None]).double()[:, None] + 0.1
+    try:
+        found = torch.vmap(calls[name])(batch)
+    except RuntimeError:  # not every kernel can be mapped
+        return
+    torch.testing.assert_close(found, torch.stack([calls[name](part) for part in batch]))
+
+
+# ---- memory that is shared -----------------------------------------------------------------
+
+
+def apart(*names: str) -> list[tuple[str, str, str]]:
+    """Each pair of a changed argument and another of the same shape."""
+    pairs = []
+    for name in names:
+        _, make, changed = CASES[name]
+        arguments = make()
+        for target in changed:
+            for other, value in arguments.items():
+                own = arguments[target]
+                alike = isinstance(own, Tensor) and isinstance(value, Tensor)
+                if alike and other != target and value.shape == own.shape:
+                    pairs.append((name, target, other))
+    return pairs
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "other"), apart("push_secant", "add_sample_", "push_block")
+)
+def test_what_is_changed_may_not_be_another_argument(name: str, target: str, other: str) -> None:
+    op, make, _ = CASES[name]
+    arguments = make()
+    arguments[other] = arguments[target]
+    with pytest.raises(ValueError, match=mentions("overlaps", "separate tensors")):
+        op(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "other"), apart("push_secant", "add_sample_", "push_block", "extrapolate_")
+)
+def test_what_is_changed_may_not_overlap_another_argument(
+    name: str, target: str, other: str
+) -> None:
+    op, make, _ = CASES[name]
+    arguments = make()
+    count = arguments[target].numel()
+    room, shape = torch.zeros(count + 1, dtype=arguments[target].dtype), arguments[target].shape
+    arguments[target], arguments[other] = room[1:].view(shape), room[:-1].view(shape)
+    with pytest.raises(ValueError, match=mentions("overlaps", "separate tensors")):
+        op(**arguments)
+    assert not room.any()
+
+
+def test_out_of_gather_and_scatter_may_not_overlap_the_tensors() -> None:
+    flat = torch.arange(6.0)
+    for op in (ops.gather, ops.scatter_):
+        with pytest.raises(ValueError, match="overlaps"):
+            op([flat[3:], flat[:3]], flat)
+        with pytest.raises(ValueError, match="overlaps"):
+            op([torch.zeros(2), flat.view(2, 3).T[:2]], flat)
+    assert flat.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_mean_may_not_overlap_the_iterates(place: int) -> None:
+    window = [torch.arange(5.0), torch.arange(5.0) + 2]
+    with pytest.raises(ValueError, match="overlaps"):
+        ops.window_statistics(window, window[place])
+
+
+def test_point_may_not_be_a_row_that_it_is_made_of() -> None:
+    rows, point = ring(0), vector(1)
+    with pytest.raises(ValueError, match="overlaps"):
+        ops.extrapolate_(rows[1], point, point, 1.0, rows, small(1, 3), [0, 8])
+
+
+def test_several_entries_in_one_place_are_not_written_to() -> None:
+    one_place, source = torch.zeros(1).expand(4), torch.arange(4.0)
+    with pytest.raises((ValueError, RuntimeError), match="one place|single memory location"):
+        ops.scatter_([one_place], source)
+    with pytest.raises((ValueError, RuntimeError), match="one place|single memory location"):
+        ops.gather([source], one_place)
+    assert one_place.tolist() == [0] * 4
+
+
+def test_neighbours_in_one_piece_of_memory_are_apart() -> None:
+    room = normal(10, 8, seed=0, dtype=torch.float32).clone()
+    out, before, after = room[:3]
+    ops.extrapolate_(out, before, after, 1.0, room[3:6], torch.zeros(1, 3).double(), [0, 8])
+    assert torch.equal(out, after)
+    ops.window_statistics([room[1], room[2], room[4]], room[3])
+    torch.testing.assert_close(room[3], torch.stack([room[1], room[2], room[4]]).mean(dim=0))
+    ops.gather([room[5], room[7]], room[8:].view(-1))
+    assert torch.equal(room[8:], room[[5, 7]])
+
+
+def test_rows_of_two_rings_may_take_turns_in_memory() -> None:
+    arguments = CASES["push_secant"][1]()
+    twin = {name: x.clone() if isinstance(x, Tensor) else x for name, x in arguments.items()}
+    room = torch.stack([arguments["step_rows"], arguments["residual_rows"]], dim=1)
+    arguments["step_rows"], arguments["residual_rows"] = room.unbind(dim=1)
+    assert torch.equal(ops.push_secant(**arguments), ops.push_secant(**twin))
+    assert torch.equal(arguments["step_rows"], twin["step_rows"])
+    assert torch.equal(arguments["residual_rows"], twin["residual_rows"])
+
+
+def test_columns_of_a_matrix_are_written_beside_each_other() -> None:
+    matrix = torch.zeros(3, 4)
+    ops.scatter_([matrix[:, ::2], matrix[:, 1::2]], torch.arange(12.0))
+    assert matrix.tolist() == [[0, 6, 1, 7], [2, 8, 3, 9], [4, 10, 5, 11]]
+
+
+def test_what_is_only_read_may_overlap() -> None:
+    points = torch.arange(9.0)
+    assert ops.differs(points[1:], points[:-1])
+    sums = [torch.zeros(8), torch.zeros(8)]
+    ops.add_sample_(sums, points[1:], points[:-1], points[1:], sign=1.0)
+    assert sums[0].tolist() == [1] * 8
+
+
+# ---- devices and numbers -------------------------------------------------------------------
+
+SEVERAL_DEVICES = ("gather", "scatter_", "squared_norm")  # lists of any
+
+
+def elsewhere() -> list[tuple[str, str]]:
+    names = [name for name in CASES if name not in SEVERAL_DEVICES]
+    pairs = [(name, x) for name in names for x, y in CASES[name][1]().items() if floating(y)]
+    return [pair for pair in pairs if pair[0] != "solve_secants"]  # it has one tensor
+
+
+@pytest.mark.parametrize(("name", "argument"), elsewhere())
+def test_tensors_on_different_devices_are_refused(name: str, argument: str) -> None:
+    op, make, _ = CASES[name]
+    arguments = make()
+    moved = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), arguments[argument])
+    with pytest.raises(ValueError, match=mentions("on meta", "on cpu")):
+        op(**{**arguments, argument: moved})
+
+
+NUMBERS = [
+    ("extrapolate_", "relaxation"), ("solve_secants", "ridge"), ("solve_secants", "tolerance"),
+    ("add_sample_", "sign"), ("solve_subspace", "ridge"), ("solve_subspace", "floor"),
+    ("solve_subspace", "shrinkage"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "setting"), NUMBERS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_settings_that_are_not_finite_are_refused_and_named(
+    name: str, setting: str, value: float
+) -> None:
+    op, make, _ = CASES[name]
+    with pytest.raises(ValueError, match=mentions(setting, str(value))):
+        op(**{**make(), setting: value})
+
+
+INTEGERS = [("push_secant", "slot"), ("push_block", "slot"), ("push_block", "noise_slot"),
+            ("push_block", "count")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "argument"), INTEGERS)
+@pytest.mark.parametrize("value", [True, 1.0, np.float64(1), np.bool_(True)])
+def test_other_numbers_than_integers_are_refused_and_named(
+    name: str, argument: str, value: Any
+) -> None:
+    op, make, _ = CASES[name]
+    with pytest.raises(ValueError, match=mentions(argument, repr(value), "integer")):
+        op(**{**make(), argument: value})
+
+
+@pytest.mark.parametrize(("name", "argument"), INTEGERS)
+def test_integers_of_numpy_are_taken(name: str, argument: str) -> None:
+    op, make, changed = CASES[name]
+    ours, theirs = make(), make()
+    op(**{**ours, argument: 1})
+    op(**{**theirs, argument: np.int64(1)})
+    assert all(torch.equal(ours[target], theirs[target]) for target in changed)
