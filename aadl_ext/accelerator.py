@@ -184,6 +184,7 @@ class Accelerator:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on bit for bit; tensors are copies."""
+        self._wait()
         return {
             **self._signature(),
             "rates": self.rates,
@@ -205,9 +206,15 @@ class Accelerator:
                     f"here it is {own!r}; accelerate with the same options and parameters, or "
                     "go on without the state: the history then starts anew"
                 )
+        self._wait()
         state.load_state_dict(self.iteration, saved["iteration"])
         self.rates = tuple(saved["rates"])
         self._counts = {name: Counter(counts) for name, counts in saved["counts"].items()}
+
+    def _wait(self) -> None:
+        """A number may be on its way to the host (``trust_region.Delayed``)."""
+        if self.layout.device.type == "cuda":
+            torch.cuda.synchronize(self.layout.device)
 
     def _signature(self) -> dict[str, Any]:
         return {

@@ -193,7 +193,7 @@ def _runs(tensor: Tensor) -> list[tuple[int, int]]:
 
 def check_number(name: str, value: Any, infinite: bool) -> None:
     """Require a number, which may be infinite or not."""
-    if value != value or (not infinite and value - value != 0):
+    if math.isnan(value) or (not infinite and value - value != 0):
         raise ValueError(f"{name} is {value}; it must be {'a' if infinite else 'a finite'} number")
 
 

@@ -57,7 +57,11 @@ def kernel_copies(tensors: Sequence[Tensor], flat: Tensor, when: Tensor | None =
     return True
 
 
-@op("gather(Tensor[] tensors, Tensor(a!) out, Tensor? when=None) -> ()", kernel_copies, any_device=True)
+@op(
+    "gather(Tensor[] tensors, Tensor(a!) out, Tensor? when=None) -> ()",
+    kernel_copies,
+    any_device=True,
+)
 def _gather(tensors: Sequence[Tensor], out: Tensor, when: Tensor | None = None) -> None:
     check_real(tensors)
     if not asked(when):
@@ -67,7 +71,11 @@ def _gather(tensors: Sequence[Tensor], out: Tensor, when: Tensor | None = None) 
     _copy(tensors, _pieces(tensors, out), when)
 
 
-@op("scatter_(Tensor(a!)[] tensors, Tensor flat, Tensor? when=None) -> ()", kernel_copies, any_device=True)
+@op(
+    "scatter_(Tensor(a!)[] tensors, Tensor flat, Tensor? when=None) -> ()",
+    kernel_copies,
+    any_device=True,
+)
 def _scatter(tensors: Sequence[Tensor], flat: Tensor, when: Tensor | None = None) -> None:
     check_real(tensors)
     if asked(when):

@@ -2,8 +2,7 @@
 
 The definition is registered with torch for all devices, so that it also serves tracing (meta and
 fake tensors). The compiled library adds kernels for the CPU and for CUDA, which torch's dispatcher
-prefers.
-Nothing is differentiable: ops run without a graph.
+prefers. Nothing is differentiable: ops run without a graph.
 """
 
 from __future__ import annotations
@@ -80,7 +79,8 @@ def _checks(
     names = [argument.name for argument in arguments]
     integers, numbers = _positions(arguments, "int"), _positions(arguments, "float")
     one = _positions(arguments, "Tensor")[:1]
-    others = [] if any_device else [i for i in _positions(arguments, "Tensor", True) if i not in one]
+    tensors = _positions(arguments, "Tensor", True)
+    others = [] if any_device else [i for i in tensors if i not in one]
 
     def check(given: Sequence[Any]) -> None:
         for i in integers:

@@ -8,7 +8,7 @@ The three tensors of :class:`Verdicts` are changed in place by all ops here. An 
 control, float64
 norm                ``|r / rate|`` of the last step (Eq. 3)
 max_step            ``max |r|`` of the last step that was not rejected
-reduction           ``|r|`` after the last extrapolation over ``|r|`` before it; NaN if there is none
+reduction           ``|r|`` after the last extrapolation over ``|r|`` before; NaN for none yet
 rejections          extrapolations rejected in a row
 known               points in the window of the moving average
 reference           recent norm of the gradient
@@ -160,9 +160,9 @@ def _verdict(arguments: str) -> Callable[[Callable[..., None]], Callable[..., No
 
         schema = f"{name}(Tensor(a!) control, Tensor(b!) flags, Tensor(c!) counts, {rest} -> ()"
         infinite = ("growth", "threshold")  # no test then
-        call = op(
-            schema, lambda control, *_: control.device.type in DEVICES, infinite=infinite
-        )(on_tensors)
+        call = op(schema, lambda control, *_: control.device.type in DEVICES, infinite=infinite)(
+            on_tensors
+        )
         return functools.wraps(definition)(call)
 
     return register
@@ -409,13 +409,16 @@ def learn_(
     c.damping = _where(known, damping, c.damping)
     if noise.shape[1]:
         (total,) = _numbers(change.sum())
-        (both,) = _numbers(noise[:, [noise_slot, noise_slot - 1]].sum())
-        ratio = _where(total > 0, _ratio(both / 2, total), math.inf)
+        now, before = _numbers(noise[:, [noise_slot, noise_slot - 1]].sum(dim=0))
+        samples_of_it = (now > 0) * 1 + (before > 0) * 1  # a block that was dropped has none
+        mean = (now + before) / _larger(samples_of_it, 1)
+        ratio = _where(total > 0, _ratio(mean, total), math.inf)
         c.noise_ratio = ratio = _where(f.complete, ratio, c.noise_ratio)
         whole = c.damping > 0.95
         longer = c.damping < 0.8 if level < 0 else (ratio > 0.3) & (c.damping < 0.7)
         shorter = (ratio < 0.1) | whole if level > 0 else (ratio < 0.01) & whole
-        c.level_change = _where(longer, 1.0, _where(shorter, -1.0, 0.0))
+        change_of_level = _where(longer, 1.0, _where(shorter, -1.0, 0.0))
+        c.level_change = _where(f.complete, change_of_level, 0.0)
     n.pairs = n.pairs + f.complete
     f.ready = f.complete
     f.paired = f.paired | f.complete

@@ -219,21 +219,23 @@ struct Learn {
     }
     if (noises > 0) {
       const int64_t before = (noise_slot + noises - 1) % noises;
-      double total = 0, both = 0;
+      double total = 0, now = 0, earlier = 0;
       for (int64_t s = 0; s < segments; ++s) {
         total += change[s];
-        both += noise[s * noises + noise_slot] + noise[s * noises + before];
+        now += noise[s * noises + noise_slot];
+        earlier += noise[s * noises + before];
       }
+      const double known = (now > 0) + (earlier > 0);  // a block that was dropped has none
+      const double mean = (now + earlier) / larger(known, 1);
       if (f.complete) {
-        c.noise_ratio =
-            total > 0 ? both / 2 / total : std::numeric_limits<double>::infinity();
+        c.noise_ratio = total > 0 ? mean / total : std::numeric_limits<double>::infinity();
       }
       const bool whole = c.damping > 0.95;
       const bool longer =
           level < 0 ? c.damping < 0.8 : c.noise_ratio > 0.3 && c.damping < 0.7;
       const bool shorter =
           level > 0 ? c.noise_ratio < 0.1 || whole : c.noise_ratio < 0.01 && whole;
-      c.level_change = longer ? 1 : shorter ? -1 : 0;
+      c.level_change = !f.complete ? 0 : longer ? 1 : shorter ? -1 : 0;
     }
     to.counts->pairs += f.complete;
     f.ready = f.complete;
