@@ -17,6 +17,8 @@ Tensor add_sample_(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> 
   check_vector(on, "anchor", anchor, size, type);
   check_vector(on, "gradient", gradient, size, type);
   if (direction) check_vector(on, "direction", *direction, size, type);
+  check_apart({&point_sum, &gradient_sum, address(noise_sum)},
+              {&point, &anchor, &gradient, address(direction)});
   Tensor figures = doubles(point, {2});
   dispatch(type, [&](auto t) {
     using T = decltype(t);

@@ -8,6 +8,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <vector>
@@ -98,6 +99,34 @@ inline int64_t check_offsets(const std::vector<int64_t>& offsets, int64_t size) 
                     " before ", offsets[s]);
   }
   return static_cast<int64_t>(offsets.size()) - 1;
+}
+
+// What is changed in place must share no memory with the other arguments; `same`: it may be one of
+// them. Of tensors with gaps between entries nothing is said, as in torch.
+inline void check_apart(std::initializer_list<const Tensor*> changed,
+                        std::initializer_list<const Tensor*> others, bool same = false) {
+  const auto begin = [](const Tensor& x) { return static_cast<const char*>(x.const_data_ptr()); };
+  const auto size = [](const Tensor& x) {
+    return x.is_contiguous() ? x.numel() * static_cast<int64_t>(x.element_size()) : 0;
+  };
+  for (auto one = changed.begin(); one != changed.end(); ++one) {
+    if (!*one) continue;
+    const auto check = [&](const Tensor* other) {
+      if (!other || (same && begin(**one) == begin(*other) && size(**one) == size(*other))) return;
+      STD_TORCH_CHECK(begin(**one) >= begin(*other) + size(*other) ||
+                          begin(*other) >= begin(**one) + size(**one),
+                      "a tensor of ", (*one)->numel(),
+                      " entries that is changed in place overlaps another of ", other->numel(),
+                      "; pass separate tensors");
+    };
+    for (auto other = changed.begin(); other != one; ++other) check(*other);
+    for (const Tensor* other : others) check(other);
+  }
+}
+
+// Where they are, or null.
+inline const Tensor* address(const std::optional<Tensor>& tensor) {
+  return tensor ? &*tensor : nullptr;
 }
 
 // Where a flag is; null for none, which counts as true.

@@ -22,6 +22,8 @@ Tensor extrapolate_(Tensor result, const Tensor& before, const Tensor& after, do
                       coefficients.scalar_type() == ScalarType::Double,
                   "coefficients must be contiguous float64 [1 or ", segments, ", ", count, "]");
   const bool* const accepts = check_flag(on, "accept", accept);
+  check_apart({&result}, {&before, &after}, true);
+  check_apart({&result}, {&rows, &coefficients});
   Tensor largest = torch::stable::new_empty(before, {}, type);
   dispatch(type, rows.scalar_type(), [&](auto t, auto s) {
     using T = decltype(t);

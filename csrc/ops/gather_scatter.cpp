@@ -43,6 +43,7 @@ int64_t copy_tensors(const On& on, const std::vector<Tensor>& tensors, Tensor fl
                     begin + count, " entries or more, got ", flat.numel());
     if (count == 0) continue;
     on.check("tensors", tensor);
+    check_apart({&flat}, {&tensor});
     const Type type = kernel_type(tensor);
     if (!tensor.is_contiguous() || !copies(type, flat_type)) {
       Tensor part =

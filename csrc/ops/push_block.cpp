@@ -27,6 +27,9 @@ void push_block(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> noi
                   "there is no row ", slot, " or no noise row ", noise_slot);
   const bool* const has_pair = check_flag(on, "paired", paired);
   const bool* const accepts = check_flag(on, "accept", accept);
+  check_apart({&point_sum, &gradient_sum, address(noise_sum), &last_point, &last_gradient, &step_rows,
+               &gradient_rows, &noise_rows},
+              {});
   dispatch(type, storage, [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);

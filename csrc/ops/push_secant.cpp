@@ -32,6 +32,8 @@ Tensor push_secant(const Tensor& before, const Tensor& after, std::vector<double
                                systems->scalar_type() == ScalarType::Double),
                   "systems must be contiguous float64 [", segments, ", k, k] with k > ", rows);
   const bool* const has_pair = check_flag(on, "paired", paired);
+  check_apart({&residual, &step_rows, &residual_rows, address(systems)},
+              {&before, &after, &last_point, &last_residual});
   Tensor figures = doubles(before, {3});
   dispatch(type, residual_rows.scalar_type(), [&](auto t, auto s) {
     using T = decltype(t);

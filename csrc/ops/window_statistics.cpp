@@ -10,7 +10,10 @@ Tensor window_statistics(std::vector<Tensor> window, Tensor mean) {
   const ScalarType type = mean.scalar_type();
   STD_TORCH_CHECK(!window.empty(), "the window is empty");
   check_vector(on, "out", mean, size, type);
-  for (const Tensor& iterate : window) check_vector(on, "window", iterate, size, type);
+  for (const Tensor& iterate : window) {
+    check_vector(on, "window", iterate, size, type);
+    check_apart({&mean}, {&iterate});
+  }
   Tensor max_std = torch::stable::new_empty(mean, {}, type);
   dispatch(type, [&](auto t) {
     using T = decltype(t);
