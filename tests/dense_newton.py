@@ -13,23 +13,30 @@ from numpy.linalg import eigh, norm
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
 
-class Means(NamedTuple):
-    """What is left of a block."""
+class Sample(NamedTuple):
+    """One of a block, or the means of all."""
 
     point: Vector
     gradient: Vector
-    noise: Vector  # mean of the gradients with alternating signs
+    noise: Vector  # the gradients with alternating signs
 
 
-class Jump(NamedTuple):
-    """A jump that was made and is not judged yet."""
+class Row(NamedTuple):
+    """How the means have changed from block to block; zero where a block was dropped."""
+
+    step: Vector
+    gradient: Vector
+
+
+class Pending(NamedTuple):
+    """A step that was taken and is not judged yet."""
 
     d: Vector
     slope: float  # along it, of the mean gradient before
-    limited: bool  # by the trust
+    limited: bool  # by the trust radius
 
 
-# Of blocks, for some store_each_nth.
+# Of blocks, for some block_length.
 LENGTHS = {
     2: [2, 2, 2, 4, 8],
     3: [2, 2, 3, 6, 12],
@@ -40,142 +47,161 @@ USUAL = 2
 
 
 @dataclass
-class DenseSubspace:
-    """The options have the names and the meaning that they have in ``accelerate``."""
+class DenseNewton:
+    """The options have the names and the meaning that they have in ``SubspaceNewton``."""
 
     w: Vector
     segments: Sequence[slice] = (slice(None),)  # one system each
     history_depth: int = 8
-    store_each_nth: int = 10
-    noise_rows: int = 9
-    relaxation: float = 1.0
-    reg_acc: float = 1e-4
-    curvature_floor: float = 0.01
+    block_length: int = 10
+    noise_samples: int = 9
+    ridge: float = 1e-4
+    min_curvature: float = 0.01
     noise_shrinkage: float = 4.0
-    gradient_guard: float = 2.0
-    trust: float = 4.0
-    adapt_blocks: bool = True
+    max_gradient_growth: float = 2.0
+    trust_radius: float = 4.0
+    adaptive_blocks: bool = True
 
     damping: float = 1.0
     reference: float = 0.0
-    block: list[Means] = field(default_factory=list)  # samples of the block under way
-    means: list[Means] = field(default_factory=list)  # of all blocks, newest last
-    pending: Jump | None = None
-    line: Jump | None = None  # of the block under way
+    block: list[Sample] = field(default_factory=list)  # the one under way
+    spoiled: bool = False  # whether it began with a step that was rejected: then it is dropped
+    blocks: int = 0
+    means: Sample | None = None  # of the last block that was not dropped
+    rows: list[Row] = field(default_factory=list)  # newest last
+    noises: list[Vector] = field(default_factory=list)  # newest last; zero for a dropped block
+    noise_ratio: float = np.inf
+    pending: Pending | None = None
+    line: Pending | None = None  # of the block under way
     slopes: list[float] = field(default_factory=list)  # along it
     judged: list[tuple[float, float]] = field(default_factory=list)  # slopes after and before
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.level, self.length = USUAL, self.store_each_nth  # of a block, now
+        self.level, self.length = USUAL, self.block_length  # of a block, now
+        self.level_change = 0  # asked for by the last block
 
     def step(self, gradient: Vector, base_step: Callable[[Vector, Vector], Vector]) -> None:
         """Go on from ``w``; ``base_step`` maps a point and its gradient to the next point."""
-        jump, self.pending = self.pending, None
+        pending, self.pending = self.pending, None
         size = norm(gradient)
-        if jump is not None and not size <= self.gradient_guard * self.reference:
-            self.w = self.w - jump.d
-            self.trust = max(self.trust / 4, 0.25)
-            self.block = []
-            self.line = None
+        before = self.w
+        if pending is not None and not size <= self.max_gradient_growth * self.reference:
+            self.w = self.w - pending.d
+            self.trust_radius = max(self.trust_radius / 4, 0.25)
+            self.spoiled = True
             self.counts["rejected"] += 1
-            return
-        self.reference = max(size, 0.9 * self.reference)
-        before, self.w = self.w, base_step(self.w, gradient)
-        if jump is not None:
-            self._judge(jump, float(gradient @ jump.d))
-            self.line, self.slopes = jump, []
+        else:
+            self.reference = max(size, 0.9 * self.reference)
+            self.w = base_step(self.w, gradient)
+            if pending is not None:
+                self._judge(pending, float(gradient @ pending.d))
+                self.line, self.slopes = pending, []
         if self.line is not None:
             self.slopes.append(float(gradient @ self.line.d))
         sign = (-1.0) ** len(self.block)
-        self.block.append(Means(before, gradient, sign * gradient))
-        if len(self.block) < self.length:
-            return
+        self.block.append(Sample(before, gradient, sign * gradient))
+        if len(self.block) == self.length:
+            self._close_block()
+
+    def _close_block(self) -> None:
         if self.line is not None:
             self._learn(self.line)
-        self.means.append(Means(*np.mean(self.block, axis=0)))
-        self.block = []
-        self.counts["pairs"] += 1
-        self._adapt_block()
-        if len(self.means) > 2:
-            self._jump()
+        last, complete = self.means, not self.spoiled
+        row = Row(np.zeros_like(self.w), np.zeros_like(self.w))
+        noise = np.zeros_like(self.w)
+        if complete:
+            self.means = Sample(*np.mean(self.block, axis=0))
+            noise = self.means.noise
+            if last is not None:
+                row = Row(self.means.point - last.point, self.means.gradient - last.gradient)
+            self.counts["pairs"] += 1
+        if self.blocks:
+            self.rows = [*self.rows, row][-self.history_depth :]
+        self.noises = [*self.noises, noise][-self.noise_samples :] if self.noise_samples else []
+        self.blocks += 1
+        self.block, self.spoiled = [], False
+        if self.adaptive_blocks and self.noise_samples:
+            self._adapt_length(row, complete)
+        if complete and self.blocks > 2:
+            self._take_step()
 
-    def _judge(self, jump: Jump, slope: float) -> None:
+    def _judge(self, pending: Pending, slope: float) -> None:
         self.counts["accepted"] += 1
-        if slope > 0 and jump.slope + slope > 0:  # the minimum of a parabola through both slopes
-            share = jump.slope / (jump.slope - slope)
-            self.w = self.w - (1 - share) * jump.d
-            self.trust = max(self.trust / 2, 0.25)
+        if slope > 0 and pending.slope + slope > 0:  # the minimum of a parabola through both
+            share = pending.slope / (pending.slope - slope)
+            self.w = self.w - (1 - share) * pending.d
+            self.trust_radius = max(self.trust_radius / 2, 0.25)
             self.counts["shortened"] += 1
-        elif slope < 0.5 * abs(jump.slope) and jump.limited:
-            self.trust = min(2 * self.trust, 1e6)
+        elif slope < 0.5 * abs(pending.slope) and pending.limited:
+            self.trust_radius = min(2 * self.trust_radius, 1e6)
             self.counts["doubled"] += 1
 
-    def _learn(self, jump: Jump) -> None:
-        size = abs(jump.slope)
+    def _learn(self, line: Pending) -> None:
+        size = abs(line.slope)
         self.judged.append((min(float(np.mean(self.slopes)), 3 * size), size))
         after, before = (0.7 ** np.arange(len(self.judged))[::-1]) @ np.array(self.judged)
         self.damping *= np.exp(-0.3 * max(after / before, -1))
         self.damping = min(max(self.damping, 0.02), 1.0)
         self.line = None
 
-    def _adapt_block(self) -> None:
-        if len(self.means) < 2 or not self.adapt_blocks or not self.noise_rows:
-            return
-        a, b = self.means[-2:]
-        noises = [mean.noise for mean in self.means[-self.noise_rows :]][-2:]
-        noise_ratio = np.mean(norm(noises, axis=1) ** 2) / norm(b.gradient - a.gradient) ** 2
-        too_long = noise_ratio < 0.01 and self.damping > 0.95
-        too_short = noise_ratio > 0.3 and self.damping < 0.7
+    def _adapt_length(self, row: Row, complete: bool) -> None:
+        if complete:
+            change = norm(row.gradient) ** 2
+            noise = np.mean(norm(self.noises[-2:], axis=1) ** 2)
+            self.noise_ratio = noise / change if change else np.inf
+        too_long = self.noise_ratio < 0.01 and self.damping > 0.95
+        too_short = self.noise_ratio > 0.3 and self.damping < 0.7
         if self.level < USUAL:
             too_short = self.damping < 0.8
         elif self.level > USUAL:
-            too_long = noise_ratio < 0.1 or self.damping > 0.95
-        lengths, before = LENGTHS[self.store_each_nth], self.length
-        if too_short:
-            self.level = min(self.level + 1, len(lengths) - 1)
-        elif too_long:
-            self.level = max(self.level - 1, 0)
+            too_long = self.noise_ratio < 0.1 or self.damping > 0.95
+        lengths, before = LENGTHS[self.block_length], self.length
+        # It follows a block late.
+        self.level = min(max(self.level + self.level_change, 0), len(lengths) - 1)
+        self.level_change = 1 if too_short else -1 if too_long else 0
         self.length = lengths[self.level]
         self.counts["longer blocks"] += self.length > before
         self.counts["shorter blocks"] += self.length < before
 
-    def _jump(self) -> None:
+    def _take_step(self) -> None:
         d, limited = np.zeros_like(self.w), False
         for segment in self.segments:
-            step, cut = self._newton_step(segment)
-            d[segment] = self.relaxation * self.damping * step
-            limited = limited or cut
-        if not d.any():
+            d[segment], cut = self._newton_step(segment)
+            limited |= cut
+        d = self.damping * d
+        if not d.any():  # there is nothing but noise
             return
-        self.counts["jumps"] += 1
-        slope = float(d @ self.means[-1].gradient)
+        self.counts["extrapolations"] += 1
+        assert self.means is not None
+        slope = float(d @ self.means.gradient)
         if slope < 0:
             self.w = self.w + d
-            self.pending = Jump(d, slope, limited)
+            self.pending = Pending(d, slope, limited)
         else:
             self.counts["rejected"] += 1
 
     def _newton_step(self, segment: slice) -> tuple[Vector, bool]:
-        last = self.means[-self.history_depth - 1 :]
-        W = np.diff([block.point[segment] for block in last], axis=0)
-        G = np.diff([block.gradient[segment] for block in last], axis=0)
-        g = last[-1].gradient[segment]
+        assert self.means is not None
+        used = [row for row in self.rows if row.step.any()]
+        W = np.array([row.step[segment] for row in used])
+        G = np.array([row.gradient[segment] for row in used])
+        g = self.means.gradient[segment]
         n = norm(W, axis=1)
         V = W / n[:, None]
         values, vectors = eigh(V @ V.T)
-        kept = values > self.reg_acc * values.max()
+        kept = values > self.ridge * values.max()
         L = vectors[:, kept].T / np.sqrt(values[kept])[:, None]
         C = V @ (G / n[:, None]).T
         e, U = eigh(L @ (C + C.T) / 2 @ L.T)
         basis = U.T @ L @ V  # orthonormal rows
         c = basis @ g
         share = np.ones_like(c)
-        if self.noise_rows:
-            A = np.array([block.noise[segment] for block in self.means[-self.noise_rows :]])
+        if self.noise_samples:
+            A = np.array([noise[segment] for noise in self.noises])
             noise = np.mean((basis @ A.T) ** 2, axis=1)
             share = np.maximum(0, 1 - self.noise_shrinkage * noise / c**2)
-        x = share * c / np.maximum(abs(e), self.curvature_floor * abs(e).max())
+        x = share * c / np.maximum(abs(e), self.min_curvature * abs(e).max())
         d = -basis.T @ x
-        radius = self.trust * norm(W[-1])
+        radius = self.trust_radius * norm(W[-1])
         return (d * radius / norm(d), True) if norm(d) > radius else (d, False)

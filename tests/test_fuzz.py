@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,21 +12,20 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
-from training import JUMPY, NEWTON, watch_base_steps
+from training import AVERAGED, JUMPY, NEWTON, Method, watch_base_steps
 
-from aadl_ext import accelerate, get_accelerator
+from aadl_ext import Storage, SubspaceNewton, accelerate, get_accelerator
 
 STEPS = 40
-LEAST_SQUARES = {"acceleration_type": "anderson", "residual": "gradient", "store_each_nth": 2}
-METHODS: dict[str, dict[str, Any]] = {
-    "default": {},
+METHODS: dict[str, Method] = {
+    "default": SubspaceNewton(),
     "short blocks": NEWTON,
-    "adapted": {**NEWTON, "adapt_blocks": True, "noise_rows": 2},
-    "narrow rows": {**NEWTON, "history_dtype": torch.float16, "scope": "tensor"},
-    "unguarded": {**NEWTON, "safeguard": None, "momentum": "reset"},
-    "least squares": {**LEAST_SQUARES, "relaxation": 1.0, "safeguard": ("residual", "descent")},
-    "least squares, scaled": {**LEAST_SQUARES, "frequency": 6, "momentum": "scale"},
+    "adapted": replace(NEWTON, adaptive_blocks=True, noise_samples=2),
+    "narrow rows": replace(NEWTON, storage=Storage(torch.float16), scope="tensor"),
+    "unguarded": replace(NEWTON, safeguard=None),
     "anderson": JUMPY,
+    "anderson, averaged": AVERAGED,
+    "anderson, limited": replace(JUMPY, safeguard=("residual", "limits"), solver="tsqr"),
 }
 OPTIMIZERS: list[Any] = [
     optim.SGD,
@@ -78,7 +78,7 @@ def check_counts(optimizer: Optimizer, calls: int) -> None:
     accelerator = get_accelerator(optimizer)
     stats = accelerator.stats
     verdicts = stats.accepted + stats.rejected.total() + stats.dropped
-    assert stats.jumps == verdicts + accelerator.jump_pending
+    assert stats.extrapolations == verdicts + accelerator.pending
     assert stats.steps == calls
     assert stats.shortened <= stats.accepted
 
@@ -96,7 +96,7 @@ def test_only_the_base_optimizer_makes_parameters_that_are_not_finite(
     task, harm = Task(dice), dice.choice([0.0, 0.0, 0.05, 0.2])
     rate = 10.0 ** dice.uniform(-5, 1)
     optimizer = dice.choice(OPTIMIZERS)(task.model.parameters(), lr=rate)
-    accelerate(optimizer, **METHODS[method])
+    accelerate(optimizer, METHODS[method])
     parameters = list(task.model.parameters())
     good: list[Tensor] = []
     by_base: list[bool] = []
@@ -117,16 +117,16 @@ def test_only_the_base_optimizer_makes_parameters_that_are_not_finite(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_fuzzed_runs_try_jumps_and_judge_them(method: str) -> None:
+def test_the_fuzzed_runs_extrapolate_and_judge_it(method: str) -> None:
     accepted = rejected = 0
     for seed in range(6):
         dice = random.Random(seed)
         task = Task(dice)
-        optimizer = accelerate(optim.SGD(task.model.parameters(), lr=0.05), **METHODS[method])
+        optimizer = accelerate(optim.SGD(task.model.parameters(), lr=0.05), METHODS[method])
         for _ in range(3 * STEPS):
             optimizer.zero_grad()
             task.backward()
-            if get_accelerator(optimizer).jump_pending and dice.random() < 0.5:
+            if get_accelerator(optimizer).pending and dice.random() < 0.5:
                 task.model[0].weight.grad[0, 0] = math.nan
             optimizer.step()
         stats = get_accelerator(optimizer).stats

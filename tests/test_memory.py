@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from aadl_ext import accelerate, get_accelerator
+from aadl_ext import Anderson, Averaging, accelerate, get_accelerator
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -20,10 +20,10 @@ def resident(which: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-@pytest.mark.parametrize("options", [{}, {"average": True, "average_window": 3}])
+@pytest.mark.parametrize("average", [None, Averaging(window=3)])
 @pytest.mark.parametrize("solver", ["gram", "tsqr"])
 def test_a_step_needs_no_temporaries_of_the_size_of_the_history(
-    solver: str, options: dict[str, object]
+    solver: str, average: Averaging | None
 ) -> None:
     if not CLEAR.exists():
         pytest.skip("the peak of resident memory is read from Linux's /proc")
@@ -31,18 +31,19 @@ def test_a_step_needs_no_temporaries_of_the_size_of_the_history(
     vector = 4 * entries
     parameter = torch.nn.Parameter(torch.randn(entries))
     optimizer = SGD([parameter], lr=0.1)
-    accelerate(optimizer, history_depth=depth, solver=solver, safeguard=None, **options)
+    method = Anderson(history_depth=depth, solver=solver, safeguard=None, average=average)
+    accelerate(optimizer, method)
     parameter.grad = torch.randn(entries)
     for _ in range(depth + 4):  # until every buffer has been touched
         parameter.grad.normal_()
         optimizer.step()
     held = get_accelerator(optimizer).stats.bytes_held
     # Rows, two residuals and four working vectors, and the iterates of the window.
-    assert held <= (2 * depth + 6 + (3 if options else 0)) * vector * 1.01 + 1e5
+    assert held <= (2 * depth + 6 + (3 if average else 0)) * vector * 1.01 + 1e5
     gc.collect()
     CLEAR.write_text("5")
     before = resident("VmRSS")
     optimizer.step()
-    assert get_accelerator(optimizer).stats.jumps > 0
+    assert get_accelerator(optimizer).stats.extrapolations > 0
     assert get_accelerator(optimizer).stats.bytes_held == held
     assert resident("VmHWM") - before <= 2 * vector

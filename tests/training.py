@@ -125,7 +125,7 @@ def same(a: Any, b: Any) -> bool:
     """Whether nested containers hold the same tensors and values; NaN is the same as NaN."""
     if isinstance(a, Tensor):
         alike = isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape
-        return alike and bool(((a == b) | (a != a) & (b != b)).all())
+        return alike and bool(((a == b) | a.isnan() & b.isnan()).all())
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[x], b[x]) for x in a)
     if isinstance(a, (list, tuple)):
