@@ -110,10 +110,22 @@ def plain_twin(training: Training, make: MakeOptimizer) -> Training:
     return twin
 
 
+def usable_rows(training: Training) -> int:
+    """Rows of a secant history that the next solution can use."""
+    iteration = training.accelerator.iteration
+    history = iteration.history
+    if iteration.verdicts.when.restart:  # they are forgotten as the next step begins
+        return 0
+    if history.systems is None:
+        return int((history.residual_rows.any(dim=1) & (history.live[:-1] == 1)).sum())
+    return int((history.systems.diagonal(dim1=1, dim2=2).sum(dim=0)[:-1] > 0).sum())
+
+
 def same(a: Any, b: Any) -> bool:
-    """Whether nested containers hold bit-identical tensors and the same values."""
+    """Whether nested containers hold the same tensors and values; NaN is the same as NaN."""
     if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+        alike = isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape
+        return alike and bool(((a == b) | a.isnan() & b.isnan()).all())
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[x], b[x]) for x in a)
     if isinstance(a, (list, tuple)):

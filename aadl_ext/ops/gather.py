@@ -57,7 +57,11 @@ def kernel_copies(tensors: Sequence[Tensor], flat: Tensor, when: Tensor | None =
     return True
 
 
-@op("gather(Tensor[] tensors, Tensor(a!) out, Tensor? when=None) -> ()", kernel_copies, any_device=True)
+@op(
+    "gather(Tensor[] tensors, Tensor(a!) out, Tensor? when=None) -> ()",
+    kernel_copies,
+    any_device=True,
+)
 def _gather(tensors: Sequence[Tensor], out: Tensor, when: Tensor | None = None) -> None:
     check_real(tensors)
     if not asked(when):
@@ -67,7 +71,11 @@ def _gather(tensors: Sequence[Tensor], out: Tensor, when: Tensor | None = None) 
     _copy(tensors, _pieces(tensors, out), when)
 
 
-@op("scatter_(Tensor(a!)[] tensors, Tensor flat, Tensor? when=None) -> ()", kernel_copies, any_device=True)
+@op(
+    "scatter_(Tensor(a!)[] tensors, Tensor flat, Tensor? when=None) -> ()",
+    kernel_copies,
+    any_device=True,
+)
 def _scatter(tensors: Sequence[Tensor], flat: Tensor, when: Tensor | None = None) -> None:
     check_real(tensors)
     if asked(when):
@@ -86,4 +94,10 @@ def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor], when: Tensor | N
 
 def _pieces(tensors: Sequence[Tensor], flat: Tensor) -> list[Tensor]:
     """Views of ``flat`` in the shapes of ``tensors``."""
-    return list(_unflatten_dense_tensors(flat, tensors))  # type: ignore[no-untyped-call]
+    traced = torch.compiler.is_compiling() or not seen(flat)
+    if not traced and not torch._is_functional_tensor(flat):
+        return list(_unflatten_dense_tensors(flat, tensors))  # type: ignore[no-untyped-call]
+    # That one is quick, but knows neither symbolic sizes nor functional tensors.
+    sizes = [tensor.numel() for tensor in tensors]
+    parts = flat[: sum(sizes)].split_with_sizes(sizes)
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

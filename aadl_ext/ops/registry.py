@@ -79,7 +79,9 @@ def _checks(
     names = [argument.name for argument in arguments]
     integers, numbers = _positions(arguments, "int"), _positions(arguments, "float")
     one = _positions(arguments, "Tensor")[:1]
-    others = [] if any_device else [i for i in _positions(arguments, "Tensor", True) if i not in one]
+    others = (
+        [] if any_device else [i for i in _positions(arguments, "Tensor", True) if i not in one]
+    )
 
     def check(given: Sequence[Any]) -> None:
         for i in integers:
