@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -112,15 +112,15 @@ def check_apart(
     nothing is said, as in torch.
     """
     for target in itertools.chain(*changed):
-        shape, steps = tuple(target.shape), target.stride()
-        if 0 in steps and target.numel() > 1 and _repeats(shape, steps):
+        if 0 in target.stride() and target.numel() > 1 and _repeats(target):
             raise ValueError(
-                f"a tensor of shape {shape} and strides {steps} is changed in place, but several "
-                "of its entries are one place in memory; pass a copy"
+                f"a tensor of shape {tuple(target.shape)} and strides {target.stride()} is changed "
+                "in place, but several of its entries are one place in memory; pass a copy"
             )
     everything = (*changed, *others)
-    if not all(map(_has_memory, itertools.chain(*everything))):
-        return
+    for tensor in itertools.chain(*everything):
+        if type(tensor) not in (Tensor, Parameter) or tensor.is_meta:
+            return  # traced: it has no memory
     try:
         rooms = [{x.untyped_storage().data_ptr() for x in tensors} for tensors in everything]
     except RuntimeError:  # a transform of functions has none
@@ -145,13 +145,9 @@ def check_apart(
         reaching.append(place)
 
 
-def _has_memory(tensor: Tensor) -> bool:
-    """Not while it is traced."""
-    return type(tensor) in (Tensor, Parameter) and not tensor.is_meta
-
-
-def _repeats(shape: Sequence[int], steps: Sequence[int]) -> bool:
-    return any(step == 0 and size > 1 for size, step in zip(shape, steps, strict=True))
+def _repeats(tensor: Tensor) -> bool:
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(step == 0 and size > 1 for size, step in steps)
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
@@ -193,7 +189,7 @@ def _runs(tensor: Tensor) -> list[tuple[int, int]]:
 
 def check_number(name: str, value: Any, infinite: bool) -> None:
     """Require a number, which may be infinite or not."""
-    if value != value or (not infinite and value - value != 0):
+    if math.isnan(value) or (math.isinf(value) and not infinite):
         raise ValueError(f"{name} is {value}; it must be {'a' if infinite else 'a finite'} number")
 
 
@@ -203,15 +199,9 @@ def check_integer(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; it must be an integer")
 
 
-def check_device(name: str, given: Tensor | Sequence[Tensor] | None, like: Tensor) -> None:
-    """Require tensors on the device of ``like``."""
-    if given is None:
-        return
-    for tensor in (given,) if isinstance(given, Tensor) else given:
-        if not (tensor.is_cpu and like.is_cpu) and tensor.device != like.device:
-            raise ValueError(
-                f"{name} is on {tensor.device} and other tensors are on {like.device}; use one"
-            )
+def refuse_device(name: str, tensor: Tensor, device: torch.device) -> NoReturn:
+    """Say that a tensor is not where the others are."""
+    raise ValueError(f"{name} is on {tensor.device} and another tensor on {device}; use one device")
 
 
 def names(dtypes: Sequence[torch.dtype | None]) -> str:

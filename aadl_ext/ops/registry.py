@@ -1,8 +1,8 @@
-"""How an op is made: a schema, a definition for every device, and a compiled kernel where there is one.
+"""How an op is made: a schema, a definition for every device, and perhaps a compiled kernel.
 
-The definition is registered with torch for all devices, so that it also serves tracing (meta and fake
-tensors). The compiled library adds kernels for the CPU and for CUDA, which torch's dispatcher prefers.
-Nothing is differentiable: ops run without a graph.
+The definition is registered with torch for all devices, so that it also serves tracing (meta and
+fake tensors). The compiled library adds kernels for the CPU and for CUDA, which torch's dispatcher
+prefers. Nothing is differentiable: ops run without a graph.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_apart, check_device, check_integer, check_number
+from .checks import check_apart, check_integer, check_number, refuse_device
 
 _LIBRARY = torch.library.Library("aadl_ext", "DEF")  # type: ignore[no-untyped-call]
+TENSORS = ("Tensor", "Optional[Tensor]", "List[Tensor]")
 
 
 def op(
@@ -43,13 +44,13 @@ def op(
 
     def register(definition: Callable[..., Any]) -> Callable[..., Any]:
         name = schema.partition("(")[0]
-        _LIBRARY.define(schema)
-        _LIBRARY.impl(name, definition, "CompositeExplicitAutograd")
+        _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+        _LIBRARY.impl(name, definition, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         compiled = getattr(torch.ops.aadl_ext, name).default
         arguments = compiled._schema.arguments
         check = _checks(arguments, any_device, infinite)
         changed = [i for i, x in enumerate(arguments) if x.is_write]
-        others = [i for i in _positions(arguments, "Tensor", True) if i not in changed]
+        others = [i for i in _positions(arguments, *TENSORS) if i not in changed]
 
         def call(*given: Any) -> Any:
             if torch.is_grad_enabled():
@@ -78,10 +79,10 @@ def _checks(
     """What all ops ask of their arguments; quick, since it is asked at every call."""
     names = [argument.name for argument in arguments]
     integers, numbers = _positions(arguments, "int"), _positions(arguments, "float")
-    one = _positions(arguments, "Tensor")[:1]
-    others = (
-        [] if any_device else [i for i in _positions(arguments, "Tensor", True) if i not in one]
-    )
+    first = _positions(arguments, "Tensor")[:1]
+    singles = _positions(arguments, "Tensor", "Optional[Tensor]")
+    lists = _positions(arguments, "List[Tensor]")
+    alone = any_device or len(singles) + len(lists) == 1
 
     def check(given: Sequence[Any]) -> None:
         for i in integers:
@@ -90,15 +91,23 @@ def _checks(
         for i in numbers:
             if not -math.inf < given[i] < math.inf:
                 check_number(names[i], given[i], infinite=names[i] in infinite)
-        for i in others:
-            check_device(names[i], given[i], given[one[0]])
+        if alone:
+            return
+        like = given[first[0]]
+        on_cpu, device = like.is_cpu, like.device
+        for i in singles:
+            tensor = given[i]
+            if tensor is not None and not (on_cpu and tensor.is_cpu) and tensor.device != device:
+                refuse_device(names[i], tensor, device)
+        for i in lists:
+            for tensor in given[i]:
+                if not (on_cpu and tensor.is_cpu) and tensor.device != device:
+                    refuse_device(names[i], tensor, device)
 
     return check
 
 
-def _positions(arguments: Sequence[Any], kind: str, wrapped: bool = False) -> list[int]:
-    """Where there are arguments of a type, and if ``wrapped`` optional ones and lists of it."""
-    kinds = (kind, f"Optional[{kind}]", f"List[{kind}]") if wrapped else (kind,)
+def _positions(arguments: Sequence[Any], *kinds: str) -> list[int]:
     return [index for index, argument in enumerate(arguments) if str(argument.type) in kinds]
 
 

@@ -168,7 +168,9 @@ def test_tied_weights_are_one_parameter(options: Method) -> None:
             optimizer.step()
             rows.append(weight.detach().clone())
         points.append(torch.stack(rows))
-        assert get_accelerator(optimizer).stats.extrapolations > 2  # a rejected step costs subspace Newton its block
+        assert (
+            get_accelerator(optimizer).stats.extrapolations > 2
+        )  # a rejected step costs subspace Newton its block
     assert torch.equal(*points)
 
 

@@ -103,7 +103,9 @@ def test_clipped_gradients_are_the_ones_that_count(make: MakeOptimizer, options:
     points = clipped.run(STEPS, clip)
     assert min(factors) < 1
     assert torch.equal(points, scaled.run(STEPS, scale))
-    assert clipped.accelerator.stats.extrapolations > 2  # a rejected step costs subspace Newton its block
+    assert (
+        clipped.accelerator.stats.extrapolations > 2
+    )  # a rejected step costs subspace Newton its block
 
 
 @methods

@@ -1,4 +1,4 @@
-"""The ops behind torch's dispatcher, compiled or not: schemas, tracing, compilation, repeatability."""
+"""The ops behind torch's dispatcher, compiled or not: schemas, tracing, compiling, repeating."""
 
 from __future__ import annotations
 
@@ -136,7 +136,10 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
         (normal(3, 100), None, [0, 100]),
         (normal(3, 100, dtype=torch.bfloat16), normal(100), BOUNDS),
     ],
-    "solve_secants": [(wide(2, 4, 4), True, 0.0, 1e-6), (torch.eye(4).double()[None], False, 0.1, 0.0)],
+    "solve_secants": [
+        (wide(2, 4, 4), True, 0.0, 1e-6),
+        (torch.eye(4).double()[None], False, 0.1, 0.0),
+    ],
     "add_sample_": [sample_arguments(True, True), sample_arguments(False, False)],
     "push_block": [
         block_arguments(1, 0),
