@@ -102,7 +102,7 @@ TESTS: dict[str, Callable[[Candidate], Tensor]] = {
 
 def ask_for_closure(options: Method, has_closure: bool) -> None:
     """Raise RuntimeError if losses are to be compared and there is nothing to evaluate them."""
-    if "loss" in options.tests and not has_closure:
+    if options.history_depth and "loss" in options.tests and not has_closure:
         raise RuntimeError(
             'safeguard="loss" compares losses, but step() was called without a closure: '
             'call step(closure), or accelerate with safeguard="residual"'

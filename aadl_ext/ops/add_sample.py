@@ -13,6 +13,11 @@ from .library import DEVICES
 from .registry import op
 
 
+@op(
+    "add_sample_(Tensor(a!)[] sums, Tensor point, Tensor anchor, Tensor gradient, *, float sign, "
+    "Tensor? direction=None) -> Tensor",
+    lambda sums, point, *_, **__: point.device.type in DEVICES,
+)
 def add_sample_(
     sums: Sequence[Tensor],
     point: Tensor,
@@ -47,34 +52,6 @@ def add_sample_(
     for name, vector in vectors.items():
         if vector is not None:
             check_vector(name, vector, point.numel(), point.dtype)
-    figures: Tensor = _add_sample(
-        point_sum, gradient_sum, noise_sum, point, anchor, gradient, sign, direction
-    )
-    return figures
-
-
-def three_sums(sums: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Sums of points, gradients and, or None, of noise."""
-    if len(sums) not in (2, 3):
-        raise ValueError(f"got {len(sums)} sums; expected two or three")
-    return sums[0], sums[1], sums[2] if len(sums) == 3 else None
-
-
-@op(
-    "add_sample_(Tensor(a!) point_sum, Tensor(b!) gradient_sum, Tensor(c!)? noise_sum, "
-    "Tensor point, Tensor anchor, Tensor gradient, float sign, Tensor? direction) -> Tensor",
-    lambda point_sum, *_: point_sum.device.type in DEVICES,
-)
-def _add_sample(
-    point_sum: Tensor,  # [N] of w - anchor
-    gradient_sum: Tensor,  # [N]
-    noise_sum: Tensor | None,  # [N] of gradients with alternating signs
-    point: Tensor,  # [N] w
-    anchor: Tensor,  # [N]
-    gradient: Tensor,  # [N]
-    sign: float,
-    direction: Tensor | None,  # [N]
-) -> Tensor:
     figures = torch.zeros(2, dtype=torch.float64, device=point.device)
     for chunk in chunks(0, point.numel()):
         point_sum[chunk] += point[chunk] - anchor[chunk]
@@ -86,3 +63,10 @@ def _add_sample(
         if direction is not None:
             figures[1] += wide @ direction[chunk].double()
     return figures
+
+
+def three_sums(sums: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Sums of points, gradients and, or None, of noise."""
+    if len(sums) not in (2, 3):
+        raise ValueError(f"got {len(sums)} sums; expected two or three")
+    return sums[0], sums[1], sums[2] if len(sums) == 3 else None

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from torch.nn import Parameter
 from .library import DEVICES
 
 WORKING_DTYPES = (torch.float32, torch.float64)
-MOST_RUNS = 4096  # pieces of a tensor that overlaps are looked for in
 STORAGE_DTYPES = (*WORKING_DTYPES, torch.bfloat16, torch.float16)
 # Row dtypes that compiled kernels take beside vectors of a dtype.
 KERNEL_ROWS = {
@@ -24,13 +23,23 @@ KERNEL_ROWS = {
 }
 
 
-def rows_fit(vector: Tensor, rows: Tensor) -> bool:
+def rows_fit(vector: Tensor, *all_rows: Tensor) -> bool:
     """Whether there are compiled kernels for these rows beside these vectors."""
-    return (
-        vector.device.type in DEVICES
-        and rows.dtype in KERNEL_ROWS[vector.dtype]
-        and (rows.stride(1) == 1 or rows.shape[1] < 2)
-    )
+    if vector.device.type not in DEVICES:
+        return False
+    known = KERNEL_ROWS.get(vector.dtype, ())
+    for rows in all_rows:
+        if rows.dtype not in known or rows.ndim != 2 or rows.stride(1) != 1 < rows.shape[1]:
+            return False
+    return True
+
+
+def ready_for_kernel(*matrices: Tensor) -> bool:
+    """Whether small matrices are as the compiled kernels take them: contiguous float64."""
+    for matrix in matrices:
+        if matrix.dtype != torch.float64 or not matrix.is_contiguous():
+            return False
+    return True
 
 
 def check_real(tensors: Sequence[Tensor]) -> None:
@@ -108,92 +117,38 @@ def check_apart(
 ) -> None:
     """Require that arguments that are changed in place share no memory with any other argument.
 
-    ``same``: they may be one of the others, entry by entry. Where strides are too odd to tell,
-    nothing is said, as in torch.
+    ``same``: they may be one of the others. Of tensors with gaps between entries nothing is said,
+    as in torch.
     """
     for target in itertools.chain(*changed):
-        shape, steps = tuple(target.shape), target.stride()
-        if 0 in steps and target.numel() > 1 and _repeats(shape, steps):
+        if target.numel() > 1 and 0 in target.stride():
             raise ValueError(
-                f"a tensor of shape {shape} and strides {steps} is changed in place, but several "
-                "of its entries are one place in memory; pass a copy"
+                f"a tensor of shape {tuple(target.shape)} and strides {target.stride()} is changed "
+                "in place, but several of its entries are one place in memory; pass a copy"
             )
-    everything = (*changed, *others)
-    if not all(map(_has_memory, itertools.chain(*everything))):
-        return
-    try:
-        rooms = [{x.untyped_storage().data_ptr() for x in tensors} for tensors in everything]
-    except RuntimeError:  # a transform of functions has none
-        return
-    if len(set().union(*rooms)) == sum(map(len, rooms)):
-        return
-    places = [
-        (*_extent(tensor), index, tensor)
-        for index, tensors in enumerate(everything)
-        for tensor in tensors
-        if tensor.numel()
-    ]
-    reaching: list[tuple[int, int, int, Tensor]] = []  # those that go on where the next one starts
-    for place in sorted(places, key=lambda place: place[0]):
-        reaching = [x for x in reaching if x[1] > place[0]]
-        for one, two in (sorted((x, place), key=lambda place: place[2]) for x in reaching):
-            if one[2] < len(changed) and one[2] != two[2] and _overlap(one[3], two[3], same):
-                raise ValueError(
-                    f"a tensor of shape {tuple(one[3].shape)} that is changed in place overlaps "
-                    f"another of shape {tuple(two[3].shape)}; pass separate tensors"
-                )
-        reaching.append(place)
+    rooms = [[_room(x) for x in tensors if _has_room(x)] for tensors in (*changed, *others)]
+    for index in range(len(changed)):
+        for room in rooms[index]:
+            for other in itertools.chain(*rooms[:index], *rooms[index + 1 :]):
+                if room[0] < other[1] and other[0] < room[1] and not (same and room == other):
+                    raise ValueError(
+                        f"a tensor of {room[1] - room[0]} bytes that is changed in place overlaps "
+                        f"another of {other[1] - other[0]}; pass separate tensors"
+                    )
 
 
-def _has_memory(tensor: Tensor) -> bool:
-    """Not while it is traced."""
-    return type(tensor) in (Tensor, Parameter) and not tensor.is_meta
+def _has_room(tensor: Tensor) -> bool:
+    """Whether it is a piece of memory; not while it is traced."""
+    return type(tensor) in (Tensor, Parameter) and not tensor.is_meta and tensor.is_contiguous()
 
 
-def _repeats(shape: Sequence[int], steps: Sequence[int]) -> bool:
-    return any(step == 0 and size > 1 for size, step in zip(shape, steps, strict=True))
-
-
-def _extent(tensor: Tensor) -> tuple[int, int]:
-    """First byte, and the one behind the last."""
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    last = sum((size - 1) * step for size, step in steps)
-    start = tensor.data_ptr()
-    return start, start + (last + 1) * tensor.itemsize
-
-
-def _overlap(one: Tensor, other: Tensor, same: bool) -> bool:
-    """Whether tensors share bytes, when their extents do."""
-    alike = one.dtype == other.dtype and one.shape == other.shape
-    if alike and one.stride() == other.stride() and one.data_ptr() == other.data_ptr():
-        return not same
-    runs = [*((a, 0, b) for a, b in _runs(one)), *((a, 1, b) for a, b in _runs(other))]
-    reach = [0, 0]  # of the runs of each
-    for start, owner, stop in sorted(runs):
-        if start < reach[1 - owner]:
-            return True
-        reach[owner] = max(reach[owner], stop)
-    return False
-
-
-def _runs(tensor: Tensor) -> list[tuple[int, int]]:
-    """Bytes without gaps, from and to; none where there are too many to tell."""
-    steps = sorted(zip(tensor.stride(), tensor.shape, strict=True))
-    length = 1
-    while steps and (steps[0][0] == length or steps[0][1] == 1):
-        length *= steps.pop(0)[1]
-    if math.prod(size for _, size in steps) > MOST_RUNS:
-        return []
-    starts = [0]
-    for step, size in steps:
-        starts = [start + index * step for start in starts for index in range(size)]
-    begin, width = tensor.data_ptr(), tensor.itemsize
-    return [(begin + start * width, begin + (start + length) * width) for start in starts]
+def _room(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
 
 
 def check_number(name: str, value: Any, infinite: bool) -> None:
     """Require a number, which may be infinite or not."""
-    if math.isnan(value) or (not infinite and value - value != 0):
+    if math.isnan(value) or (math.isinf(value) and not infinite):
         raise ValueError(f"{name} is {value}; it must be {'a' if infinite else 'a finite'} number")
 
 
@@ -203,15 +158,9 @@ def check_integer(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; it must be an integer")
 
 
-def check_device(name: str, given: Tensor | Sequence[Tensor] | None, like: Tensor) -> None:
-    """Require tensors on the device of ``like``."""
-    if given is None:
-        return
-    for tensor in (given,) if isinstance(given, Tensor) else given:
-        if not (tensor.is_cpu and like.is_cpu) and tensor.device != like.device:
-            raise ValueError(
-                f"{name} is on {tensor.device} and other tensors are on {like.device}; use one"
-            )
+def refuse_device(name: str, tensor: Tensor, device: torch.device) -> NoReturn:
+    """Say that a tensor is not where the others are."""
+    raise ValueError(f"{name} is on {tensor.device} and another tensor on {device}; use one device")
 
 
 def names(dtypes: Sequence[torch.dtype | None]) -> str:

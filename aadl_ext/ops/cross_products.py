@@ -12,6 +12,18 @@ from .library import DEVICES
 from .registry import op
 
 
+def _kernel_takes(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[int]) -> bool:
+    return (
+        rows.device.type in DEVICES
+        and (rows.stride(1) == 1 or rows.shape[1] < 2)
+        and all(x.is_contiguous() for x in vectors)
+    )
+
+
+@op(
+    "cross_products(Tensor rows, Tensor[] vectors, int[] offsets) -> Tensor",
+    _kernel_takes,
+)
 def cross_products(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[int]) -> Tensor:
     """Products of every row with every vector, in each segment.
 
@@ -36,18 +48,4 @@ def cross_products(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[in
                 f"a vector is {names((vector.dtype,))} {tuple(vector.shape)}; it must have shape "
                 f"{tuple(rows.shape[1:])} in one of {names(STORAGE_DTYPES)}"
             )
-    products: Tensor = _cross_products(rows, vectors, offsets)
-    return products
-
-
-def _kernel_takes(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[int]) -> bool:
-    return (
-        rows.device.type in DEVICES
-        and (rows.stride(1) == 1 or rows.shape[1] < 2)
-        and all(x.is_contiguous() for x in vectors)
-    )
-
-
-@op("cross_products(Tensor rows, Tensor[] vectors, int[] offsets) -> Tensor", _kernel_takes)
-def _cross_products(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[int]) -> Tensor:
     return dot_products(rows, vectors, offsets)

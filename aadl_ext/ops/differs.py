@@ -11,6 +11,10 @@ from .library import DEVICES
 from .registry import op
 
 
+@op(
+    "differs(Tensor one, Tensor other) -> Tensor",
+    lambda one, other: one.device.type in DEVICES,
+)
 def differs(one: Tensor, other: Tensor) -> Tensor:
     """Whether two vectors differ in an entry; NaN differs from all.
 
@@ -26,12 +30,6 @@ def differs(one: Tensor, other: Tensor) -> Tensor:
     """
     check_vector("one", one, one.numel(), None)
     check_vector("other", other, one.numel(), one.dtype)
-    difference: Tensor = _differs(one, other)
-    return difference
-
-
-@op("differs(Tensor one, Tensor other) -> Tensor", lambda one, other: one.device.type in DEVICES)
-def _differs(one: Tensor, other: Tensor) -> Tensor:
     difference = torch.zeros((), dtype=torch.bool, device=one.device)
     for chunk in chunks(0, one.numel()):
         difference |= (one[chunk] != other[chunk]).any()

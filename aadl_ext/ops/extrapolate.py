@@ -13,6 +13,26 @@ from .chunks import chunks
 from .registry import op
 
 
+def _kernel_takes(
+    out: Tensor,
+    before: Tensor,
+    after: Tensor,
+    relaxation: float,
+    rows: Tensor,
+    coefficients: Tensor,
+    offsets: Sequence[int],
+    *,
+    accept: Tensor | None = None,
+) -> bool:
+    return rows_fit(out, rows) and coefficients.is_contiguous()
+
+
+@op(
+    "extrapolate_(Tensor(a!) out, Tensor before, Tensor after, float relaxation, Tensor rows, "
+    "Tensor coefficients, int[] offsets, *, Tensor? accept=None) -> Tensor",
+    _kernel_takes,
+    same=True,
+)
 def extrapolate_(
     out: Tensor,
     before: Tensor,
@@ -59,28 +79,6 @@ def extrapolate_(
             f"{allowed[0]} or {allowed[1]}"
         )
     check_flag("accept", accept, out.device)
-    largest: Tensor = _extrapolate(
-        out, before, after, relaxation, rows, coefficients.contiguous(), offsets, accept
-    )
-    return largest
-
-
-@op(
-    "extrapolate_(Tensor(a!) out, Tensor before, Tensor after, float relaxation, Tensor rows, "
-    "Tensor coefficients, int[] offsets, Tensor? accept=None) -> Tensor",
-    lambda out, before, after, relaxation, rows, *_: rows_fit(out, rows),
-    same=True,
-)
-def _extrapolate(
-    out: Tensor,  # [N]
-    before: Tensor,  # [N] w
-    after: Tensor,  # [N] w + r
-    relaxation: float,
-    rows: Tensor,  # [m, N]
-    coefficients: Tensor,  # [1 or S, m]
-    offsets: Sequence[int],
-    accept: Tensor | None = None,  # []
-) -> Tensor:
     weights = coefficients.to(out.dtype).expand(len(offsets) - 1, -1)
     largest = out.new_zeros(())
     for index, (start, stop) in enumerate(pairwise(offsets)):

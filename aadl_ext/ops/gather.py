@@ -13,6 +13,22 @@ from .library import DEVICES
 from .registry import asked, op, seen
 
 
+def _kernel_copies(tensors: Sequence[Tensor], flat: Tensor) -> bool:
+    """Whether compiled kernels copy between these tensors and a flat vector."""
+    device = flat.device
+    if device.type not in DEVICES or flat.dtype not in STORAGE_DTYPES or not flat.is_contiguous():
+        return False
+    for tensor in tensors:  # thousands perhaps, at every step
+        if tensor.device != device or tensor.dtype not in STORAGE_DTYPES:
+            return False
+    return True
+
+
+@op(
+    "gather(Tensor[] tensors, Tensor(a!) out, *, Tensor? when=None) -> ()",
+    lambda tensors, out, **_: _kernel_copies(tensors, out),
+    any_device=True,
+)
 def gather(tensors: Sequence[Tensor], out: Tensor, *, when: Tensor | None = None) -> None:
     """Copy ``tensors`` one behind the other into the flat vector ``out``.
 
@@ -28,9 +44,18 @@ def gather(tensors: Sequence[Tensor], out: Tensor, *, when: Tensor | None = None
     """
     check_flat(tensors, out, "out")
     check_flag("when", when, out.device)
-    _gather(tensors, out, when)
+    check_real(tensors)
+    if asked(when):
+        rest = out[sum(t.numel() for t in tensors) :]
+        rest.zero_() if when is None or seen(when) else rest.masked_fill_(when, 0)
+        _copy(tensors, _pieces(tensors, out), when)
 
 
+@op(
+    "scatter_(Tensor(a!)[] tensors, Tensor flat, *, Tensor? when=None) -> ()",
+    lambda tensors, flat, **_: _kernel_copies(tensors, flat),
+    any_device=True,
+)
 def scatter_(tensors: Sequence[Tensor], flat: Tensor, *, when: Tensor | None = None) -> None:
     """Inverse of :func:`gather`: copy a flat vector back into ``tensors``, in place.
 
@@ -43,40 +68,6 @@ def scatter_(tensors: Sequence[Tensor], flat: Tensor, *, when: Tensor | None = N
     """
     check_flat(tensors, flat, "flat")
     check_flag("when", when, flat.device)
-    _scatter(tensors, flat, when)
-
-
-def kernel_copies(tensors: Sequence[Tensor], flat: Tensor, when: Tensor | None = None) -> bool:
-    """Whether compiled kernels copy between these tensors and a flat vector."""
-    device = flat.device
-    if device.type not in DEVICES or flat.dtype not in STORAGE_DTYPES or not flat.is_contiguous():
-        return False
-    for tensor in tensors:  # thousands perhaps, at every step
-        if tensor.device != device or tensor.dtype not in STORAGE_DTYPES:
-            return False
-    return True
-
-
-@op(
-    "gather(Tensor[] tensors, Tensor(a!) out, Tensor? when=None) -> ()",
-    kernel_copies,
-    any_device=True,
-)
-def _gather(tensors: Sequence[Tensor], out: Tensor, when: Tensor | None = None) -> None:
-    check_real(tensors)
-    if not asked(when):
-        return
-    rest = out[sum(t.numel() for t in tensors) :]
-    rest.zero_() if when is None or seen(when) else rest.masked_fill_(when, 0)
-    _copy(tensors, _pieces(tensors, out), when)
-
-
-@op(
-    "scatter_(Tensor(a!)[] tensors, Tensor flat, Tensor? when=None) -> ()",
-    kernel_copies,
-    any_device=True,
-)
-def _scatter(tensors: Sequence[Tensor], flat: Tensor, when: Tensor | None = None) -> None:
     check_real(tensors)
     if asked(when):
         _copy(_pieces(tensors, flat), tensors, when)
@@ -94,4 +85,10 @@ def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor], when: Tensor | N
 
 def _pieces(tensors: Sequence[Tensor], flat: Tensor) -> list[Tensor]:
     """Views of ``flat`` in the shapes of ``tensors``."""
-    return list(_unflatten_dense_tensors(flat, tensors))  # type: ignore[no-untyped-call]
+    traced = torch.compiler.is_compiling() or not seen(flat)
+    if not traced and not torch._is_functional_tensor(flat):
+        return list(_unflatten_dense_tensors(flat, tensors))  # type: ignore[no-untyped-call]
+    # That one is quick, but knows neither symbolic sizes nor functional tensors.
+    sizes = [tensor.numel() for tensor in tensors]
+    parts = flat[: sum(sizes)].split_with_sizes(sizes)
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

@@ -13,6 +13,25 @@ from .chunks import chunks
 from .registry import op
 
 
+def _kernel_takes(
+    sums: Sequence[Tensor],
+    count: int,
+    *,
+    last_point: Tensor,
+    step_rows: Tensor,
+    gradient_rows: Tensor,
+    noise_rows: Tensor,
+    **_: object,
+) -> bool:
+    return rows_fit(last_point, step_rows, gradient_rows, noise_rows)
+
+
+@op(
+    "push_block(Tensor(a!)[] sums, int count, *, Tensor(b!) last_point, Tensor(c!) last_gradient, "
+    "Tensor(d!) step_rows, Tensor(e!) gradient_rows, Tensor(f!) noise_rows, int slot, "
+    "int noise_slot, Tensor? paired=None, Tensor? accept=None) -> ()",
+    _kernel_takes,
+)
 def push_block(
     sums: Sequence[Tensor],
     count: int,
@@ -81,45 +100,6 @@ def push_block(
         )
     check_flag("paired", paired, last_point.device)
     check_flag("accept", accept, last_point.device)
-    _push_block(
-        point_sum,
-        gradient_sum,
-        noise_sum,
-        count,
-        last_point,
-        last_gradient,
-        step_rows,
-        gradient_rows,
-        noise_rows,
-        slot,
-        noise_slot,
-        paired,
-        accept,
-    )
-
-
-@op(
-    "push_block(Tensor(a!) point_sum, Tensor(b!) gradient_sum, Tensor(c!)? noise_sum, int count, "
-    "Tensor(d!) last_point, Tensor(e!) last_gradient, Tensor(f!) step_rows, "
-    "Tensor(g!) gradient_rows, Tensor(h!) noise_rows, int slot, int noise_slot, Tensor? paired, "
-    "Tensor? accept) -> ()",
-    lambda *given: rows_fit(given[4], given[6]),
-)
-def _push_block(
-    point_sum: Tensor,  # [N]
-    gradient_sum: Tensor,  # [N]
-    noise_sum: Tensor | None,  # [N]
-    count: int,
-    last_point: Tensor,  # [N]
-    last_gradient: Tensor,  # [N]
-    step_rows: Tensor,  # [m, N]
-    gradient_rows: Tensor,  # [m, N]
-    noise_rows: Tensor,  # [J, N]
-    slot: int,
-    noise_slot: int,
-    paired: Tensor | None,  # []
-    accept: Tensor | None,  # []
-) -> None:
     usable = accept if paired is None or accept is None else accept & paired
     usable = paired if accept is None else usable
     for chunk in chunks(0, last_point.numel()):
@@ -132,9 +112,8 @@ def _push_block(
             noise_rows[noise_slot, chunk] = _if_true(accept, noise_sum[chunk] / count, 0)
         point.copy_(_if_true(accept, point + step, point))
         last.copy_(_if_true(accept, gradient, last))
-    for total in (point_sum, gradient_sum, noise_sum):
-        if total is not None:
-            total.zero_()
+    for total in sums:
+        total.zero_()
 
 
 def _if_true(flag: Tensor | None, new: Tensor, old: Tensor | float) -> Tensor:

@@ -21,6 +21,12 @@ from .chunks import chunks
 from .registry import asked, op
 
 
+@op(
+    "push_secant(Tensor before, Tensor after, *, float[] rates, int[] offsets, "
+    "Tensor(a!) residual, Tensor last_point, Tensor last_residual, Tensor(b!) step_rows, "
+    "Tensor(c!) residual_rows, int slot, Tensor? paired=None, Tensor(d!)? systems=None) -> Tensor",
+    lambda before, after, *, residual_rows, **_: rows_fit(before, residual_rows),
+)
 def push_secant(
     before: Tensor,
     after: Tensor,
@@ -98,43 +104,6 @@ def push_secant(
     check_flag("paired", paired, before.device)
     if systems is not None:
         check_systems(systems, len(rates), residual_rows.shape[0])
-    figures: Tensor = _push_secant(
-        before,
-        after,
-        rates,
-        offsets,
-        residual,
-        last_point,
-        last_residual,
-        step_rows,
-        residual_rows,
-        slot,
-        paired,
-        systems,
-    )
-    return figures
-
-
-@op(
-    "push_secant(Tensor before, Tensor after, float[] rates, int[] offsets, Tensor(a!) residual, "
-    "Tensor last_point, Tensor last_residual, Tensor(b!) step_rows, Tensor(c!) residual_rows, "
-    "int slot, Tensor? paired, Tensor(d!)? systems) -> Tensor",
-    lambda before, *others: rows_fit(before, others[6]),
-)
-def _push_secant(
-    before: Tensor,  # [N] w
-    after: Tensor,  # [N] w + r
-    rates: Sequence[float],  # [S] learning rate of each segment
-    offsets: Sequence[int],  # [S + 1]
-    residual: Tensor,  # [N] out: r / rate
-    last_point: Tensor,  # [N] w of the last stored pair
-    last_residual: Tensor,  # [N] r / rate of the last stored pair
-    step_rows: Tensor,  # [m, N]
-    residual_rows: Tensor,  # [m, N]
-    slot: int,
-    paired: Tensor | None,  # []
-    systems: Tensor | None,  # [S, k, k]
-) -> Tensor:
     torch.sub(after, before, out=residual)
     max_step = _scale_to_unit_rate(residual, rates, offsets)
     if slot >= 0:

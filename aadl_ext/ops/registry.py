@@ -1,4 +1,4 @@
-"""How an op is made: a schema, a definition for every device, compiled kernels where they are.
+"""How an op is made: a schema, a definition for every device, and perhaps compiled kernels.
 
 The definition is registered with torch for all devices, so that it also serves tracing (meta and
 fake tensors). The compiled library adds kernels for the CPU and for CUDA, which torch's dispatcher
@@ -7,98 +7,104 @@ prefers. Nothing is differentiable: ops run without a graph.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from .checks import check_apart, check_device, check_integer, check_number
+from .checks import check_apart, check_integer, check_number, refuse_device
 
 _LIBRARY = torch.library.Library("aadl_ext", "DEF")  # type: ignore[no-untyped-call]
+TENSORS = ("Tensor", "Optional[Tensor]", "List[Tensor]")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def op(
     schema: str,
     kernel_takes: Callable[..., bool],
     *,
+    result: Callable[..., Any] | None = None,
     any_device: bool = False,
     same: bool = False,
     infinite: tuple[str, ...] = (),
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a definition under a schema, ``name(arguments) -> results``.
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make an op of its definition: a function that checks its arguments and does what is asked.
+
+    A compiled kernel runs instead where there is one. It makes its own checks, which are quicker;
+    when it refuses, those of the definition say why.
 
     Args:
-        schema: in torch's notation; arguments that are changed in place are marked there.
-        kernel_takes: whether the compiled kernels can work on these arguments; else the
-            definition does, on any device.
+        schema: ``name(arguments) -> results`` in torch's notation, with the arguments of the
+            definition; those that are changed in place are marked there.
+        kernel_takes: whether the compiled kernels can work on these arguments.
+        result: makes of the tensors what the definition returns.
         any_device: whether tensors may lie on several devices.
         same: whether what is changed in place may be another argument, entry by entry.
         infinite: names of numbers that may be so; others have to be finite.
-
-    Returns:
-        A decorator. What it returns is called as the definition is, all arguments by position.
     """
 
-    def register(definition: Callable[..., Any]) -> Callable[..., Any]:
+    def register(definition: Callable[P, R]) -> Callable[P, R]:
         name = schema.partition("(")[0]
         _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
         _LIBRARY.impl(name, definition, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         compiled = getattr(torch.ops.aadl_ext, name).default
-        arguments = compiled._schema.arguments
-        check = _checks(arguments, any_device, infinite)
-        changed = [i for i, x in enumerate(arguments) if x.is_write]
-        others = [i for i in _positions(arguments, "Tensor", True) if i not in changed]
+        arguments = [(x.name, str(x.type), x.is_write) for x in compiled._schema.arguments]
+        changed = [(i, x) for i, (x, _, is_written) in enumerate(arguments) if is_written]
+        numbers = [(i, x) for i, (x, kind, _) in enumerate(arguments) if kind == "float"]
 
-        def call(*given: Any) -> Any:
+        def check(given: dict[str, Any]) -> None:
+            """What all ops ask of their arguments."""
+            tensors = {x: _listed(given.get(x)) for x, kind, _ in arguments if kind in TENSORS}
+            for x, kind, _ in arguments:
+                if kind == "int" and type(given[x]) is not int:
+                    check_integer(x, given[x])
+                elif kind == "float":
+                    check_number(x, given.get(x, 0.0), infinite=x in infinite)
+            everything = [tensor for listed in tensors.values() for tensor in listed]
+            for x, listed in tensors.items() if not any_device else ():
+                for tensor in listed:
+                    if tensor.device != everything[0].device:
+                        refuse_device(x, tensor, everything[0].device)
+            if changed and not torch.compiler.is_compiling():
+                targets = [tensors.pop(x) for _, x in changed]
+                check_apart(targets, list(tensors.values()), same)
+
+        def explain(given: dict[str, Any]) -> None:
+            """Raise what the definition has to say of arguments that a kernel has refused."""
+            check(given)
+            definition(**tree_map_only(Tensor, lambda x: x.to("meta"), given))  # type: ignore[call-arg]
+
+        @functools.wraps(definition)
+        def call(*given: P.args, **named: P.kwargs) -> R:
             if torch.is_grad_enabled():
                 with torch.no_grad():
-                    return call(*given)
-            check(given)
-            if not kernel_takes(*given):
-                if changed and not torch.compiler.is_compiling():  # kernels look for themselves
-                    targets, sources = ([_listed(given[i]) for i in x] for x in (changed, others))
-                    check_apart(targets, sources, same)
-                return definition(*given)
-            result = compiled(*given)
-            for position in changed:  # as every in-place op of torch tells autograd
-                if given[position] is not None:
-                    torch.autograd.graph.increment_version(given[position])
-            return result
+                    return call(*given, **named)
+            if not kernel_takes(*given, **named):
+                check({**{x: y for (x, _, _), y in zip(arguments, given, strict=False)}, **named})
+                return definition(*given, **named)
+            for i, x in numbers:
+                value: Any = given[i] if i < len(given) else named.get(x, 0.0)
+                if not -math.inf < value < math.inf:
+                    check_number(x, value, infinite=x in infinite)
+            try:
+                found: Any = compiled(*given, **named)
+            except RuntimeError:
+                explain({**{x: y for (x, _, _), y in zip(arguments, given, strict=False)}, **named})
+                raise
+            for i, x in changed:  # as every in-place op of torch tells autograd
+                target: Any = given[i] if i < len(given) else named.get(x)
+                if target is not None:
+                    torch.autograd.graph.increment_version(target)
+            return cast("R", found if result is None else result(*found))
 
         return call
 
     return register
-
-
-def _checks(
-    arguments: Sequence[Any], any_device: bool, infinite: tuple[str, ...]
-) -> Callable[[Sequence[Any]], None]:
-    """What all ops ask of their arguments; quick, since it is asked at every call."""
-    names = [argument.name for argument in arguments]
-    integers, numbers = _positions(arguments, "int"), _positions(arguments, "float")
-    one = _positions(arguments, "Tensor")[:1]
-    tensors = _positions(arguments, "Tensor", True)
-    others = [] if any_device else [i for i in tensors if i not in one]
-
-    def check(given: Sequence[Any]) -> None:
-        for i in integers:
-            if type(given[i]) is not int:
-                check_integer(names[i], given[i])
-        for i in numbers:
-            if not -math.inf < given[i] < math.inf:
-                check_number(names[i], given[i], infinite=names[i] in infinite)
-        for i in others:
-            check_device(names[i], given[i], given[one[0]])
-
-    return check
-
-
-def _positions(arguments: Sequence[Any], kind: str, wrapped: bool = False) -> list[int]:
-    """Where there are arguments of a type, and if ``wrapped`` optional ones and lists of it."""
-    kinds = (kind, f"Optional[{kind}]", f"List[{kind}]") if wrapped else (kind,)
-    return [index for index, argument in enumerate(arguments) if str(argument.type) in kinds]
 
 
 def _listed(value: Any) -> Sequence[Tensor]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import ready_for_kernel
 from .library import DEVICES
 from .registry import op
 
@@ -23,6 +24,16 @@ class SecantSolution(NamedTuple):
     reduction: Tensor  #: [S] predicted ``|r - R gamma| / |r|``, 0 where r = 0
 
 
+def _kernel_takes(system: Tensor, **_: object) -> bool:
+    return system.device.type in DEVICES and ready_for_kernel(system)
+
+
+@op(
+    "solve_secants(Tensor system, *, bool factored, float ridge=0.0, float tolerance=0.0) -> "
+    "(Tensor gamma, Tensor rank, Tensor condition, Tensor reduction)",
+    _kernel_takes,
+    result=SecantSolution,
+)
 def solve_secants(
     system: Tensor, *, factored: bool, ridge: float = 0.0, tolerance: float = 0.0
 ) -> SecantSolution:
@@ -53,21 +64,7 @@ def solve_secants(
         raise ValueError(f"system has shape {tuple(system.shape)}; expected [S, m + 1, m + 1]")
     if not ridge >= 0 or not tolerance >= 0:
         raise ValueError(f"ridge ({ridge}) and tolerance ({tolerance}) must be >= 0")
-    system = system.double().contiguous()
-    return SecantSolution(*_solve_secants(system, factored, ridge, tolerance))
-
-
-@op(
-    "solve_secants(Tensor system, bool factored, float ridge, float tolerance) -> "
-    "(Tensor gamma, Tensor rank, Tensor condition, Tensor reduction)",
-    lambda system, *_: system.device.type in DEVICES,
-)
-def _solve_secants(
-    system: Tensor,  # [S, m + 1, m + 1] float64: Gram matrix or R factor of [R | r]
-    factored: bool,
-    ridge: float,
-    tolerance: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    system = system.double()
     total = system.sum(dim=(-2, -1))
     finite = (total - total == 0).unsqueeze(-1)  # [S, 1]
     system = torch.where(finite.unsqueeze(-1), system, 0.0)
@@ -100,7 +97,7 @@ def _solve_secants(
         explained = (projected.square() * gain * (2 - gain)).sum(dim=-1)  # share of |r|^2
         reduction = (scaled[..., -1, -1] - explained).clamp_min(0).sqrt()
     gamma = weights * inverse[..., :-1] * lengths[..., -1:]
-    return (
+    return SecantSolution(
         torch.where(finite, gamma, torch.nan),
         kept.sum(dim=-1),
         (largest.squeeze(-1) / sigma.amin(dim=-1)).clamp_min(1),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import ready_for_kernel
 from .library import DEVICES
 from .registry import op
 from .solve_secants import SHORTEST
@@ -23,6 +24,26 @@ class SubspaceSolution(NamedTuple):
     reduction: Tensor  #: [S] predicted norm of the projected gradient over the one before
 
 
+def _kernel_takes(
+    metric: Tensor,
+    curvature: Tensor,
+    right_side: Tensor,
+    noise: Tensor,
+    *,
+    radius: Tensor,
+    **_: object,
+) -> bool:
+    matrices = (metric, curvature, right_side, noise, radius)
+    return metric.device.type in DEVICES and ready_for_kernel(*matrices)
+
+
+@op(
+    "solve_subspace(Tensor metric, Tensor curvature, Tensor right_side, Tensor noise, *, "
+    "Tensor radius, float ridge=1e-4, float floor=0.01, float shrinkage=4.0) -> "
+    "(Tensor coefficients, Tensor slope, Tensor length, Tensor rank, Tensor curvature, Tensor reduction)",
+    _kernel_takes,
+    result=SubspaceSolution,
+)
 def solve_subspace(
     metric: Tensor,
     curvature: Tensor,
@@ -70,26 +91,6 @@ def solve_subspace(
         )
     if not (ridge >= 0 and floor >= 0 and shrinkage >= 0):
         raise ValueError(f"ridge, floor, shrinkage are {ridge}, {floor}, {shrinkage}; allowed >= 0")
-    inputs = (x.double().contiguous() for x in (metric, curvature, right_side, noise, radius))
-    return SubspaceSolution(*_solve_subspace(*inputs, ridge, floor, shrinkage))
-
-
-@op(
-    "solve_subspace(Tensor metric, Tensor curvature, Tensor right_side, Tensor noise, "
-    "Tensor radius, float ridge, float floor, float shrinkage) -> (Tensor coefficients, "
-    "Tensor slope, Tensor length, Tensor rank, Tensor curvature, Tensor reduction)",
-    lambda metric, *_: metric.device.type in DEVICES,
-)
-def _solve_subspace(
-    metric: Tensor,  # [S, m, m] W W^T, as all of them float64
-    curvature: Tensor,  # [S, m, m] W G^T
-    right_side: Tensor,  # [S, m] W g
-    noise: Tensor,  # [S, m, J] W A^T
-    radius: Tensor,  # [S]
-    ridge: float,
-    floor: float,
-    shrinkage: float,
-) -> tuple[Tensor, ...]:
     inputs = (metric, curvature, right_side.unsqueeze(-1), noise)
     total = torch.stack([x.double().sum(dim=(-2, -1)) for x in inputs]).sum(dim=0)
     finite = ((total - total == 0) & (radius >= 0))[:, None, None]
@@ -117,7 +118,7 @@ def _solve_subspace(
     before = torch.linalg.vector_norm(slopes, dim=-1)
     left = torch.linalg.vector_norm(slopes - eigenvalues * steps, dim=-1)
     bad = ~finite[:, :, 0]
-    return (
+    return SubspaceSolution(
         (basis.mT @ steps.unsqueeze(-1)).squeeze(-1).masked_fill(bad, torch.nan),
         -(steps * slopes).sum(dim=-1).masked_fill(bad[:, 0], torch.nan),
         (length * fit.squeeze(-1)).masked_fill(bad[:, 0], torch.nan),

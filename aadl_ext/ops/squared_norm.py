@@ -13,6 +13,20 @@ from .library import DEVICES
 from .registry import op
 
 
+def _kernel_takes(tensors: Sequence[Tensor]) -> bool:
+    device = tensors[0].device if tensors else None
+    return (
+        device is not None
+        and device.type in DEVICES
+        and all(tensor.device == device and tensor.dtype in STORAGE_DTYPES for tensor in tensors)
+    )
+
+
+@op(
+    "squared_norm(Tensor[] tensors) -> Tensor",
+    _kernel_takes,
+    any_device=True,
+)
 def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Sum of the squares of all entries; NaN or infinite if an entry is.
 
@@ -27,19 +41,6 @@ def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         raise ValueError("the list of tensors is empty; pass at least one")
-    total: Tensor = _squared_norm(tensors)
-    return total
-
-
-def _kernel_takes(tensors: Sequence[Tensor]) -> bool:
-    device = tensors[0].device
-    return device.type in DEVICES and all(
-        tensor.device == device and tensor.dtype in STORAGE_DTYPES for tensor in tensors
-    )
-
-
-@op("squared_norm(Tensor[] tensors) -> Tensor", _kernel_takes, any_device=True)
-def _squared_norm(tensors: Sequence[Tensor]) -> Tensor:
     check_real(tensors)
     total = tensors[0].new_zeros((), dtype=torch.float64)
     for tensor in tensors:

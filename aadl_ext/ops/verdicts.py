@@ -149,21 +149,19 @@ Number = Any  # else 0-dim tensors; the definitions below are the same for both
 def _verdict(arguments: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a definition over the numbers that the tensors hold."""
     name, _, rest = arguments.partition("(")
+    schema = f"{name}(Tensor(a!) control, Tensor(b!) flags, Tensor(c!) counts, {rest} -> ()"
 
     def register(definition: Callable[..., None]) -> Callable[..., None]:
-        def on_tensors(control: Tensor, flags: Tensor, counts: Tensor, *others: Any) -> None:
+        @op(schema, lambda control, *_, **__: control.device.type in DEVICES, infinite=("growth",))
+        @functools.wraps(definition)
+        def judge(control: Tensor, flags: Tensor, counts: Tensor, *others: Any) -> None:
             held = (CONTROL, control), (FLAGS, flags), (COUNTS, counts)
             numbers = [Numbers(**dict(zip(x, _numbers(y), strict=True))) for x, y in held]
             definition(*numbers, *others)
             for (names, tensor), values in zip(held, numbers, strict=True):
                 tensor.copy_(_vector([getattr(values, x) for x in names], tensor))
 
-        schema = f"{name}(Tensor(a!) control, Tensor(b!) flags, Tensor(c!) counts, {rest} -> ()"
-        infinite = ("growth", "threshold")  # no test then
-        call = op(schema, lambda control, *_: control.device.type in DEVICES, infinite=infinite)(
-            on_tensors
-        )
-        return functools.wraps(definition)(call)
+        return judge
 
     return register
 

@@ -15,6 +15,14 @@ from .registry import op
 MOST_ITERATES = 256  # of a window on CUDA
 
 
+def _kernel_takes(window: Sequence[Tensor], out: Tensor) -> bool:
+    return out.device.type in DEVICES and (out.is_cpu or len(window) <= MOST_ITERATES)
+
+
+@op(
+    "window_statistics(Tensor[] window, Tensor(a!) out) -> Tensor",
+    _kernel_takes,
+)
 def window_statistics(window: Sequence[Tensor], out: Tensor) -> Tensor:
     """Mean and largest standard deviation over a window of iterates (Eq. 11, 15, 16).
 
@@ -36,16 +44,6 @@ def window_statistics(window: Sequence[Tensor], out: Tensor) -> Tensor:
     check_vector("out", out, out.numel(), None)
     for iterate in window:
         check_vector("window", iterate, out.numel(), out.dtype)
-    max_std: Tensor = _window_statistics(window, out)
-    return max_std
-
-
-def _kernel_takes(window: Sequence[Tensor], out: Tensor) -> bool:
-    return out.device.type in DEVICES and (out.is_cpu or len(window) <= MOST_ITERATES)
-
-
-@op("window_statistics(Tensor[] window, Tensor(a!) out) -> Tensor", _kernel_takes)
-def _window_statistics(window: Sequence[Tensor], out: Tensor) -> Tensor:
     count = len(window)
     peaks = [out.new_zeros(())]
     for chunk in chunks(0, out.numel()):

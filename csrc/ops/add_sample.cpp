@@ -4,10 +4,10 @@ namespace aadl {
 namespace {
 
 template <class On>
-Tensor add_sample_(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> noise_sum,
-                  const Tensor& point, const Tensor& anchor, const Tensor& gradient, double sign,
-                  std::optional<Tensor> direction) {
+Tensor add_sample_(std::vector<Tensor> sums, const Tensor& point, const Tensor& anchor,
+                   const Tensor& gradient, double sign, std::optional<Tensor> direction) {
   const On on(point);
+  const auto [point_sum, gradient_sum, noise_sum] = three_sums(sums);
   const int64_t size = point.numel();
   const ScalarType type = point.scalar_type();
   check_vector(on, "point_sum", point_sum, size, type);

@@ -11,6 +11,7 @@
 #include <initializer_list>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "../common/records.h"
@@ -99,6 +100,13 @@ inline int64_t check_offsets(const std::vector<int64_t>& offsets, int64_t size) 
                     " before ", offsets[s]);
   }
   return static_cast<int64_t>(offsets.size()) - 1;
+}
+
+// Sums of points, of gradients and, perhaps, of noise.
+inline std::tuple<Tensor, Tensor, std::optional<Tensor>> three_sums(const std::vector<Tensor>& sums) {
+  STD_TORCH_CHECK(sums.size() == 2 || sums.size() == 3, "got ", sums.size(),
+                  " sums; expected two or three");
+  return {sums[0], sums[1], sums.size() == 3 ? std::optional<Tensor>(sums[2]) : std::nullopt};
 }
 
 // What is changed in place must share no memory with the other arguments; `same`: it may be one of

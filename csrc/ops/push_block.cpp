@@ -4,11 +4,11 @@ namespace aadl {
 namespace {
 
 template <class On>
-void push_block(Tensor point_sum, Tensor gradient_sum, std::optional<Tensor> noise_sum,
-                int64_t count, Tensor last_point, Tensor last_gradient, Tensor step_rows,
+void push_block(std::vector<Tensor> sums, int64_t count, Tensor last_point, Tensor last_gradient, Tensor step_rows,
                 Tensor gradient_rows, Tensor noise_rows, int64_t slot, int64_t noise_slot,
                 std::optional<Tensor> paired, std::optional<Tensor> accept) {
   const On on(last_point);
+  const auto [point_sum, gradient_sum, noise_sum] = three_sums(sums);
   const int64_t size = last_point.numel();
   const ScalarType type = last_point.scalar_type(), storage = step_rows.scalar_type();
   check_vector(on, "point_sum", point_sum, size, type);

@@ -13,6 +13,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> solve_secants(const Tensor& system, b
                       system.is_contiguous() && system.scalar_type() == ScalarType::Double,
                   "system must be contiguous float64 [S, m + 1, m + 1]");
   const int64_t problems = system.size(0), k = system.size(1);
+  STD_TORCH_CHECK(ridge >= 0 && tolerance >= 0, "ridge and tolerance must be >= 0");
   Tensor gamma = doubles(system, {problems, k - 1});
   Tensor rank = torch::stable::new_empty(system, {problems}, ScalarType::Long);
   Tensor condition = doubles(system, {problems}), reduction = doubles(system, {problems});

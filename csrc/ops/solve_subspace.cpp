@@ -20,6 +20,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> solve_subspace(
   STD_TORCH_CHECK(metric.numel() == systems * m * m && curvature.numel() == systems * m * m &&
                       noise.numel() == systems * m * samples && radius.numel() == systems,
                   "matrices do not fit to ", systems, " systems of ", m);
+  STD_TORCH_CHECK(ridge >= 0 && floor >= 0 && shrinkage >= 0,
+                  "ridge, floor and shrinkage must be >= 0");
   Tensor coefficients = doubles(metric, {systems, m}), eigenvalues = doubles(metric, {systems, m});
   Tensor slope = doubles(metric, {systems}), length = doubles(metric, {systems});
   Tensor reduction = doubles(metric, {systems});

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch.optim.lr_scheduler import StepLR
-from training import MakeOptimizer, Training, adam, methods, plain_twin, sgd
+from training import MakeOptimizer, Method, Training, adam, methods, plain_twin, sgd
 
 from aadl_ext import accelerate, get_accelerator, remove_acceleration, reset_acceleration_history
 
@@ -43,7 +43,7 @@ def copied(training: Training, make_copy: Copy) -> Training:
 @copies
 @methods
 def test_a_copy_trains_like_a_plain_optimizer(
-    make: MakeOptimizer, make_copy: Copy, options: dict[str, Any]
+    make: MakeOptimizer, make_copy: Copy, options: Method
 ) -> None:
     training = Training(make, options)
     training.run(7)
@@ -55,7 +55,7 @@ def test_a_copy_trains_like_a_plain_optimizer(
 @copies
 @methods
 def test_the_original_goes_on_as_if_never_copied(
-    make: MakeOptimizer, make_copy: Copy, options: dict[str, Any]
+    make: MakeOptimizer, make_copy: Copy, options: Method
 ) -> None:
     training, reference = Training(make, options), Training(make, options)
     training.run(7)
@@ -63,12 +63,12 @@ def test_the_original_goes_on_as_if_never_copied(
     other = copied(training, make_copy)
     other.run(3)
     assert torch.equal(training.run(9), reference.run(9))
-    assert training.accelerator.stats.jumps > 3
+    assert training.accelerator.stats.extrapolations > 3
 
 
 @copies
 @methods
-def test_a_copy_says_that_it_is_not_accelerated(make_copy: Copy, options: dict[str, Any]) -> None:
+def test_a_copy_says_that_it_is_not_accelerated(make_copy: Copy, options: Method) -> None:
     training = Training(sgd, options)
     training.run(3)
     other = copied(training, make_copy)
@@ -83,13 +83,13 @@ def test_a_copy_says_that_it_is_not_accelerated(make_copy: Copy, options: dict[s
 @copies
 @methods
 def test_a_copy_can_be_accelerated_with_a_history_of_its_own(
-    make: MakeOptimizer, make_copy: Copy, options: dict[str, Any]
+    make: MakeOptimizer, make_copy: Copy, options: Method
 ) -> None:
     training = Training(make, options)
     training.run(7)
     other, fresh = copied(training, make_copy), plain_twin(training, make)
     for run in (other, fresh):
-        accelerate(run.optimizer, **options)
+        accelerate(run.optimizer, options)
     assert other.accelerator is not training.accelerator
     points = other.run(9)
     assert torch.equal(points, fresh.run(9))
@@ -98,7 +98,7 @@ def test_a_copy_can_be_accelerated_with_a_history_of_its_own(
 
 @methods
 def test_a_copy_made_under_a_scheduler_trains_like_a_plain_optimizer(
-    options: dict[str, Any],
+    options: Method,
 ) -> None:
     training = Training(sgd, options)
     StepLR(training.optimizer, step_size=100)
@@ -108,7 +108,7 @@ def test_a_copy_made_under_a_scheduler_trains_like_a_plain_optimizer(
 
 
 @methods
-def test_a_copied_model_takes_nothing_of_the_accelerator_along(options: dict[str, Any]) -> None:
+def test_a_copied_model_takes_nothing_of_the_accelerator_along(options: Method) -> None:
     training = Training(sgd, options)
     training.run(7)
     twin = copy.deepcopy(training.model)

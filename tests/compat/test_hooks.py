@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
-from training import Training, methods, sgd, variants
+from training import Method, Training, methods, sgd, variants
 
 from aadl_ext import accelerate, remove_acceleration
 
@@ -24,10 +25,10 @@ def observed(training: Training, points: list[Tensor]) -> Callable[..., None]:
 
 
 @variants
-def test_post_hooks_of_others_see_the_accelerated_weights(options: dict[str, Any]) -> None:
+def test_post_hooks_of_others_see_the_accelerated_weights(options: Method) -> None:
     training, seen = Training(sgd, None), [[], [], []]
     training.optimizer.register_step_post_hook(observed(training, seen[0]))
-    accelerate(training.optimizer, **options)
+    accelerate(training.optimizer, options)
     training.optimizer.register_step_post_hook(observed(training, seen[1]))
     handle = register_optimizer_step_post_hook(observed(training, seen[2]))  # of all optimizers
     try:
@@ -35,15 +36,15 @@ def test_post_hooks_of_others_see_the_accelerated_weights(options: dict[str, Any
     finally:
         handle.remove()
     assert all(torch.equal(torch.stack(views), points) for views in seen)
-    assert training.accelerator.stats.jumps > 3
+    assert training.accelerator.stats.extrapolations > 3
     assert torch.equal(points, Training(sgd, options).run(STEPS))
 
 
 @methods
-def test_pre_hooks_of_others_see_the_point_of_the_gradient(options: dict[str, Any]) -> None:
+def test_pre_hooks_of_others_see_the_point_of_the_gradient(options: Method) -> None:
     training, seen = Training(sgd, None), [[], [], []]
     training.optimizer.register_step_pre_hook(observed(training, seen[0]))
-    accelerate(training.optimizer, **options)
+    accelerate(training.optimizer, options)
     training.optimizer.register_step_pre_hook(observed(training, seen[1]))
     handle = register_optimizer_step_pre_hook(observed(training, seen[2]))
     start = training.point()
@@ -58,9 +59,9 @@ def test_pre_hooks_of_others_see_the_point_of_the_gradient(options: dict[str, An
 @pytest.mark.parametrize("safeguard", ["residual", "loss"])
 @methods
 def test_a_closure_wrapped_by_the_pre_hook_of_another_is_the_one_that_counts(
-    safeguard: str, options: dict[str, Any]
+    safeguard: str, options: Method
 ) -> None:
-    options = {**options, "safeguard": safeguard}
+    options = replace(options, safeguard=safeguard)
     wrapped, direct = Training(sgd, None), Training(sgd, options)
     calls = []
 
@@ -68,10 +69,10 @@ def test_a_closure_wrapped_by_the_pre_hook_of_another_is_the_one_that_counts(
         return (args[0], lambda: calls.append(1) or args[1]()), kwargs
 
     wrapped.optimizer.register_step_pre_hook(wrap)
-    accelerate(wrapped.optimizer, **options)
+    accelerate(wrapped.optimizer, options)
     points = wrapped.run(STEPS, lambda: wrapped.optimizer.step(wrapped.closure))
     assert torch.equal(points, direct.run(STEPS, lambda: direct.optimizer.step(direct.closure)))
-    evaluations = 2 * wrapped.accelerator.stats.jumps if safeguard == "loss" else 0
+    evaluations = 2 * wrapped.accelerator.stats.extrapolations if safeguard == "loss" else 0
     assert len(calls) == STEPS + evaluations
 
 
@@ -99,15 +100,15 @@ class PatchedOptimizer:
 @pytest.mark.parametrize("safeguard", ["residual", "loss"])
 @methods
 def test_acceleration_survives_a_step_that_is_patched_and_restored(
-    prepared: str, safeguard: str, options: dict[str, Any]
+    prepared: str, safeguard: str, options: Method
 ) -> None:
-    options = {**options, "safeguard": safeguard}
+    options = replace(options, safeguard=safeguard)
     training, reference = Training(sgd, None), Training(sgd, options)
     if prepared == "after":
-        accelerate(training.optimizer, **options)
+        accelerate(training.optimizer, options)
     wrapper = PatchedOptimizer(training)
     if prepared == "before":
-        accelerate(training.optimizer, **options)
+        accelerate(training.optimizer, options)
 
     def step() -> None:
         training.optimizer.zero_grad()
@@ -117,11 +118,11 @@ def test_acceleration_survives_a_step_that_is_patched_and_restored(
     expected = reference.run(STEPS, lambda: reference.optimizer.step(reference.closure))
     assert torch.equal(training.run(STEPS, step), expected)
     assert wrapper.called == STEPS
-    assert training.accelerator.stats.jumps > 3
+    assert training.accelerator.stats.extrapolations > 3
 
 
 @methods
-def test_hooks_of_others_stay_when_acceleration_is_removed(options: dict[str, Any]) -> None:
+def test_hooks_of_others_stay_when_acceleration_is_removed(options: Method) -> None:
     training, points = Training(sgd, options), []
     training.optimizer.register_step_post_hook(observed(training, points))
     training.run(3)
@@ -132,7 +133,7 @@ def test_hooks_of_others_stay_when_acceleration_is_removed(options: dict[str, An
 
 @methods
 def test_a_hook_that_raises_leaves_the_step_done_and_the_training_usable(
-    options: dict[str, Any],
+    options: Method,
 ) -> None:
     training, reference = Training(sgd, options), Training(sgd, options)
 
@@ -149,4 +150,4 @@ def test_a_hook_that_raises_leaves_the_step_done_and_the_training_usable(
             handle.remove()
         reference.step()
         assert torch.equal(training.point(), reference.point())
-    assert training.accelerator.stats.jumps > 3
+    assert training.accelerator.stats.extrapolations > 3

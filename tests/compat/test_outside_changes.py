@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from training import (
     NEWTON,
     VARIANTS,
     MakeOptimizer,
+    Method,
     Training,
     adam,
     methods,
@@ -28,7 +30,7 @@ from training import (
     variants,
 )
 
-from aadl_ext import accelerate, get_accelerator
+from aadl_ext import Anderson, Averaging, accelerate, get_accelerator
 
 STEPS = 16
 Event = Callable[[Training], None]
@@ -67,29 +69,29 @@ events = pytest.mark.parametrize("event", EVENTS.values(), ids=EVENTS)
 
 def until_pending(training: Training) -> None:
     training.run(4)
-    while not training.accelerator.jump_pending:
+    while not training.accelerator.pending:
         training.step()
 
 
 @events
 @optimizers
 @methods
-def test_a_pending_jump_is_dropped_and_the_moved_values_are_kept(
-    event: Event, make: MakeOptimizer, options: dict[str, Any]
+def test_a_pending_extrapolation_is_dropped_and_the_moved_values_are_kept(
+    event: Event, make: MakeOptimizer, options: Method
 ) -> None:
     training = Training(make, options)
     until_pending(training)
     event(training)
     plain = plain_twin(training, make)
     rejected = training.accelerator.stats.rejected.total()
-    # Neither method tries a jump at the step after one.
+    # Neither method tries an extrapolation at the step after one.
     assert torch.equal(training.run(1), plain.run(1))
     stats = training.accelerator.stats
     assert stats.restarts["moved_outside"] == stats.dropped == 1
     assert stats.rejected.total() == rejected
-    assert not training.accelerator.jump_pending
+    assert not training.accelerator.pending
     training.run(STEPS)
-    assert stats.jumps > 3
+    assert training.accelerator.stats.extrapolations > 3
 
 
 def call_without_gradients(training: Training) -> None:
@@ -121,12 +123,12 @@ def test_moved_values_are_kept_after_a_call_that_came_to_nothing(call: Event) ->
 @events
 @pytest.mark.parametrize("moment", [2, 3, 8])
 def test_averaging_starts_anew_from_the_moved_values(event: Event, moment: int) -> None:
-    options = {"acceleration_type": "identity", "average": True, "average_window": 4}
+    options = Anderson(history_depth=0, average=Averaging(window=4))
     training, fresh = Training(sgd, options), Training(sgd, None)
     training.run(moment)
     event(training)
     fresh.model.load_state_dict(training.model.state_dict())
-    accelerate(fresh.optimizer, **options)
+    accelerate(fresh.optimizer, options)
     assert torch.equal(training.run(STEPS), fresh.run(STEPS))
     assert training.accelerator.stats.restarts == {"moved_outside": 1}
     assert fresh.accelerator.stats.averaged > 3
@@ -134,7 +136,7 @@ def test_averaging_starts_anew_from_the_moved_values(event: Event, moment: int) 
 
 @events
 def test_pairs_are_true_evaluations_before_and_after_a_move(event: Event) -> None:
-    training = Training(sgd, {**JUMPY, "frequency": 1, "safeguard": None})
+    training = Training(sgd, replace(JUMPY, frequency=1, safeguard=None))
     pairs = []
     for k in range(6):
         if k == 4:
@@ -144,7 +146,7 @@ def test_pairs_are_true_evaluations_before_and_after_a_move(event: Event) -> Non
         pairs.append((training.point(), -gradient))
         training.optimizer.step()
         size = len(gradient)
-        history = training.accelerator.history
+        history = training.accelerator.iteration.history
         # rho is read off the step, in float32: its rounding, divided by the rate, is 1e-6
         close = partial(torch.testing.assert_close, rtol=0, atol=1e-5)
         assert torch.equal(history.last_point[:size], pairs[-1][0])
@@ -160,7 +162,7 @@ def test_pairs_are_true_evaluations_before_and_after_a_move(event: Event) -> Non
 @optimizers
 @variants
 def test_weights_swapped_out_and_back_between_steps_leave_no_trace(
-    make: MakeOptimizer, options: dict[str, Any]
+    make: MakeOptimizer, options: Method
 ) -> None:
     swapped, reference = (Training(make, options) for _ in range(2))
     ema = AveragedModel(swapped.model)
@@ -179,7 +181,7 @@ def test_weights_swapped_out_and_back_between_steps_leave_no_trace(
 
 @methods
 def test_weights_projected_after_every_step_take_each_plain_step_from_there(
-    options: dict[str, Any],
+    options: Method,
 ) -> None:
     training = Training(sgd, options)
     bound = 0.8
@@ -191,10 +193,10 @@ def test_weights_projected_after_every_step_take_each_plain_step_from_there(
 
     training.optimizer.register_step_post_hook(project)
     for _ in range(STEPS):
-        pending = training.accelerator.jump_pending
+        pending = training.accelerator.pending
         plain = plain_twin(training, sgd)
         training.step()
-        if pending:  # moved away from where it jumped to: neither judged nor taken back
+        if pending:  # moved away from where it extrapolationed to: neither judged nor taken back
             plain.step()
             assert torch.equal(training.point(), plain.point().clamp(-bound, bound))
         assert training.point().abs().max() <= bound
@@ -204,14 +206,14 @@ def test_weights_projected_after_every_step_take_each_plain_step_from_there(
 
 
 @methods
-def test_pruned_entries_stay_zero(options: dict[str, Any]) -> None:
+def test_pruned_entries_stay_zero(options: Method) -> None:
     training = Training(sgd, None)
     layer = training.model[0]
     prune.random_unstructured(layer, "weight", amount=0.5)
     training.optimizer = sgd(training.model.parameters())
-    accelerate(training.optimizer, **options)
+    accelerate(training.optimizer, options)
     training.run(STEPS)
-    assert training.accelerator.stats.jumps > 3
+    assert training.accelerator.stats.extrapolations > 3
     assert torch.equal(layer.weight == 0, layer.weight_mask == 0)
 
 
@@ -221,7 +223,7 @@ def test_pruned_entries_stay_zero(options: dict[str, Any]) -> None:
 def test_the_dummy_step_of_a_distributed_checkpoint_leaves_no_trace(
     make: MakeOptimizer, safeguard: str | None, variant: str
 ) -> None:
-    options = {**VARIANTS[variant], "safeguard": safeguard}
+    options = replace(VARIANTS[variant], safeguard=safeguard)
     touched, reference = (Training(make, options) for _ in range(2))
     plain = Training(make, None)
     before = touched.point()
@@ -237,14 +239,14 @@ def test_the_dummy_step_of_a_distributed_checkpoint_leaves_no_trace(
         return training.run(STEPS, lambda: training.optimizer.step(training.closure))
 
     assert torch.equal(run(touched), run(reference))
-    assert touched.accelerator.stats.jumps > 3
+    assert touched.accelerator.stats.extrapolations > 3
 
 
 @optimizers
 @pytest.mark.parametrize("moment", [1, 4, 6, 7])
 @variants
 def test_steps_at_rate_zero_leave_no_trace_in_the_accelerator(
-    make: MakeOptimizer, moment: int, options: dict[str, Any]
+    make: MakeOptimizer, moment: int, options: Method
 ) -> None:
     training = Training(make, options)
     training.run(moment)
@@ -255,15 +257,15 @@ def test_steps_at_rate_zero_leave_no_trace_in_the_accelerator(
         training.step()
     group["lr"] = rate
     after = training.accelerator.state_dict()
-    assert after["stats"].pop("skipped") == {"zero_lr": 2}
-    del before["stats"]["skipped"]
+    assert after["counts"].pop("skipped") == {"zero_lr": 2}
+    del before["counts"]["skipped"]
     assert same(after, before)
     assert torch.equal(training.point(), point)
 
 
 @methods
-def test_the_pending_jump_of_one_optimizer_is_dropped_when_another_moves_its_parameters(
-    options: dict[str, Any],
+def test_the_pending_extrapolation_of_one_optimizer_is_dropped_when_another_moves_its_parameters(
+    options: Method,
 ) -> None:
     training = Training(sgd, options)
     until_pending(training)

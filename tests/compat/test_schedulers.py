@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import (
     ReduceLROnPlateau,
     StepLR,
 )
-from training import MakeOptimizer, Training, adam, methods, momentum, sgd
+from training import MakeOptimizer, Method, Training, adam, methods, momentum, sgd
 
 from aadl_ext import accelerate, remove_acceleration
 
@@ -45,14 +45,14 @@ def advance(scheduler: Any, training: Training) -> None:
 @pytest.mark.parametrize("first", ["scheduler", "accelerate"])
 @methods
 def test_scheduled_run_equals_a_run_with_the_same_rates_set_by_hand(
-    schedule: Callable[..., Any], first: str, make: MakeOptimizer, options: dict[str, Any]
+    schedule: Callable[..., Any], first: str, make: MakeOptimizer, options: Method
 ) -> None:
     scheduled = Training(make, None)
     if first == "accelerate":
-        accelerate(scheduled.optimizer, **options)
+        accelerate(scheduled.optimizer, options)
     scheduler = schedule(scheduled.optimizer)
     if first == "scheduler":
-        accelerate(scheduled.optimizer, **options)
+        accelerate(scheduled.optimizer, options)
     by_hand = Training(make, options)
     settings = []
 
@@ -69,32 +69,31 @@ def test_scheduled_run_equals_a_run_with_the_same_rates_set_by_hand(
     points = scheduled.run(STEPS, scheduled_step)
     assert len({setting["lr"] for setting in settings}) > 1
     assert torch.equal(points, by_hand.run(STEPS, step_by_hand))
-    assert scheduled.accelerator.stats.jumps > 3
+    assert scheduled.accelerator.stats.extrapolations > 3
 
 
 @pytest.mark.parametrize("make", [sgd, momentum, adam], ids=["sgd", "momentum", "adam"])
 @methods
 def test_a_scheduler_counts_the_calls_of_step_also_those_held_back(
-    make: MakeOptimizer, options: dict[str, Any]
+    make: MakeOptimizer, options: Method
 ) -> None:
     training = Training(make, options)
     scheduler = StepLR(training.optimizer, step_size=5, gamma=0.9)
     rate = training.optimizer.param_groups[0]["lr"]
-    taken_back = training.accelerator.stats.rejected
     for k in range(1, 3 * STEPS + 1):
         training.closure()
-        if training.accelerator.jump_pending and k % 3 == 0:
+        if training.accelerator.pending and k % 3 == 0:
             training.parameters[0].grad.fill_(torch.inf)
         training.optimizer.step()
         scheduler.step()
         assert scheduler.last_epoch == k == training.accelerator.stats.steps
         assert training.optimizer.param_groups[0]["lr"] == pytest.approx(rate * 0.9 ** (k // 5))
         assert training.point().isfinite().all()
-    assert taken_back["nonfinite"] > 1
+    assert training.accelerator.stats.rejected["nonfinite"] > 1
 
 
 @methods
-def test_class_and_step_stay_those_of_the_optimizer(options: dict[str, Any]) -> None:
+def test_class_and_step_stay_those_of_the_optimizer(options: Method) -> None:
     training = Training(sgd, options)
     assert type(training.optimizer) is SGD
     assert "step" not in vars(training.optimizer)
@@ -103,19 +102,19 @@ def test_class_and_step_stay_those_of_the_optimizer(options: dict[str, Any]) -> 
 
 @methods
 def test_the_step_that_a_scheduler_wrapped_survives_accelerate_and_remove(
-    options: dict[str, Any],
+    options: Method,
 ) -> None:
     training = Training(sgd, None)
     StepLR(training.optimizer, step_size=1)
     wrapped = training.optimizer.step
-    accelerate(training.optimizer, **options)
+    accelerate(training.optimizer, options)
     assert training.optimizer.step is wrapped
     remove_acceleration(training.optimizer)
     assert training.optimizer.step is wrapped
 
 
 @methods
-def test_steps_at_rate_zero_move_nothing_and_do_not_count(options: dict[str, Any]) -> None:
+def test_steps_at_rate_zero_move_nothing_and_do_not_count(options: Method) -> None:
     training = Training(sgd, options)
     scheduler: LRScheduler = LambdaLR(training.optimizer, lambda k: float(k < 5))
     points = training.run(8, lambda: (training.step(), scheduler.step()))

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import pytest
 import torch
-from training import MakeOptimizer, Training
+from training import MakeOptimizer, Method, Training
 
 from aadl_ext import accelerate
-from aadl_ext.ops import native
+from aadl_ext.ops import library
 
 DEVICE = os.environ.get("AADL_TEST_DEVICE", "cuda")
 
@@ -24,8 +23,8 @@ def skip_without_gpu() -> None:
         return
     if not torch.cuda.is_available():
         pytest.skip("no GPU", allow_module_level=True)
-    if native.cuda_missing is not None:
-        pytest.skip(f"no CUDA kernels: {native.cuda_missing}", allow_module_level=True)
+    if library.cuda_missing is not None:
+        pytest.skip(f"no CUDA kernels: {library.cuda_missing}", allow_module_level=True)
 
 
 class TrainingOn(Training):
@@ -35,11 +34,11 @@ class TrainingOn(Training):
         self,
         device: str,
         make: MakeOptimizer,
-        options: dict[str, Any] | None,
+        options: Method | None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(make, None, dtype)
         self.model.to(device)  # the optimizer has the same parameters as before
         self.inputs, self.targets = self.inputs.to(device), self.targets.to(device)
         if options is not None:
-            accelerate(self.optimizer, **options)
+            accelerate(self.optimizer, options)

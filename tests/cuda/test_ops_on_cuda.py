@@ -48,19 +48,20 @@ def everything(size: int, *pair: str) -> dict[str, Any]:
     square = normal(2, 3, 4, 4, seed=3, dtype=torch.float64)
     cases = {
         "gather": (tensors, normal(size, dtype=vector)),
-        "scatter": (tensors, normal(size, dtype=vector)),
+        "scatter_": (tensors, normal(size, dtype=vector)),
         "squared_norm": (tensors,),
         "push_secant": (
-            *vectors[:4], [0.1, 0.2, 0.3, 0.4], bounds, vectors[4], *rings[:2], 2, systems,
+            *vectors[:2], [0.1, 0.2, 0.3, 0.4], bounds, *vectors[2:5], *rings[:2], 2, None, systems,
         ),
-        "extrapolate": (
-            *vectors[:2], 0.3, rings[0], normal(4, 6, dtype=torch.float64), bounds, vectors[5],
+        "extrapolate_": (
+            vectors[5], *vectors[:2], 0.3, rings[0], normal(4, 6, dtype=torch.float64), bounds,
         ),
         "window_statistics": (vectors[:5], vectors[6]),
         "tsqr": (matrix, vectors[0], bounds),
         "solve_secants": (system.mT @ system, False, 1e-8, 1e-7),
-        "add_sample": (*vectors[:6], -1.0, vectors[6]),
-        "push_block": (*vectors[:3], 3, *vectors[3:5], *rings, 1, 0),
+        "add_sample_": (*vectors[:6], -1.0, vectors[6]),
+        "push_block": (*vectors[:3], 3, *vectors[3:5], *rings, 1, 0, None),
+        "differs": (vectors[0], vectors[0].clone()),
         "cross_products": (rings[0], [*rings[1], vectors[0]], bounds),
         "solve_subspace": (
             square[0] @ square[0].mT, square[1], normal(3, 4, dtype=torch.float64),
@@ -68,10 +69,33 @@ def everything(size: int, *pair: str) -> dict[str, Any]:
             1e-4, 0.01, 4.0,
         ),
     }  # fmt: skip
-    for name in ("gather", "scatter", "extrapolate", "push_block"):
-        for flag in (False, True):
+    for flag in (False, True):
+        for name in ("gather", "scatter_", "extrapolate_"):
             cases[f"{name} {flag}"] = (*cases[name], torch.tensor(flag))
-    return cases
+        cases[f"push_secant {flag}"] = (*cases["push_secant"][:-2], torch.tensor(flag), systems)
+        cases[f"push_block {flag}"] = (*cases["push_block"], torch.tensor(flag))
+        cases[f"differs {flag}"] = (*vectors[flag : flag + 2],)
+    cases["push_block"] += (None,)
+    return {**cases, **verdicts()}
+
+
+def verdicts() -> dict[str, Any]:
+    """Arguments of the ops that judge, in the middle of a run."""
+    state = ops.Verdicts.on(torch.device("cpu"))
+    state.control.copy_(normal(len(state.control), seed=4).abs())
+    for name in ("pending", "paired", "ready", "on_line"):
+        getattr(state.when, name).fill_(True)
+    figures, yes = normal(3, seed=5, dtype=torch.float64).abs(), torch.tensor(True)
+    change, noise = figures[:2], normal(2, 3, seed=6, dtype=torch.float64).abs()
+    return {
+        "judge_gradient_": (*state.tensors, figures[0], None, 2.0, False),
+        "judge_gradient_ moved": (*state.tensors, figures[0], yes, 2.0, True),
+        "judge_residual_": (*state.tensors, figures, None, True, True, False),
+        "arm_": (*state.tensors, yes, [yes, ~yes], [8, 10], True, True),
+        "average_": (*state.tensors, figures[0].float(), 0.1, 5),
+        "judge_slope_": (*state.tensors, figures[:2], True),
+        "learn_": (*state.tensors, 10, change, noise, 0, 0),
+    }
 
 
 NAMES = list(everything(6, *PAIRS[0]))
@@ -186,3 +210,20 @@ def test_vectors_beyond_two_to_the_31_entries() -> None:
     assert float(ops.window_statistics([point, out], rows.new_empty(size, dtype=torch.float32)))
     dots = ops.cross_products(rows, [out], [0, size])
     assert dots.flatten().tolist() == [-3, -3]
+
+
+@pytest.mark.parametrize("count", [256, 257])
+def test_windows_of_any_length_are_averaged(count: int) -> None:
+    window = [x.to(DEVICE) for x in normal(count, 1000)]
+    out = torch.empty(1000, device=DEVICE)
+    max_std = ops.window_statistics(window, out)
+    torch.testing.assert_close(out, torch.stack(window).mean(dim=0), rtol=1e-5, atol=1e-6)
+    expected = torch.stack(window).double().std(dim=0, correction=0).amax()
+    torch.testing.assert_close(max_std.double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("columns", [40, 41])
+def test_matrices_of_any_width_are_factored(columns: int) -> None:
+    matrix = normal(500, columns, dtype=torch.float64).to(DEVICE)
+    factor = ops.tsqr(matrix)
+    torch.testing.assert_close(factor.T @ factor, matrix.T @ matrix)

@@ -6,6 +6,7 @@ import copy
 import io
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,9 @@ import torch
 from on_cuda import DEVICE, TrainingOn, skip_without_gpu
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
-from training import AVERAGED, JUMPY, NEWTON, MakeOptimizer, adam, momentum, same, sgd
+from training import AVERAGED, JUMPY, NEWTON, MakeOptimizer, Method, adam, momentum, same, sgd
 
-from aadl_ext import accelerate
+from aadl_ext import Averaging, Storage, accelerate
 
 skip_without_gpu()
 
@@ -28,35 +29,31 @@ def two_groups(parameters: Iterable[nn.Parameter]) -> SGD:
     return SGD([{"params": [first], "lr": 0.1}, {"params": others}], lr=0.05, momentum=0.5)
 
 
-EACH: dict[str, Any] = {**JUMPY, "frequency": 1, "wait_iterations": 3}
-TYPE_II: dict[str, Any] = {**NEWTON, "acceleration_type": "anderson", "residual": "gradient"}
-OPTIONS: dict[str, dict[str, Any]] = {
+EACH = replace(JUMPY, frequency=1, wait_iterations=3)
+OPTIONS: dict[str, Method] = {
     "anderson": JUMPY,
-    "average": {**EACH, "average": True, "average_window": 3},
-    "tensors": {**AVERAGED, "scope": "tensor"},
-    "paper's mixing, no safeguard": {**JUMPY, "mixing": "paper", "safeguard": None},
-    "limits, momentum scaled": {
-        **JUMPY, "safeguard": ("residual", "limits"), "coefficient_limit": 0.7, "momentum": "scale",
-    },
+    "average": replace(EACH, average=Averaging(window=3)),
+    "tensors": replace(AVERAGED, scope="tensor"),
+    "paper's mixing, no safeguard": replace(JUMPY, mixing="paper", safeguard=None),
+    "limits": replace(JUMPY, safeguard=("residual", "limits")),
     "newton": NEWTON,
-    "newton, adapted blocks": {**NEWTON, "adapt_blocks": True},
-    "newton, tensors": {**NEWTON, "scope": "tensor", "noise_rows": 0},
-    "type II": TYPE_II,
-}  # fmt: skip
+    "newton, adapted blocks": replace(NEWTON, adaptive_blocks=True),
+    "newton, tensors": replace(NEWTON, scope="tensor", noise_samples=0),
+}
 OPTIMIZERS: dict[str, MakeOptimizer] = {
     "sgd": sgd, "momentum": momentum, "adam": adam, "adamw": adamw, "groups": two_groups,
 }  # fmt: skip
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-# Later, jumps of Anderson under momentum and Adam depend on the last digits of the gradients: a
-# change of theirs by 4e-16 grows to 4e-7 in 16 steps and to 1e-2 in 40.
+# Later, extrapolations of Anderson under momentum and Adam depend on the last digits of the
+# gradients: a change of theirs by 4e-16 grows to 4e-7 in 16 steps and to 1e-2 in 40.
 STEPS = 16
-COUNTS = ("steps", "pairs", "jumps", "accepted", "shortened", "averaged", "rejected")
+COUNTS = ("steps", "pairs", "extrapolations", "accepted", "shortened", "averaged", "rejected")
 
 
 def both(
     make: MakeOptimizer,
-    options: dict[str, Any],
+    options: Method,
     dtype: torch.dtype,
     steps: int = STEPS,
     once: Callable[[TrainingOn], None] = TrainingOn.step,
@@ -70,13 +67,13 @@ def both(
         stats = training.accelerator.stats.as_dict()
         counts.append({name: stats[name] for name in COUNTS})
     assert counts[0] == counts[1]
-    assert counts[0]["jumps"] > 1
+    assert counts[0]["extrapolations"] > 1
     return ways[0], ways[1]
 
 
 @every_option
 @every_optimizer
-def test_the_way_is_that_of_the_cpu(make: MakeOptimizer, options: dict[str, Any]) -> None:
+def test_the_way_is_that_of_the_cpu(make: MakeOptimizer, options: Method) -> None:
     there, here = both(make, options, torch.float64)
     torch.testing.assert_close(there, here, rtol=1e-5, atol=1e-7)
 
@@ -88,22 +85,22 @@ def test_the_way_is_that_of_the_cpu(make: MakeOptimizer, options: dict[str, Any]
 )
 @pytest.mark.parametrize("options", [EACH, NEWTON], ids=["anderson", "newton"])
 def test_the_way_in_single_precision_and_with_short_rows(
-    options: dict[str, Any], storage: torch.dtype | None, error: float
+    options: Method, storage: torch.dtype | None, error: float
 ) -> None:
-    options = {**options, "history_dtype": storage}
+    options = replace(options, storage=Storage(storage))
     there, here = both(momentum, options, torch.float32, steps=14)
     assert (there - here).norm() <= error * (here - here[0]).norm()
 
 
 @every_option
-def test_gradients_that_are_not_numbers_are_met_as_on_the_cpu(options: dict[str, Any]) -> None:
+def test_gradients_that_are_not_numbers_are_met_as_on_the_cpu(options: Method) -> None:
     step = 0
 
     def shaken(training: TrainingOn) -> None:
         nonlocal step
         step = step % 40 + 1  # the device first, then the CPU
         training.closure()
-        if step in (9, 10, 17, 18, 25, 30, 31, 32):  # at some of them a jump is pending
+        if step in (9, 10, 17, 18, 25, 30, 31, 32):  # at some of them an extrapolation is pending
             gradient = training.parameters[2].grad
             assert gradient is not None
             gradient[0, 1] = math.nan
@@ -127,7 +124,7 @@ def through_a_file(state: Any) -> Any:
 
 @every_option
 @pytest.mark.parametrize("make", [momentum, adamw], ids=["momentum", "adamw"])
-def test_a_resumed_run_goes_on_bit_for_bit(make: MakeOptimizer, options: dict[str, Any]) -> None:
+def test_a_resumed_run_goes_on_bit_for_bit(make: MakeOptimizer, options: Method) -> None:
     training = TrainingOn(DEVICE, make, options)
     training.run(11)
     state = {
@@ -147,9 +144,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(make: MakeOptimizer, options: dict[st
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", [EACH, NEWTON], ids=["anderson", "newton"])
-def test_layouts_and_dtypes_of_parameters_may_differ(
-    options: dict[str, Any], dtype: torch.dtype
-) -> None:
+def test_layouts_and_dtypes_of_parameters_may_differ(options: Method, dtype: torch.dtype) -> None:
     """As under ``channels_last``, and in parts of lower precision."""
     ways = []
     for device in (DEVICE, "cpu"):
@@ -159,7 +154,7 @@ def test_layouts_and_dtypes_of_parameters_may_differ(
         tensors[0] = tensors[0].to(memory_format=torch.channels_last)
         tensors[1] = tensors[1].T.to(dtype)
         parameters = [nn.Parameter(tensor.to(device)) for tensor in tensors]
-        optimizer = accelerate(momentum(parameters), **options)
+        optimizer = accelerate(momentum(parameters), options)
         for _ in range(14):
             for parameter in parameters:
                 parameter.grad = parameter.detach() * 0.5

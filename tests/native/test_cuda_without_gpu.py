@@ -11,12 +11,14 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 from aadl_ext import ops
-from aadl_ext.ops import native
-
-if native.missing is not None:
-    pytest.skip(f"no compiled library: {native.missing}", allow_module_level=True)
+from aadl_ext.ops import library
+from aadl_ext.ops.checks import rows_fit
+from aadl_ext.ops.gather import kernel_copies
 
 CASES = [(name, sample) for name, samples in SAMPLES.items() for sample in samples]
+with_kernels = pytest.mark.skipif(
+    library.cuda_missing is not None, reason=f"no CUDA kernels: {library.cuda_missing}"
+)
 
 
 def on(device: str, arguments: Any) -> Any:
@@ -28,6 +30,7 @@ def on(device: str, arguments: Any) -> Any:
     return tree_map_only(torch.Tensor, like, arguments)
 
 
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch knows no CUDA")
 @pytest.mark.parametrize(("name", "arguments"), CASES)
 def test_every_op_traces_on_cuda_as_on_the_cpu(name: str, arguments: tuple[Any, ...]) -> None:
     op = getattr(torch.ops.aadl_ext, name)
@@ -41,25 +44,18 @@ def test_every_op_traces_on_cuda_as_on_the_cpu(name: str, arguments: tuple[Any, 
         assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
 
 
-@pytest.mark.skipif(native.cuda_missing is not None, reason=f"{native.cuda_missing}")
+@with_kernels
 def test_every_op_has_a_cuda_kernel() -> None:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     assert [name for name in SAMPLES if not has(f"aadl_ext::{name}", "CUDA")] == []
     assert ops.backends()["cuda kernels"] == "available"
 
 
-@pytest.mark.skipif(native.cuda_missing is not None, reason=f"{native.cuda_missing}")
+@with_kernels
 def test_cuda_tensors_are_served_within_the_limits_of_the_kernels() -> None:
     with FakeTensorMode():
         vector, rows = torch.empty(8, device="cuda"), torch.empty(3, 8, device="cuda")
-        assert native.serves(vector, rows.half())
-        assert not native.serves(vector, torch.empty(3, 8))
-        assert not native.serves(torch.empty(8), rows)
-        assert native.serves_list([vector, rows], vector)
-        assert not native.serves_list([vector, torch.empty(3, 8)], vector)
-        assert native.serves_window([vector] * 256, vector)
-        assert not native.serves_window([vector] * 257, vector)
-        assert native.serves_window([torch.empty(8)] * 257, torch.empty(8))
-        tall = torch.empty(100, 40, device="cuda")
-        assert native.serves_matrix(tall, None)
-        assert not native.serves_matrix(tall, torch.empty(100, device="cuda"))
+        assert rows_fit(vector, rows.half())
+        assert not rows_fit(vector, rows.double())
+        assert kernel_copies([vector, rows], vector)
+        assert not kernel_copies([vector, torch.empty(3, 8)], vector)

@@ -1,7 +1,9 @@
-"""The compiled ops behind torch's dispatcher: schemas, tracing, compilation, repeatability."""
+"""The ops behind torch's dispatcher, compiled or not: schemas, tracing, compiling, repeating."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -9,38 +11,70 @@ import torch
 from torch import Tensor
 
 from aadl_ext import ops
-from aadl_ext.ops import native, reference
+from aadl_ext.ops import library
+from aadl_ext.ops.checks import rows_fit
+from aadl_ext.ops.gather import kernel_copies
+from aadl_ext.ops.verdicts import COUNTS
 
-if native.missing is not None:
-    pytest.skip(f"no compiled library: {native.missing}", allow_module_level=True)
-
+compiled_only = pytest.mark.skipif(
+    library.missing is not None, reason=f"no compiled library: {library.missing}"
+)
 BOUNDS = [0, 40, 100]
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """With "definition" no compiled kernel is used."""
+    held = set(library.DEVICES)
+    if name == "definition":
+        library.DEVICES.clear()
+    try:
+        yield
+    finally:
+        library.DEVICES.update(held)
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def push_arguments(slot: int, systems: bool = True) -> tuple[Any, ...]:
-    vectors = normal(5, 100)
-    rows = normal(2, 3, 100, seed=1)
-    grams = normal(2, 5, 5, dtype=torch.float64) if systems else None
-    return (*vectors[:4], [0.1, 0.2], BOUNDS, vectors[4], *rows, slot, grams)
+def wide(*shape: int, seed: int = 0) -> Tensor:
+    return normal(*shape, seed=seed, dtype=torch.float64)
+
+
+def vectors(count: int, seed: int = 0) -> list[Tensor]:
+    return [normal(100, seed=seed + k) for k in range(count)]
+
+
+NO, YES = torch.tensor(False), torch.tensor(True)
+
+
+def push_arguments(
+    slot: int,
+    systems: bool = True,
+    paired: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Any, ...]:
+    given = vectors(5)
+    rows = [normal(3, 100, seed=5 + k, dtype=dtype) for k in range(2)]
+    grams = wide(2, 5, 5) if systems else None
+    return (*given[:2], [0.1, 0.2], BOUNDS, *given[2:], *rows, slot, paired, grams)
 
 
 def sample_arguments(noise: bool, direction: bool) -> tuple[Any, ...]:
-    sums, vectors = list(normal(3, 100)), normal(4, 100, seed=1)
-    third, last = sums[2] if noise else None, vectors[3] if direction else None
-    return (*sums[:2], third, *vectors[:3], -1.0, last)
+    sums, given = vectors(3), vectors(4, seed=3)
+    third, last = sums[2] if noise else None, given[3] if direction else None
+    return (*sums[:2], third, *given[:3], -1.0, last)
 
 
 def block_arguments(
-    slot: int, noise_slot: int, storage: torch.dtype = torch.float32, accept: Tensor | None = None
-) -> tuple[Any, ...]:
-    vectors, rows = normal(5, 100), normal(2, 3, 100, seed=1, dtype=storage)
-    noise = vectors[4] if noise_slot >= 0 else None
-    noise_rows = normal(2, 100, seed=2, dtype=storage)
-    return (*vectors[:2], noise, 3, *vectors[2:4], *rows, noise_rows, slot, noise_slot, accept)
+    slot: int, noise_slot: int, storage: torch.dtype = torch.float32,
+    paired: Tensor | None = None, accept: Tensor | None = None,
+) -> tuple[Any, ...]:  # fmt: skip
+    given = vectors(5)
+    rings = [normal(3, 100, seed=5 + k, dtype=storage) for k in range(3)]
+    noise = given[4] if noise_slot >= 0 else None
+    return (*given[:2], noise, 3, *given[2:4], *rings, slot, noise_slot, paired, accept)
 
 
 def mixed_tensors() -> list[Tensor]:
@@ -56,59 +90,93 @@ def mixed_tensors() -> list[Tensor]:
     ]
 
 
-NO = torch.tensor(False)
-SAMPLES = {
+def verdicts() -> tuple[Tensor, Tensor, Tensor]:
+    """In the middle of a run: something is pending."""
+    state = ops.Verdicts.on(torch.device("cpu"))
+    state.control.copy_(normal(len(state.control)).abs())
+    for name in ("pending", "paired", "ready", "on_line"):
+        getattr(state.when, name).fill_(True)
+    return state.tensors
+
+
+CAUSES = [COUNTS.index("rejected_nonfinite"), COUNTS.index("rejected_limits")]
+SAMPLES: dict[str, list[tuple[Any, ...]]] = {
     "gather": [
         (mixed_tensors(), normal(200), NO),
+        (mixed_tensors(), normal(200), YES),
         (mixed_tensors(), normal(200)),
         (mixed_tensors(), normal(200, dtype=torch.bfloat16)),
         ([], normal(3)),
     ],
-    "scatter": [
+    "scatter_": [
         (mixed_tensors(), normal(200), NO),
+        (mixed_tensors(), normal(200), YES),
         (mixed_tensors(), normal(200)),
         (mixed_tensors(), normal(200, dtype=torch.float64)),
         ([], normal(3)),
     ],
     "squared_norm": [(mixed_tensors(),), ([normal(0)],)],
-    "push_secant": [push_arguments(1), push_arguments(-1), push_arguments(2, systems=False)],
-    "extrapolate": [
-        (*normal(2, 100), 0.3, normal(3, 100), normal(2, 3).double(), BOUNDS, normal(100)),
-        (*normal(2, 100), 1.0, normal(3, 100), normal(1, 3).double(), BOUNDS, normal(100)),
-        (*normal(2, 100), 0.3, normal(3, 100), normal(1, 3).double(), BOUNDS, normal(100), NO),
+    "differs": [tuple(vectors(2)), (wide(100), wide(100))],
+    "push_secant": [
+        push_arguments(1),
+        push_arguments(-1),
+        push_arguments(2, systems=False),
+        push_arguments(0, paired=NO),
+        push_arguments(0, paired=YES, dtype=torch.bfloat16),
     ],
-    "window_statistics": [(list(normal(5, 100)), normal(100))],
+    "extrapolate_": [
+        (*vectors(3), 0.3, normal(3, 100), wide(2, 3), BOUNDS),
+        (*vectors(3), 1.0, normal(3, 100), wide(1, 3), BOUNDS),
+        (*vectors(3), 0.3, normal(3, 100), wide(1, 3), BOUNDS, NO),
+        (*vectors(3), 0.3, normal(3, 100, dtype=torch.bfloat16), wide(1, 3), BOUNDS, YES),
+    ],
+    "window_statistics": [(vectors(5), normal(100, seed=9))],
     "tsqr": [
         (normal(3, 100), normal(100), BOUNDS),
         (normal(3, 100), None, [0, 100]),
-        (normal(3, 100), normal(100).double(), BOUNDS),
+        (normal(3, 100, dtype=torch.bfloat16), normal(100), BOUNDS),
     ],
-    "solve_secants": [(normal(2, 4, 4).double(), True, 0.0, 1e-6)],
-    "add_sample": [sample_arguments(True, True), sample_arguments(False, False)],
+    "solve_secants": [
+        (wide(2, 4, 4), True, 0.0, 1e-6),
+        (torch.eye(4).double()[None], False, 0.1, 0.0),
+    ],
+    "add_sample_": [sample_arguments(True, True), sample_arguments(False, False)],
     "push_block": [
         block_arguments(1, 0),
         block_arguments(-1, 1),
         block_arguments(2, -1, torch.bfloat16),
         block_arguments(1, 0, accept=NO),
+        block_arguments(1, 0, paired=NO, accept=YES),
     ],
     "cross_products": [
-        (normal(3, 100), list(normal(2, 100, seed=1)), BOUNDS),
-        (normal(3, 100, dtype=torch.bfloat16), [normal(100), normal(100).double()], BOUNDS),
+        (normal(3, 100), vectors(2), BOUNDS),
+        (normal(3, 100, dtype=torch.bfloat16), [normal(100), wide(100)], BOUNDS),
         (normal(0, 100), [normal(100)], [0, 100]),
     ],
     "solve_subspace": [
-        (
-            *normal(2, 2, 3, 3).double(),
-            normal(2, 3).double(),
-            normal(2, 3, count).double(),
-            torch.ones(2, dtype=torch.float64),
-            1e-4,
-            0.01,
-            4.0,
-        )
+        (*(wide(2, 3, 3, seed=k) for k in range(2)), wide(2, 3), wide(2, 3, count),
+         torch.ones(2, dtype=torch.float64), 1e-4, 0.01, 4.0)
         for count in (0, 4)
     ],
-}
+    "judge_gradient_": [
+        (*verdicts(), wide(), None, 2.0, False),
+        (*verdicts(), wide(), YES.clone(), float("inf"), True),
+    ],
+    "judge_residual_": [
+        (*verdicts(), wide(3).abs(), None, True, True, False),
+        (*verdicts(), wide(3).abs(), NO.clone(), False, False, True),
+    ],
+    "arm_": [
+        (*verdicts(), YES.clone(), [YES.clone(), NO.clone()], CAUSES, True, True),
+        (*verdicts(), YES.clone(), [], [], False, False),
+    ],
+    "average_": [(*verdicts(), normal(), 0.1, 5)],
+    "judge_slope_": [(*verdicts(), wide(2), True), (*verdicts(), wide(2), False)],
+    "learn_": [
+        (*verdicts(), 10, wide(2).abs(), wide(2, 3).abs(), 0, 0),
+        (*verdicts(), 10, wide(2).abs(), wide(2, 0), -1, 0),
+    ],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -118,93 +186,119 @@ def test_schema_and_tracing_are_as_declared(name: str, arguments: tuple[Any, ...
     torch.library.opcheck(getattr(torch.ops.aadl_ext, name).default, arguments)
 
 
-def test_functions_that_use_the_ops_compile_without_a_break() -> None:
+def test_every_op_is_among_the_samples() -> None:
+    names = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeExplicitAutograd")
+    ours = {name.removeprefix("aadl_ext::") for name in names if name.startswith("aadl_ext::")}
+    assert ours == set(SAMPLES)
+
+
+@pytest.mark.parametrize("name", ["compiled", "definition"])
+def test_functions_that_use_the_ops_compile_without_a_break(name: str) -> None:
     def jump(before: Tensor, after: Tensor, rows: Tensor, system: Tensor) -> tuple[Tensor, ...]:
         solution = ops.solve_secants(system, factored=False)
-        out, mean = torch.empty_like(before), torch.empty_like(before)
+        out, mean, flat = torch.empty_like(before), torch.empty_like(before), torch.empty(420)
         largest = ops.extrapolate_(out, before, after, 0.5, rows, solution.gamma, [0, 100])
         max_std = ops.window_statistics([before, after, out], mean)
-        flat = ops.gather([rows, out], torch.empty(420))
+        ops.gather([rows, out], flat)
         return 2 * out, largest, mean, max_std, flat, ops.squared_norm([out, rows])
 
     rows = normal(3, 100)
     arguments = (normal(100, seed=1), normal(100, seed=2), rows, torch.eye(4).double()[None])
-    compiled = torch.compile(jump, fullgraph=True, backend="aot_eager")
-    for traced, eager in zip(compiled(*arguments), jump(*arguments), strict=True):
-        assert torch.equal(traced, eager)
+    with backend(name):
+        compiled = torch.compile(jump, fullgraph=True, backend="aot_eager")
+        for traced, eager in zip(compiled(*arguments), jump(*arguments), strict=True):
+            assert torch.equal(traced, eager)
+    torch.compiler.reset()
 
 
-@pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16, torch.float16])
-def test_results_have_the_same_bits_with_one_thread_and_two(storage: torch.dtype) -> None:
-    size = 200_000
-    vectors, rows = normal(5, size), normal(2, 6, size, seed=1, dtype=storage)
-    bounds = [0, 1000, 90_000, size]
+def test_a_solve_is_exported() -> None:
+    class Solve(torch.nn.Module):
+        def forward(self, system: Tensor) -> Tensor:
+            return ops.solve_secants(system, factored=False).gamma
 
-    def everything() -> list[Tensor]:
-        residual, step_rows, residual_rows = vectors[4].clone(), rows[0].clone(), rows[1].clone()
-        systems = torch.zeros(3, 7, 7, dtype=torch.float64)
-        figures = native.push_secant(
-            *vectors[:2], [0.1, 0.2, 0.3], bounds, residual, *vectors[2:4], step_rows,
-            residual_rows, 2, systems,
-        )  # fmt: skip
-        factor = native.tsqr(residual_rows.float().T, residual, bounds)
-        mean, out, flat = torch.empty(size), torch.empty(size), torch.empty(6 * size)
-        max_std = native.window_statistics(list(vectors), mean)
-        weights = systems[:, :-1, -1] / systems[:, -1:, -1]
-        largest = native.extrapolate_(out, *vectors[:2], 0.3, step_rows, weights, bounds)
-        native.gather(list(residual_rows), flat)
-        norm = native.squared_norm([residual_rows, out])
-        written = [residual, step_rows, residual_rows, systems, mean, out, flat]
-        return [*written, figures, factor, max_std, largest, norm]
-
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = everything()
-        torch.set_num_threads(2)
-        together = everything()
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    system = torch.eye(3).double()[None] + 0.1
+    exported = torch.export.export(Solve(), (system,)).module()
+    assert torch.equal(exported(2 * system), Solve()(2 * system))
 
 
-def run_of_blocks(backend: Any, size: int, storage: torch.dtype) -> list[Tensor]:
+def run_of_steps(size: int, storage: torch.dtype) -> list[Tensor]:
+    """A step from a push to a mean: what is written, then what is returned."""
+    given = [normal(size, seed=k) for k in range(5)]
+    step_rows, residual_rows = (normal(6, size, seed=5 + k, dtype=storage) for k in range(2))
+    bounds = [0, size // 200, size // 2, size]
+    residual, systems = given[4].clone(), torch.zeros(3, 7, 7, dtype=torch.float64)
+    figures = ops.push_secant(
+        *given[:2], rates=[0.1, 0.2, 0.3], offsets=bounds, residual=residual,
+        last_point=given[2], last_residual=given[3], step_rows=step_rows,
+        residual_rows=residual_rows, slot=2, systems=systems,
+    )  # fmt: skip
+    factor = ops.tsqr(residual_rows.T, append=residual, offsets=bounds)
+    mean, out, flat = torch.empty(size), torch.empty(size), torch.empty(6 * size)
+    max_std = ops.window_statistics(given, mean)
+    weights = systems[:, :-1, -1] / systems[:, -1:, -1]
+    largest = ops.extrapolate_(out, *given[:2], 0.3, step_rows, weights, bounds)
+    ops.gather(list(residual_rows), flat)
+    norm, moved = ops.squared_norm([residual_rows, out]), ops.differs(out, mean)
+    written = [residual, step_rows, residual_rows, systems, mean, out, flat]
+    return [*written, figures, factor, max_std, largest, norm, moved]
+
+
+def run_of_blocks(size: int, storage: torch.dtype) -> list[Tensor]:
     """Two samples into a block, the block into the rings, the rings into products."""
-    point_sum, gradient_sum, noise_sum, last_point, last_gradient = normal(5, size).clone()
-    rings = normal(3, 4, size, seed=1, dtype=storage).clone()
-    direction, *samples = normal(5, size, seed=2)
-    sums = (point_sum, gradient_sum, noise_sum)
+    *sums, last_point, last_gradient = (normal(size, seed=k) for k in range(5))
+    rings = [normal(4, size, seed=5 + k, dtype=storage) for k in range(3)]
+    direction, *samples = (normal(size, seed=8 + k) for k in range(5))
     figures = [
-        backend.add_sample_(*sums, point, last_point, gradient, sign, direction)
+        ops.add_sample_(sums, point, last_point, gradient, sign=sign, direction=direction)
         for point, gradient, sign in zip(samples[::2], samples[1::2], (1.0, -1.0), strict=True)
     ]
     before = [total.clone() for total in sums]
-    backend.push_block(*sums, 2, last_point, last_gradient, *rings, 2, 1)
+    names = ("step_rows", "gradient_rows", "noise_rows")
+    ops.push_block(
+        sums, 2, last_point=last_point, last_gradient=last_gradient,
+        **dict(zip(names, rings, strict=True)), slot=2, noise_slot=1,
+    )  # fmt: skip
     bounds = [0, size // 200, size // 2, size]
-    own = backend.cross_products(rings[0], list(rings[0]), bounds)
-    other = backend.cross_products(rings[1], [*rings[2], gradient_sum, direction.double()], bounds)
-    return [*figures, *before, *sums, last_point, last_gradient, rings, own, other]
+    own = ops.cross_products(rings[0], list(rings[0]), bounds)
+    others = [*rings[2], sums[1], direction.double()]
+    other = ops.cross_products(rings[1], others, bounds)
+    return [*figures, *before, *sums, last_point, last_gradient, *rings, own, other]
 
 
+@pytest.mark.parametrize("name", ["compiled", "definition"])
+def test_functional_transforms_see_what_was_changed(name: str) -> None:
+    def gathered(tensor: Tensor) -> Tensor:
+        out = torch.zeros(5)
+        ops.gather([tensor], out)
+        return out
+
+    with backend(name):
+        assert torch.func.functionalize(gathered)(torch.ones(5)).tolist() == [1] * 5
+
+
+@compiled_only
+@pytest.mark.parametrize("run", [run_of_steps, run_of_blocks])
 @pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16, torch.float16])
-def test_blocks_have_the_same_bits_with_one_thread_and_two(storage: torch.dtype) -> None:
+def test_results_have_the_same_bits_with_one_thread_and_two(storage: torch.dtype, run: Any) -> None:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = run_of_blocks(native, 200_000, storage)
+        alone = run(200_000, storage)
         torch.set_num_threads(2)
-        together = run_of_blocks(native, 200_000, storage)
+        together = run(200_000, storage)
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
+@compiled_only
 @pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16, torch.float16])
 def test_both_backends_store_the_same_bits_of_blocks_and_agree_on_products(
     storage: torch.dtype,
 ) -> None:
-    *kernels, own, other = run_of_blocks(native, 5000, storage)
-    *definitions, own_too, other_too = run_of_blocks(reference, 5000, storage)
+    *kernels, own, other = run_of_blocks(5000, storage)
+    with backend("definition"):
+        *definitions, own_too, other_too = run_of_blocks(5000, storage)
     for kernel, definition in zip(kernels[2:], definitions[2:], strict=True):
         assert torch.equal(kernel, definition)
     for kernel, definition in (*zip(kernels[:2], definitions, strict=False), (own, own_too)):
@@ -212,82 +306,60 @@ def test_both_backends_store_the_same_bits_of_blocks_and_agree_on_products(
     torch.testing.assert_close(other, other_too, rtol=1e-12, atol=1e-10)
 
 
-def test_kernels_are_used_for_what_they_serve_and_the_definition_for_the_rest() -> None:
-    vector, rows = torch.zeros(8), torch.zeros(3, 8)
-    assert native.serves(vector, rows)
-    assert native.serves(vector, rows.half())
-    assert native.serves(vector.double(), rows)
-    assert not native.serves(vector, rows.double())
-    assert not native.serves(vector.double(), rows.bfloat16())
-    assert not native.serves(vector.to("meta"), rows.to("meta"))
-    assert not native.serves(vector, rows.T.contiguous().T)
+@compiled_only
+def test_both_backends_agree_on_steps_to_rounding() -> None:
+    kernels = run_of_steps(5000, torch.float32)
+    with backend("definition"):
+        definitions = run_of_steps(5000, torch.float32)
+    for kernel, definition in zip(kernels, definitions, strict=True):
+        torch.testing.assert_close(kernel, definition, rtol=1e-5, atol=1e-4)
 
 
-def test_rows_are_served_beside_vectors_of_any_dtype() -> None:
-    rows = torch.zeros(3, 8)
-    assert all(native.serves_rows(rows.to(dtype)) for dtype in ops.STORAGE_DTYPES)
-    assert native.serves_rows(torch.zeros(3, 16)[:, :8])
-    assert native.serves_rows(torch.zeros(1, 3).T)
-    assert not native.serves_rows(torch.zeros(8, 3).T)
-    assert not native.serves_rows(rows.to("meta"))
-
-
-def test_matrices_of_low_precision_are_left_to_the_definition() -> None:
-    matrix, column = torch.zeros(8, 3), torch.zeros(8)
-    for dtype in (torch.float32, torch.float64):
-        assert native.serves_matrix(matrix.to(dtype), None)
-        assert native.serves_matrix(matrix.to(dtype), column.double())
-        assert native.serves_matrix(matrix.to(dtype), column.half())
-    for dtype in (torch.bfloat16, torch.float16):
-        assert not native.serves_matrix(matrix.to(dtype), column)
-        with pytest.raises(RuntimeError, match="rows must be float32 or float64"):
-            torch.ops.aadl_ext.tsqr(matrix.to(dtype).T.contiguous(), column, [0, 8])
-
-
-def test_lists_are_served_in_any_layout_but_on_this_device_and_in_floating_dtypes_only() -> None:
-    flat = torch.zeros(200)
-    assert native.serves_list(mixed_tensors())
-    assert native.serves_list(mixed_tensors(), flat.half())
-    assert native.serves_list([], flat)
-    assert not native.serves_list([], flat[::2])
-    assert not native.serves_list([flat, flat.int()], flat)
-    assert not native.serves_list([flat], flat.int())
-    assert not native.serves_list([flat, flat.to("meta")])
-    assert not native.serves_list([flat], flat.to("meta"))
-
-
-@pytest.mark.parametrize("slot", [None, 1])
-@pytest.mark.parametrize("sets", [1, 2])
-def test_both_backends_agree_to_rounding(sets: int, slot: int | None) -> None:
-    vectors, rows = normal(5, 5000), normal(2, 4, 5000, seed=1)
-    bounds = [0, 2000, 5000]
-    results = []
-    for backend in (native, reference):
-        residual, step_rows, residual_rows = vectors[4].clone(), rows[0].clone(), rows[1].clone()
-        systems, out, mean = normal(2, 6, 6).double(), torch.empty(5000), torch.empty(5000)
-        figures = backend.push_secant(
-            *vectors[:2], [0.1, 0.2], bounds, residual, *vectors[2:4], step_rows, residual_rows,
-            slot, systems,
-        )  # fmt: skip
-        gamma = normal(sets, 4, seed=2)
-        largest = backend.extrapolate_(out, *vectors[:2], 0.3, step_rows, gamma, bounds)
-        max_std = backend.window_statistics(list(vectors), mean)
-        norm = backend.squared_norm(mixed_tensors())
-        written = [residual, step_rows, residual_rows, systems, out, mean]
-        results.append([*written, figures, largest, max_std, norm])
-    for kernel, definition in zip(*results, strict=True):
-        torch.testing.assert_close(kernel, definition, rtol=1e-6, atol=1e-5)
-
-
+@compiled_only
 @pytest.mark.parametrize("dtype", ops.STORAGE_DTYPES, ids=str)
 def test_both_backends_copy_the_same_bits(dtype: torch.dtype) -> None:
     results = []
-    for backend in (native, reference):
+    for name in ("compiled", "definition"):
         flat, tensors = normal(200, dtype=dtype), mixed_tensors()
-        backend.gather(tensors, flat)
-        for tensor in tensors:
-            tensor.zero_()
-        values = normal(200, dtype=dtype)
-        backend.scatter_(tensors, values)
+        with backend(name):
+            ops.gather(tensors, flat)
+            for tensor in tensors:
+                tensor.zero_()
+            ops.scatter_(tensors, normal(200, dtype=dtype))
         results.append([flat, *tensors])
     assert all(map(torch.equal, *results))
+
+
+@compiled_only
+def test_kernels_are_used_for_what_they_serve_and_the_definition_for_the_rest() -> None:
+    vector, rows = torch.zeros(8), torch.zeros(3, 8)
+    assert rows_fit(vector, rows)
+    assert rows_fit(vector, rows.half())
+    assert rows_fit(vector.double(), rows)
+    assert rows_fit(vector, torch.zeros(3, 16)[:, :8])
+    assert not rows_fit(vector, rows.double())
+    assert not rows_fit(vector.double(), rows.bfloat16())
+    assert not rows_fit(vector.to("meta"), rows.to("meta"))
+    assert not rows_fit(vector, rows.T.contiguous().T)
+
+
+@compiled_only
+def test_lists_are_served_in_any_layout_but_on_this_device_and_in_floating_dtypes_only() -> None:
+    flat = torch.zeros(200)
+    assert kernel_copies(mixed_tensors(), flat)
+    assert kernel_copies(mixed_tensors(), flat.half())
+    assert kernel_copies([], flat)
+    assert not kernel_copies([], flat[::2])
+    assert not kernel_copies([flat, flat.int()], flat)
+    assert not kernel_copies([flat], flat.int())
+    assert not kernel_copies([flat, flat.to("meta")], flat)
+    assert not kernel_copies([flat], flat.to("meta"))
+
+
+@pytest.mark.skipif(library.missing is None, reason="there are kernels")
+def test_without_the_library_nothing_is_left_to_kernels() -> None:
+    vector, rows = torch.zeros(8), torch.zeros(3, 8)
+    assert not rows_fit(vector, rows)
+    assert not kernel_copies([rows], vector)
+    assert "cpu" not in library.DEVICES
+    assert ops.backends()["cpu kernels"] == library.missing

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
-    STORAGE_DTYPES,
     flags,
     largest_temporary,
     mentions,

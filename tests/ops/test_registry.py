@@ -178,8 +178,8 @@ def test_autograd_notices_that_an_op_has_changed_what_it_needs(name: str) -> Non
 # ---- tracing -------------------------------------------------------------------------------
 
 
-def without_data(like: Tensor, device: str) -> Tensor:
-    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=device)
+def without_data(like: Tensor) -> Tensor:
+    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
 
 
 def shapes(tree: Any) -> list[tuple[Any, ...]]:
@@ -187,7 +187,7 @@ def shapes(tree: Any) -> list[tuple[Any, ...]]:
 
 
 @every_op
-@pytest.mark.parametrize("device", ["meta", "cpu", "cuda"])
+@pytest.mark.parametrize("device", ["meta", "cpu"])
 def test_tensors_without_data_are_served(name: str, device: str) -> None:
     op, make, _ = CASES[name]
     expected = op(**make())
@@ -196,7 +196,7 @@ def test_tensors_without_data_are_served(name: str, device: str) -> None:
     else:
         arguments = make()
         with FakeTensorMode():
-            found = op(**tree_map_only(Tensor, lambda tensor: without_data(tensor, device), arguments))
+            found = op(**tree_map_only(Tensor, without_data, arguments))
     assert shapes(found) == shapes(expected)
     assert {t.device.type for t in floating(found)} <= {device}
 
@@ -285,9 +285,9 @@ def test_point_may_not_be_a_row_that_it_is_made_of() -> None:
 
 def test_several_entries_in_one_place_are_not_written_to() -> None:
     one_place, source = torch.zeros(1).expand(4), torch.arange(4.0)
-    with pytest.raises((ValueError, RuntimeError), match="one place|single memory location"):
+    with pytest.raises((ValueError, RuntimeError), match=r"one place|single memory location"):
         ops.scatter_([one_place], source)
-    with pytest.raises((ValueError, RuntimeError), match="one place|single memory location"):
+    with pytest.raises((ValueError, RuntimeError), match=r"one place|single memory location"):
         ops.gather([source], one_place)
     assert one_place.tolist() == [0] * 4
 
