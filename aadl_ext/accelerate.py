@@ -103,6 +103,10 @@ def accelerate(
         "compute_device": UNSET if compute_device is None else compute_device,
     }
     given = {name: value for name, value in given.items() if value is not UNSET}
+    if acceleration_type is not None and method is not None:
+        raise ValueError(
+            f"acceleration_type is {acceleration_type!r}, but method is {method!r}; give one"
+        )
     options = _method(acceleration_type if method is None else method, given)
     accelerator = Accelerator(optimizer.param_groups, options)
     _hooks[optimizer] = OptimizerHook(optimizer, accelerator)
@@ -145,9 +149,7 @@ def _anderson(given: dict[str, Any]) -> Anderson:
     return Anderson(**{x: y for x, y in given.items() if x not in devices}, storage=storage)
 
 
-def distributed_accelerate(optimizer: AnyOptimizer, *args: Any, **kwargs: Any) -> AnyOptimizer:
-    """AADL's name for data-parallel training: the same as :func:`accelerate`."""
-    return accelerate(optimizer, *args, **kwargs)
+distributed_accelerate = accelerate  # AADL's name for data-parallel training
 
 
 def get_accelerator(optimizer: Optimizer) -> Accelerator:

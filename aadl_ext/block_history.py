@@ -147,7 +147,7 @@ class BlockHistory:
         radius = self._joint(self.metric[:, last, last]).clamp_min(0).sqrt() * now.trust_radius
         if "limits" not in o.tests:
             radius = torch.full_like(radius, math.inf)
-        noise = self.noise[..., : min(self.blocks, o.noise_samples)]
+        noise = self.noise[..., : min(self.blocks, o.noise_samples)].contiguous()
         problem = (self.metric, self.curvature, self.slopes, noise)
         device = o.storage.compute_device or self.layout.device
         solution = ops.solve_subspace(

@@ -64,7 +64,7 @@ class NewtonIteration:
             options,
             verdicts,
             history=BlockHistory.empty(layout, options, verdicts),
-            block_length=BlockLength(options.block_length, bool(options.adaptive_blocks)),
+            block_length=BlockLength(options.block_length, options.adaptive_blocks),
             point=layout.vector(),
             gradient=layout.vector(),
             next=layout.vector(),

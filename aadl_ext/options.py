@@ -206,7 +206,7 @@ class SubspaceNewton:
             large as recent ones.
         adaptive_blocks: whether blocks grow up to four times ``block_length`` while steps go too
             far because of noise, and shrink to a quarter of it while there is hardly any and whole
-            steps are right; True unless there are no noise samples to measure it.
+            steps are right. Without noise samples they keep their length.
         safeguard: tests that a step must pass, one name or several, or None: every finite one is
             kept. "residual" rejects it by the next gradient, which training computes anyway;
             "descent" rejects steps along which the loss grows; "limits" cuts steps to the trust
@@ -228,7 +228,7 @@ class SubspaceNewton:
     noise_shrinkage: float = 4.0
     trust_radius: float = 4.0
     max_gradient_growth: float = 2.0
-    adaptive_blocks: bool | None = None
+    adaptive_blocks: bool = True
     safeguard: str | Iterable[str] | None = ("residual", "descent", "limits")
     scope: str = "all"
     storage: Storage = Storage()
@@ -241,14 +241,7 @@ class SubspaceNewton:
             _check_real(self, name, f"0 <= {name} < inf", lambda x: 0 <= x < math.inf)
         for name in ("trust_radius", "max_gradient_growth"):
             _check_real(self, name, f"{name} > 0", lambda x: x > 0)
-        if self.adaptive_blocks is None:
-            object.__setattr__(self, "adaptive_blocks", self.noise_samples > 0)
         _check_type(self, "adaptive_blocks", bool)
-        if self.adaptive_blocks and not self.noise_samples:
-            raise ValueError(
-                "adaptive_blocks is True, but noise_samples is 0; blocks adapt to the noise: keep "
-                "samples of it, or leave adaptive_blocks out"
-            )
         _check_safeguards(self, ("residual", "descent", "limits", "loss"))
         _check_choice(self, "scope", SCOPES)
         _check_type(self, "storage", Storage)

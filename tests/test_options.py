@@ -165,14 +165,6 @@ def test_a_device_that_is_not_there_is_an_error_at_once(name: str) -> None:
         Storage(**{name: "cuda"})
 
 
-def test_blocks_adapt_unless_there_is_no_noise_to_measure_or_one_says_otherwise() -> None:
-    assert SubspaceNewton().adaptive_blocks is True
-    assert SubspaceNewton(adaptive_blocks=False).adaptive_blocks is False
-    assert SubspaceNewton(noise_samples=0).adaptive_blocks is False
-    with pytest.raises(ValueError, match=r"adaptive_blocks is True, but noise_samples is 0"):
-        SubspaceNewton(noise_samples=0, adaptive_blocks=True)
-
-
 def test_the_memory_light_setting_yields_to_what_is_given() -> None:
     assert SubspaceNewton.memory_light() == SubspaceNewton(history_depth=5, noise_samples=3)
     assert SubspaceNewton.memory_light(noise_samples=2, ridge=0.1) == SubspaceNewton(

@@ -412,3 +412,53 @@ def test_what_is_no_extrapolation_is_neither_counted_nor_tested(missing: str) ->
     arm(it, ("loss", "limits", "descent"), guarded=True, patient=True)
     assert not it.verdicts.counts.any()
     assert not it.verdicts.when.accepted
+
+
+def test_large_coefficients_are_not_used_under_limits_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aadl_ext.safeguards.MAX_COEFFICIENTS", 1e-9)
+    limited = Training(sgd, replace(JUMPY, safeguard="limits"))
+    assert torch.equal(limited.run(16), Training(sgd, None).run(16))
+    stats = limited.accelerator.stats
+    assert stats.rejected["limits"] == stats.extrapolations > 3
+    free = Training(sgd, replace(JUMPY, safeguard=None))
+    free.run(16)
+    assert free.accelerator.stats.rejected == {}
+
+
+@pytest.mark.parametrize("safeguard", ["residual", "loss", None])
+@pytest.mark.parametrize("solver", ["gram", "tsqr"])
+@pytest.mark.parametrize("average", [False, True])
+def test_a_solution_of_rank_0_is_no_extrapolation(
+    solver: str, average: bool, safeguard: str | None
+) -> None:
+    # Where the gradient is the same everywhere, all differences of residuals are zero.
+    options = replace(JUMPY, safeguard=safeguard, solver=solver, frequency=1, average=average)
+    still = replace(options, history_depth=0)
+    points = []
+    for method in (options, still):
+        w = nn.Parameter(torch.zeros(4))
+        optimizer = accelerate(torch.optim.SGD([w], lr=0.25), method)
+
+        def closure(w: nn.Parameter = w) -> float:
+            w.grad = torch.tensor([1.0, 2.0, 4.0, 8.0])
+            return float(w.detach() @ w.grad)
+
+        for _ in range(12):
+            optimizer.step(closure)
+            assert not get_accelerator(optimizer).pending
+        points.append(w.detach())
+        stats = get_accelerator(optimizer).stats
+        assert (stats.extrapolations, stats.accepted, stats.rejected) == (0, 0, {})
+        assert stats.restarts == {}
+        if method is options:
+            assert stats.rank is not None
+            assert not stats.rank.any()
+    assert torch.equal(*points)
+
+
+def test_losses_are_asked_for_only_where_there_is_something_to_compare() -> None:
+    Training(sgd, Anderson(history_depth=0, average=True, safeguard="loss")).run(3)
+    with pytest.raises(RuntimeError, match="without a closure"):
+        Training(sgd, replace(JUMPY, safeguard="loss")).run(3)

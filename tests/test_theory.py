@@ -177,7 +177,7 @@ def false_pair_steps(system: System, frequency: int, depth: int, limit: int) -> 
     return limit
 
 
-# Measured: at least 1.23 where the window holds one extrapolation, at least 2.9 where it holds more.
+# Measured: at least 1.23 where the history holds one extrapolation, at least 2.9 where more.
 @pytest.mark.parametrize(("frequency", "depth", "margin"), [(10, 10, 1.15), (6, 8, 2.0)])
 @pytest.mark.parametrize("condition", [1e2, 1e3])
 @pytest.mark.parametrize("spectrum", ["even", "geometric"])
@@ -193,7 +193,7 @@ def test_true_pairs_need_fewer_steps_than_differences_across_extrapolations(
 
 
 # Measured: the loss is at least 14 times lower. This needs a condition well above 10: with
-# relaxation 0.1 an extrapolation goes a tenth of the way, which can be less than the plain step does.
+# relaxation 0.1 an extrapolation goes a tenth of the way, perhaps less than the plain step.
 @pytest.mark.parametrize("condition", [1e2, 1e3, 1e4])
 @pytest.mark.parametrize("rate", [0.3, 1.0, 1.9], ids=lambda rate: f"{rate} of 1 by curvature")
 @pytest.mark.parametrize("size", [5, 50])

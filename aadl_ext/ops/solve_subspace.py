@@ -40,7 +40,8 @@ def _kernel_takes(
 @op(
     "solve_subspace(Tensor metric, Tensor curvature, Tensor right_side, Tensor noise, *, "
     "Tensor radius, float ridge=1e-4, float floor=0.01, float shrinkage=4.0) -> "
-    "(Tensor coefficients, Tensor slope, Tensor length, Tensor rank, Tensor curvature, Tensor reduction)",
+    "(Tensor coefficients, Tensor slope, Tensor length, Tensor rank, Tensor curvature, "
+    "Tensor reduction)",
     _kernel_takes,
     result=SubspaceSolution,
 )
