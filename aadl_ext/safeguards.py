@@ -102,7 +102,8 @@ TESTS: dict[str, Callable[[Candidate], Tensor]] = {
 
 def ask_for_closure(options: Method, has_closure: bool) -> None:
     """Raise RuntimeError if losses are to be compared and there is nothing to evaluate them."""
-    if options.history_depth and "loss" in tuple(options.safeguard or ()) and not has_closure:
+    compares = "loss" in tuple(options.safeguard or ()) and options.history_depth > 0
+    if compares and not has_closure:
         raise RuntimeError(
             'safeguard="loss" compares losses, but step() was called without a closure: '
             'call step(closure), or accelerate with safeguard="residual"'
