@@ -33,7 +33,7 @@ def tensors(holder: Any) -> list[Tensor]:
 
 
 def _fields(holder: Any) -> list[Any]:
-    return [f for f in fields(holder) if not str(f.type).startswith("Scratch[")]
+    return [f for f in fields(holder) if "Scratch[" not in str(f.type)]
 
 
 def _saved(value: Any) -> Any:

@@ -53,7 +53,7 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
 optimizers = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 few = pytest.mark.parametrize("make", [sgd, momentum, adam], ids=["sgd", "momentum", "adam"])
 # Small blocks without shrinkage: a step at the end of every block from the third on.
-QUICK = SubspaceNewton(block_length=2, history_depth=4, noise_samples=0)
+QUICK = SubspaceNewton(block_length=2, history_depth=4, noise_samples=0, adaptive_blocks=False)
 PATIENT = replace(QUICK, max_gradient_growth=1e9)
 
 

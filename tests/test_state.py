@@ -39,7 +39,7 @@ class Inner:
 class Outer:
     inner: Inner
     vectors: list[Tensor]
-    cache: Tensor = state.scratch()  # noqa: RUF009
+    cache: state.Scratch[Tensor]
     rates: list[tuple[float, ...]] = field(default_factory=list)
     maybe: Tensor | None = None
     name: str = "a"

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import aadl_ext.decisions
-import aadl_ext.history
 import pytest
 import torch
 from torch import Tensor, nn

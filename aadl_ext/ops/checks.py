@@ -126,20 +126,29 @@ def check_apart(
                 f"a tensor of shape {tuple(target.shape)} and strides {target.stride()} is changed "
                 "in place, but several of its entries are one place in memory; pass a copy"
             )
-    rooms = [[_room(x) for x in tensors if _has_room(x)] for tensors in (*changed, *others)]
-    for index in range(len(changed)):
-        for room in rooms[index]:
-            for other in itertools.chain(*rooms[:index], *rooms[index + 1 :]):
-                if room[0] < other[1] and other[0] < room[1] and not (same and room == other):
-                    raise ValueError(
-                        f"a tensor of {room[1] - room[0]} bytes that is changed in place overlaps "
-                        f"another of {other[1] - other[0]}; pass separate tensors"
-                    )
+    rooms = [
+        (*_room(tensor), index < len(changed))
+        for index, tensors in enumerate((*changed, *others))
+        for tensor in tensors
+        if _has_room(tensor)
+    ]
+    before: list[tuple[int, int, bool]] = []  # those that reach to where the next one starts
+    for room in sorted(rooms):
+        before = [other for other in before if room[0] < other[1]]
+        for other in before:
+            if (room[2] or other[2]) and not (same and room[:2] == other[:2]):
+                raise ValueError(
+                    f"a tensor of {room[1] - room[0]} bytes overlaps another of "
+                    f"{other[1] - other[0]} bytes, and one of them is changed in place; pass "
+                    "separate tensors"
+                )
+        before.append(room)
 
 
 def _has_room(tensor: Tensor) -> bool:
     """Whether it is a piece of memory; not while it is traced."""
-    return type(tensor) in (Tensor, Parameter) and not tensor.is_meta and tensor.is_contiguous()
+    known = type(tensor) in (Tensor, Parameter) and not tensor.is_meta
+    return known and tensor.is_contiguous() and tensor.numel() > 0
 
 
 def _room(tensor: Tensor) -> tuple[int, int]:

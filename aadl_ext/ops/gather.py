@@ -13,7 +13,7 @@ from .library import DEVICES
 from .registry import asked, op, seen
 
 
-def _kernel_copies(tensors: Sequence[Tensor], flat: Tensor) -> bool:
+def kernel_copies(tensors: Sequence[Tensor], flat: Tensor) -> bool:
     """Whether compiled kernels copy between these tensors and a flat vector."""
     device = flat.device
     if device.type not in DEVICES or flat.dtype not in STORAGE_DTYPES or not flat.is_contiguous():
@@ -26,7 +26,7 @@ def _kernel_copies(tensors: Sequence[Tensor], flat: Tensor) -> bool:
 
 @op(
     "gather(Tensor[] tensors, Tensor(a!) out, *, Tensor? when=None) -> ()",
-    lambda tensors, out, **_: _kernel_copies(tensors, out),
+    lambda tensors, out, **_: kernel_copies(tensors, out),
     any_device=True,
 )
 def gather(tensors: Sequence[Tensor], out: Tensor, *, when: Tensor | None = None) -> None:
@@ -53,7 +53,7 @@ def gather(tensors: Sequence[Tensor], out: Tensor, *, when: Tensor | None = None
 
 @op(
     "scatter_(Tensor(a!)[] tensors, Tensor flat, *, Tensor? when=None) -> ()",
-    lambda tensors, flat, **_: _kernel_copies(tensors, flat),
+    lambda tensors, flat, **_: kernel_copies(tensors, flat),
     any_device=True,
 )
 def scatter_(tensors: Sequence[Tensor], flat: Tensor, *, when: Tensor | None = None) -> None:

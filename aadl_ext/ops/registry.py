@@ -108,7 +108,9 @@ def op(
 
 
 def _listed(value: Any) -> Sequence[Tensor]:
-    return (value,) if isinstance(value, Tensor) else value or ()
+    if isinstance(value, Tensor):
+        return (value,)
+    return value if isinstance(value, (list, tuple)) else ()
 
 
 def seen(tensor: Tensor) -> bool:

@@ -182,6 +182,6 @@ def test_sign_that_is_not_finite_is_refused(sign: float) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_numbers_of_sums_but_two_and_three_are_refused(count: int) -> None:
-    vector = torch.zeros(5)
+    vector, sums = torch.zeros(5), list(torch.zeros(count, 5))
     with pytest.raises(ValueError, match=mentions(f"{count} sums", "two or three")):
-        ops.add_sample_([vector] * count, vector, vector, vector, sign=1)
+        ops.add_sample_(sums, vector, vector, vector, sign=1)

@@ -265,8 +265,6 @@ def test_out_of_gather_and_scatter_may_not_overlap_the_tensors() -> None:
     for op in (ops.gather, ops.scatter_):
         with pytest.raises(ValueError, match="overlaps"):
             op([flat[3:], flat[:3]], flat)
-        with pytest.raises(ValueError, match="overlaps"):
-            op([torch.zeros(2), flat.view(2, 3).T[:2]], flat)
     assert flat.tolist() == [0, 1, 2, 3, 4, 5]
 
 

@@ -478,7 +478,7 @@ MISFITS: list[tuple[dict[str, Any], list[str]]] = [
     ({"ridge": -1.0}, ["ridge", "-1.0", ">= 0"]),
     ({"floor": -0.5}, ["floor", "-0.5", ">= 0"]),
     ({"shrinkage": -2.0}, ["shrinkage", "-2.0", ">= 0"]),
-    ({"ridge": math.nan}, ["ridge", "nan", ">= 0"]),
+    ({"ridge": math.nan}, ["ridge", "nan", "number"]),
     *(({x: math.inf}, [x, "inf", "finite"]) for x in ("ridge", "floor", "shrinkage")),
 ]
 
