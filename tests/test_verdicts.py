@@ -105,6 +105,9 @@ class Dice:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
 
+    def limit(self) -> float:
+        return self.random.choice([0.1, 2.0, math.inf])
+
     def number(self) -> float:
         odd = [0.0, -0.0, 1.0, -1.0, 2.0, 1e300, 1e-300, math.inf, -math.inf, math.nan]
         return self.random.choice([*odd, *(self.random.gauss(0, 2) for _ in odd)])
@@ -151,10 +154,10 @@ def block(dice: Dice) -> tuple[Any, ...]:
 
 
 VERDICTS: dict[str, Callable[[Dice], tuple[Any, ...]]] = {
-    "judge_gradient_": lambda d: (d.squares(), d.maybe(), abs(d.number()), d.flag()),
+    "judge_gradient_": lambda d: (d.squares(), d.maybe(), d.limit(), d.flag()),
     "judge_residual_": lambda d: (figures(d, 3), d.maybe(), d.flag(), d.flag(), d.flag()),
     "arm_": some_tests,
-    "average_": lambda d: (d.squares(), abs(d.number()), d.random.randint(2, 5)),
+    "average_": lambda d: (d.squares(), d.limit(), d.random.randint(2, 5)),
     "judge_slope_": lambda d: (figures(d, 2), d.flag()),
     "learn_": block,
 }

@@ -147,7 +147,8 @@ def check_apart(
 
 def _has_room(tensor: Tensor) -> bool:
     """Whether it is a piece of memory; not while it is traced."""
-    known = type(tensor) in (Tensor, Parameter) and not tensor.is_meta
+    traced = tensor.is_meta or torch._is_functional_tensor(tensor)
+    known = type(tensor) in (Tensor, Parameter) and not traced
     return known and tensor.is_contiguous() and tensor.numel() > 0
 
 

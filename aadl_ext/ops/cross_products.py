@@ -13,10 +13,11 @@ from .registry import op
 
 
 def _kernel_takes(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[int]) -> bool:
+    dense = rows.ndim == 2 and (rows.stride(1) == 1 or rows.shape[1] < 2) and len(vectors) > 0
     return (
-        rows.device.type in DEVICES
-        and (rows.stride(1) == 1 or rows.shape[1] < 2)
-        and all(x.is_contiguous() for x in vectors)
+        dense
+        and rows.device.type in DEVICES
+        and all(x.is_contiguous() and x.dtype in STORAGE_DTYPES for x in vectors)
     )
 
 

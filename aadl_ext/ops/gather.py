@@ -16,7 +16,9 @@ from .registry import asked, op, seen
 def kernel_copies(tensors: Sequence[Tensor], flat: Tensor) -> bool:
     """Whether compiled kernels copy between these tensors and a flat vector."""
     device = flat.device
-    if device.type not in DEVICES or flat.dtype not in STORAGE_DTYPES or not flat.is_contiguous():
+    if device.type not in DEVICES or flat.dtype not in STORAGE_DTYPES or flat.ndim != 1:
+        return False
+    if not flat.is_contiguous():
         return False
     for tensor in tensors:  # thousands perhaps, at every step
         if tensor.device != device or tensor.dtype not in STORAGE_DTYPES:

@@ -51,11 +51,11 @@ def op(
     def register(definition: Callable[P, R]) -> Callable[P, R]:
         name = schema.partition("(")[0]
         _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
-        _LIBRARY.impl(name, definition, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         compiled = getattr(torch.ops.aadl_ext, name).default
         arguments = [(x.name, str(x.type), x.is_write) for x in compiled._schema.arguments]
         changed = [(i, x) for i, (x, _, is_written) in enumerate(arguments) if is_written]
-        numbers = [(i, x) for i, (x, kind, _) in enumerate(arguments) if kind == "float"]
+        floats = [(i, x) for i, (x, kind, _) in enumerate(arguments) if kind == "float"]
+        integers = [(i, x) for i, (x, kind, _) in enumerate(arguments) if kind == "int"]
 
         def check(given: dict[str, Any]) -> None:
             """What all ops ask of their arguments."""
@@ -77,20 +77,29 @@ def op(
         def explain(given: dict[str, Any]) -> None:
             """Raise what the definition has to say of arguments that a kernel has refused."""
             check(given)
-            definition(**tree_map_only(Tensor, lambda x: x.to("meta"), given))  # type: ignore[call-arg]
+            definition(**tree_map_only(Tensor, _without_data, given))  # type: ignore[call-arg]
+
+        def checked(*given: P.args, **named: P.kwargs) -> R:
+            check({**{x: y for (x, _, _), y in zip(arguments, given, strict=False)}, **named})
+            return definition(*given, **named)
+
+        _LIBRARY.impl(name, checked, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 
         @functools.wraps(definition)
         def call(*given: P.args, **named: P.kwargs) -> R:
             if torch.is_grad_enabled():
                 with torch.no_grad():
                     return call(*given, **named)
-            if not kernel_takes(*given, **named):
-                check({**{x: y for (x, _, _), y in zip(arguments, given, strict=False)}, **named})
-                return definition(*given, **named)
-            for i, x in numbers:
+            if _in_transform() or not kernel_takes(*given, **named):
+                return checked(*given, **named)
+            for i, x in floats:
                 value: Any = given[i] if i < len(given) else named.get(x, 0.0)
                 if not -math.inf < value < math.inf:
                     check_number(x, value, infinite=x in infinite)
+            for i, x in integers:
+                value = given[i] if i < len(given) else named[x]
+                if type(value) is not int:
+                    check_integer(x, value)
             try:
                 found: Any = compiled(*given, **named)
             except RuntimeError:
@@ -105,6 +114,16 @@ def op(
         return call
 
     return register
+
+
+def _in_transform() -> bool:
+    """Whether functions are transformed (``torch.func``), which kernels know nothing of."""
+    compiling = torch.compiler.is_compiling()
+    return not compiling and torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _without_data(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def _listed(value: Any) -> Sequence[Tensor]:

@@ -64,7 +64,7 @@ def tsqr(
     rows = rows if rows.stride(1) == 1 else rows.contiguous()  # other matrices are copied
     if append is not None:
         wide = torch.float64 in (matrix.dtype, append.dtype)
-        append = append.reshape(-1).to(torch.float64 if wide else torch.float32)
+        append = append.reshape(-1).to(torch.float64 if wide else torch.float32).contiguous()
     # A batch of equal matrices is one long matrix, factored in equal pieces.
     pieces = offsets or [index * length for index in range(math.prod(batch) + 1)]
     factor: Tensor = _tsqr(rows, append, pieces)

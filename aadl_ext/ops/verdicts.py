@@ -152,7 +152,11 @@ def _verdict(arguments: str) -> Callable[[Callable[..., None]], Callable[..., No
     schema = f"{name}(Tensor(a!) control, Tensor(b!) flags, Tensor(c!) counts, {rest} -> ()"
 
     def register(definition: Callable[..., None]) -> Callable[..., None]:
-        @op(schema, lambda control, *_, **__: control.device.type in DEVICES, infinite=("growth",))
+        @op(
+            schema,
+            lambda control, *_, **__: control.device.type in DEVICES,
+            infinite=("growth", "threshold"),
+        )
         @functools.wraps(definition)
         def judge(control: Tensor, flags: Tensor, counts: Tensor, *others: Any) -> None:
             held = (CONTROL, control), (FLAGS, flags), (COUNTS, counts)

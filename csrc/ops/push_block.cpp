@@ -22,7 +22,8 @@ void push_block(std::vector<Tensor> sums, int64_t count, Tensor last_point, Tens
   STD_TORCH_CHECK(count > 0, "count is ", count, "; a block has at least one sample");
   STD_TORCH_CHECK(gradient_rows.scalar_type() == storage && noise_rows.scalar_type() == storage,
                   "all rows must have one dtype");
-  STD_TORCH_CHECK(-1 <= slot && slot < step_rows.size(0) && slot < gradient_rows.size(0) &&
+  STD_TORCH_CHECK(-1 <= slot && slot < step_rows.size(0) &&
+                      step_rows.size(0) == gradient_rows.size(0) &&
                       (noise_slot >= 0) == noise_sum.has_value() && noise_slot < noise_rows.size(0),
                   "there is no row ", slot, " or no noise row ", noise_slot);
   const bool* const has_pair = check_flag(on, "paired", paired);
