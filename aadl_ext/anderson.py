@@ -1,6 +1,6 @@
 """Stable Anderson acceleration: Algorithm 1 of the paper.
 
-w^k       all accelerated parameters before step k, counted from 0         ``history.point``
+w^k       all accelerated parameters before step k, counted from 0         ``history.pair``
 w^k + r^k where the base optimizer's step leads, r^k = G(w^k) - w^k        ``base``
 R, W + R  differences of stored r, and of stored w + r (Eq. 2, 3)          ``history`` rows
 gamma     coefficients of least |r^k - R gamma| (Eq. 5)
@@ -70,11 +70,12 @@ class AndersonIteration:
         self.judged, self.moved = False, None
         if not (self.stores or self.extrapolates or self.window or self.pending):
             return
-        self.layout.read(self.history.point)
+        w = self.history.pair[0]
+        self.layout.read(w)
         if self.tracked:
-            self.moved = ops.differs(self.history.point, self.left_at)
+            self.moved = ops.differs(w, self.left_at)
         if self.window:
-            self.window.start_at(self.history.point, self.moved)
+            self.window.start_at(w, self.moved)
 
     def see_gradient(self, gradients: Gradients) -> Tensor | None:
         """Whether the base step is to be left out: the gradient there is not finite."""
@@ -95,7 +96,7 @@ class AndersonIteration:
         self.pending = self.tracked = False
         if not (stores or extrapolates or self.window or pending):
             return
-        w, residual, base = h.point, h.residual, self.next
+        (w, residual), base = h.pair, self.next
         self.layout.read(base)
         if self.judged:  # a step that was left out measures nothing
             base[:1].masked_fill_(v.when.rejected, math.nan)

@@ -26,10 +26,8 @@ class SecantHistory:
     layout: Scratch[Layout]
     options: Scratch[Anderson]
     verdicts: Scratch[ops.Verdicts]
-    point: Scratch[Tensor]  #: w of the step under way
-    residual: Scratch[Tensor]  #: r / lr of the step under way
-    last_point: Tensor  #: those of the last stored pair
-    last_residual: Tensor
+    pair: Scratch[Tensor]  #: [2, N] w and r / lr of the step under way
+    last_pair: Tensor  #: those of the last stored pair
     step_rows: Tensor  #: [m, N]
     residual_rows: Tensor  #: [m, N]
     systems: Tensor | None  #: [S, m + 1, m + 1] Gram matrices of [R | r]; TSQR needs none,
@@ -49,10 +47,8 @@ class SecantHistory:
             layout,
             options,
             verdicts,
-            point=layout.vector(),
-            residual=layout.vector(),
-            last_point=layout.vector(),
-            last_residual=layout.vector(),
+            pair=layout.vector(2),
+            last_pair=layout.vector(2),
             step_rows=layout.vector(m, dtype),
             residual_rows=layout.vector(m, dtype),
             systems=layout.matrices(m + 1, m + 1) if gram else None,
@@ -71,20 +67,21 @@ class SecantHistory:
         rows.masked_fill_(self.verdicts.when.restart, 0)
 
     def push(self, after: Tensor, rates: tuple[float, ...], store: bool) -> Tensor:
-        """Measure the step from ``point`` to ``after``; with ``store`` make a row of it.
+        """Measure the step from w, the first of ``pair``, to ``after``; with ``store`` make a row of it.
 
         Returns the figures of ``ops.push_secant``.
         """
         self._clear_if_asked()
         slot = self.slot if store and self.begun else -1
+        (point, residual), (last_point, last_residual) = self.pair, self.last_pair
         figures = ops.push_secant(
-            self.point,
+            point,
             after,
             rates=rates,
             offsets=self.layout.offsets,
-            residual=self.residual,
-            last_point=self.last_point,
-            last_residual=self.last_residual,
+            residual=residual,
+            last_point=last_point,
+            last_residual=last_residual,
             step_rows=self.step_rows,
             residual_rows=self.residual_rows,
             slot=slot,
@@ -101,10 +98,8 @@ class SecantHistory:
     def keep(self) -> None:
         """Make the pair under way the last one, unless it cannot be used."""
         unsound = self.verdicts.when.unsound
-        ops.gather((self.last_point,), self.point, when=unsound)
-        ops.gather((self.last_residual,), self.residual, when=unsound)
-        self.point, self.last_point = self.last_point, self.point
-        self.residual, self.last_residual = self.last_residual, self.residual
+        ops.gather((self.last_pair,), self.pair.view(-1), when=unsound)
+        self.pair, self.last_pair = self.last_pair, self.pair
         self.begun = True
 
     def solve(self, residual: Tensor) -> ops.SecantSolution:

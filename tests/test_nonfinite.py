@@ -36,7 +36,7 @@ def remembered(accelerator: Accelerator) -> list[Tensor]:
     iteration: Any = accelerator.iteration
     history, verdicts = iteration.history, iteration.verdicts
     rows = [history.step_rows, history.residual_rows, history.systems]
-    pair = [history.last_point, history.last_residual] if verdicts.when.paired else []
+    pair = [*history.last_pair] if verdicts.when.paired else []
     known = int(verdicts.now.known) if iteration.window else 0
     iterates = iteration.window.iterates[-known:] if known else []
     return [*rows, *pair, *([iteration.fallback] if accelerator.pending else []), *iterates]

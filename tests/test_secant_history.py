@@ -42,7 +42,7 @@ class Ring:
         after = self.flat(w + r)
         if spoil:
             after[1] = torch.nan
-        self.history.point.copy_(self.flat(w))
+        self.history.pair[0].copy_(self.flat(w))
         figures = self.history.push(after, (rate,), store=True)
         ops.judge_residual_(*self.verdicts.tensors, figures, None, True, True, False)
         self.history.keep()
@@ -55,7 +55,7 @@ class Ring:
         return np.linalg.lstsq(np.diff(rho, axis=0).T, rho[-1], rcond=None)[0]
 
     def gamma(self, slots: list[int]) -> np.ndarray:
-        solution = self.history.solve(self.history.last_residual)
+        solution = self.history.solve(self.history.last_pair[1])
         gamma = solution.gamma[0].numpy()
         rest = np.delete(gamma, slots)
         assert not rest.any()
@@ -100,7 +100,7 @@ def test_a_history_that_is_cleared_begins_anew(solver: str, asked: bool) -> None
         ring.verdicts.when.restart.fill_(True)
         ring.verdicts.when.paired.fill_(False)
     ring.push()
-    assert not ring.history.solve(ring.history.last_residual).gamma.any()
+    assert not ring.history.solve(ring.history.last_pair[1]).gamma.any()
     ring.push()
     first = 0 if asked else 6 % DEPTH
     np.testing.assert_allclose(ring.gamma([first]), ring.expected(1), rtol=1e-8)

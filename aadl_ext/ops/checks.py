@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,6 +14,7 @@ from torch.nn import Parameter
 from .library import DEVICES
 
 WORKING_DTYPES = (torch.float32, torch.float64)
+FEW = 8  # tensors that are compared with each other, too
 STORAGE_DTYPES = (*WORKING_DTYPES, torch.bfloat16, torch.float16)
 # Row dtypes that compiled kernels take beside vectors of a dtype.
 KERNEL_ROWS = {
@@ -112,48 +112,37 @@ def check_slot(name: str, slot: int, rows: int) -> None:
         raise ValueError(f"{name} is {slot}; the ring has rows 0 to {rows - 1}, -1 is none")
 
 
-def check_apart(
-    changed: Sequence[Sequence[Tensor]], others: Sequence[Sequence[Tensor]], same: bool
-) -> None:
-    """Require that arguments that are changed in place share no memory with any other argument.
+def check_apart(changed: Sequence[Tensor], others: Sequence[Tensor], same: bool) -> None:
+    """Require that what is changed in place shares no memory with any other argument.
 
-    ``same``: they may be one of the others. Of tensors with gaps between entries nothing is said,
+    ``same``: it may be one of the others. Of tensors with gaps between entries nothing is said,
     as in torch.
     """
-    for target in itertools.chain(*changed):
-        if target.numel() > 1 and 0 in target.stride():
+    for index, target in enumerate(changed):
+        if 0 in target.stride() and target.numel() > 1:
             raise ValueError(
                 f"a tensor of shape {tuple(target.shape)} and strides {target.stride()} is changed "
                 "in place, but several of its entries are one place in memory; pass a copy"
             )
-    rooms = [
-        (*_room(tensor), index < len(changed))
-        for index, tensors in enumerate((*changed, *others))
-        for tensor in tensors
-        if _has_room(tensor)
-    ]
-    before: list[tuple[int, int, bool]] = []  # those that reach to where the next one starts
-    for room in sorted(rooms):
-        before = [other for other in before if room[0] < other[1]]
-        for other in before:
-            if (room[2] or other[2]) and not (same and room[:2] == other[:2]):
+        if not _has_memory(target):
+            continue
+        start = target.data_ptr()
+        stop = start + target.nbytes
+        for other in (*(changed[:index] if len(changed) <= FEW else ()), *others):
+            begin = other.data_ptr() if _has_memory(other) else stop
+            if begin >= stop or start >= begin + other.nbytes:
+                continue
+            if target.is_contiguous() and other.is_contiguous() and not (same and begin == start):
                 raise ValueError(
-                    f"a tensor of {room[1] - room[0]} bytes overlaps another of "
-                    f"{other[1] - other[0]} bytes, and one of them is changed in place; pass "
-                    "separate tensors"
+                    f"a tensor of shape {tuple(target.shape)} that is changed in place overlaps "
+                    f"another of shape {tuple(other.shape)}; pass separate tensors"
                 )
-        before.append(room)
 
 
-def _has_room(tensor: Tensor) -> bool:
-    """Whether it is a piece of memory; not while it is traced."""
-    traced = tensor.is_meta or torch._is_functional_tensor(tensor)
-    known = type(tensor) in (Tensor, Parameter) and not traced
-    return known and tensor.is_contiguous() and tensor.numel() > 0
-
-
-def _room(tensor: Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+def _has_memory(tensor: Tensor) -> bool:
+    """Not while it is traced."""
+    known = type(tensor) in (Tensor, Parameter)
+    return known and not tensor.is_meta and not torch._is_functional_tensor(tensor)
 
 
 def check_number(name: str, value: Any, infinite: bool) -> None:

@@ -57,30 +57,37 @@ def op(
         floats = [(i, x) for i, (x, kind, _) in enumerate(arguments) if kind == "float"]
         integers = [(i, x) for i, (x, kind, _) in enumerate(arguments) if kind == "int"]
 
-        def check(given: dict[str, Any]) -> None:
-            """What all ops ask of their arguments."""
-            tensors = {x: _listed(given.get(x)) for x, kind, _ in arguments if kind in TENSORS}
-            for x, kind, _ in arguments:
-                if kind == "int" and type(given[x]) is not int:
-                    check_integer(x, given[x])
-                elif kind == "float":
-                    check_number(x, given.get(x, 0.0), infinite=x in infinite)
-            everything = [tensor for listed in tensors.values() for tensor in listed]
-            for x, listed in tensors.items() if not any_device else ():
-                for tensor in listed:
-                    if tensor.device != everything[0].device:
-                        refuse_device(x, tensor, everything[0].device)
-            if changed and not torch.compiler.is_compiling():
-                targets = [tensors.pop(x) for _, x in changed]
-                check_apart(targets, list(tensors.values()), same)
+        tensors = [(i, x) for i, (x, kind, _) in enumerate(arguments) if kind in TENSORS]
+        others = [(i, x) for i, x in tensors if (i, x) not in changed]
 
-        def explain(given: dict[str, Any]) -> None:
-            """Raise what the definition has to say of arguments that a kernel has refused."""
-            check(given)
-            definition(**tree_map_only(Tensor, _without_data, given))  # type: ignore[call-arg]
+        def check_numbers(given: Sequence[Any], named: dict[str, Any]) -> None:
+            for i, x in floats:
+                value = given[i] if i < len(given) else named.get(x, 0.0)
+                if not -math.inf < value < math.inf:
+                    check_number(x, value, infinite=x in infinite)
+            for i, x in integers:
+                value = given[i] if i < len(given) else named[x]
+                if type(value) is not int:
+                    check_integer(x, value)
+
+        def check(given: Sequence[Any], named: dict[str, Any]) -> None:
+            """What all ops ask of their arguments."""
+            check_numbers(given, named)
+            first: Tensor | None = None
+            for i, x in () if any_device else tensors:
+                for tensor in _listed(given[i] if i < len(given) else named.get(x)):
+                    first = tensor if first is None else first
+                    if tensor.device != first.device:
+                        refuse_device(x, tensor, first.device)
+            if changed and not torch.compiler.is_compiling():
+                targets, sources = (
+                    [y for i, x in z for y in _listed(given[i] if i < len(given) else named.get(x))]
+                    for z in (changed, others)
+                )
+                check_apart(targets, sources, same)
 
         def checked(*given: P.args, **named: P.kwargs) -> R:
-            check({**{x: y for (x, _, _), y in zip(arguments, given, strict=False)}, **named})
+            check(given, named)
             return definition(*given, **named)
 
         _LIBRARY.impl(name, checked, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
@@ -92,19 +99,14 @@ def op(
                     return call(*given, **named)
             if _in_transform() or not kernel_takes(*given, **named):
                 return checked(*given, **named)
-            for i, x in floats:
-                value: Any = given[i] if i < len(given) else named.get(x, 0.0)
-                if not -math.inf < value < math.inf:
-                    check_number(x, value, infinite=x in infinite)
-            for i, x in integers:
-                value = given[i] if i < len(given) else named[x]
-                if type(value) is not int:
-                    check_integer(x, value)
+            check_numbers(given, named)
             try:
                 found: Any = compiled(*given, **named)
             except RuntimeError:
-                explain({**{x: y for (x, _, _), y in zip(arguments, given, strict=False)}, **named})
-                raise
+                check(given, named)
+                definition(*tree_map_only(Tensor, _without_data, given),
+                           **tree_map_only(Tensor, _without_data, named))  # fmt: skip
+                raise  # nothing was wrong with the arguments
             for i, x in changed:  # as every in-place op of torch tells autograd
                 target: Any = given[i] if i < len(given) else named.get(x)
                 if target is not None:
@@ -116,10 +118,10 @@ def op(
     return register
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _in_transform() -> bool:
     """Whether functions are transformed (``torch.func``), which kernels know nothing of."""
-    compiling = torch.compiler.is_compiling()
-    return not compiling and torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _without_data(tensor: Tensor) -> Tensor:

@@ -15,11 +15,12 @@ from .registry import op
 
 def _kernel_takes(tensors: Sequence[Tensor]) -> bool:
     device = tensors[0].device if tensors else None
-    return (
-        device is not None
-        and device.type in DEVICES
-        and all(tensor.device == device and tensor.dtype in STORAGE_DTYPES for tensor in tensors)
-    )
+    if device is None or device.type not in DEVICES:
+        return False
+    for tensor in tensors:  # thousands perhaps, at every step
+        if tensor.device != device or tensor.dtype not in STORAGE_DTYPES:
+            return False
+    return True
 
 
 @op(

@@ -1,6 +1,7 @@
 // Whether two vectors are the same: reads both, and stops a block where they are not.
 #include <atomic>
 
+#include "../common/range.h"
 #include "blocks.h"
 
 namespace aadl::cpu {
@@ -11,7 +12,7 @@ AADL_INLINE bool block_differs(const Difference<T>& args, const Block& block) {
   bool differs = false;
   for (int64_t begin = block.begin; begin < block.end && !differs; begin += kChunk) {
     const int64_t end = std::min(begin + kChunk, block.end);
-    int found = 0;  // NaN differs from all
+    typename Range<T>::Bits found = 0;  // NaN differs from all
 #pragma omp simd reduction(| : found)
     for (int64_t j = begin; j < end; ++j) found |= args.one[j] != args.other[j];
     differs = found != 0;
