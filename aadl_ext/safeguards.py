@@ -8,6 +8,7 @@ The test called "residual" comes later: the next training step makes it (``ops.j
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,13 +46,18 @@ def arm(candidate: Candidate, safeguards: tuple[str, ...], guarded: bool, patien
 
     ``guarded``: the next step judges it. ``patient``: rejections in a row clear the history.
     """
-    tests = {"nonfinite": fits, **{x: TESTS[x] for x in safeguards if x in TESTS}}
-    tests = dict(sorted(tests.items(), key=lambda item: item[0] == "loss"))  # it waits: last
-    for test in tests.values():
+    tests, causes = _tests(safeguards)
+    for test in tests:
         candidate.passed.append(test(candidate))
-    causes = [COUNTS.index(f"rejected_{name}") for name in tests]
     tensors, possible = candidate.verdicts.tensors, candidate.possible
     ops.arm_(*tensors, possible, candidate.passed, causes, guarded, patient)
+
+
+@functools.cache
+def _tests(names: tuple[str, ...]) -> tuple[list[Callable[[Candidate], Tensor]], list[int]]:
+    """The functions to ask, and the positions of their names in ``COUNTS``."""
+    tests = {"nonfinite": fits, **{name: TESTS[name] for name in TESTS if name in names}}
+    return list(tests.values()), [COUNTS.index(f"rejected_{name}") for name in tests]
 
 
 def fits(candidate: Candidate) -> Tensor:
@@ -93,6 +99,7 @@ def lowers_loss(candidate: Candidate) -> Tensor:
     return torch.full_like(ready, after < before and math.isfinite(after))
 
 
+# In the order in which they are asked; the loss waits for the device, so it comes last.
 TESTS: dict[str, Callable[[Candidate], Tensor]] = {
     "limits": has_limits,
     "descent": descends,

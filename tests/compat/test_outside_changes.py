@@ -149,8 +149,8 @@ def test_pairs_are_true_evaluations_before_and_after_a_move(event: Event) -> Non
         history = training.accelerator.iteration.history
         # rho is read off the step, in float32: its rounding, divided by the rate, is 1e-6
         close = partial(torch.testing.assert_close, rtol=0, atol=1e-5)
-        assert torch.equal(history.last_point[:size], pairs[-1][0])
-        close(history.last_residual[:size], pairs[-1][1])
+        assert torch.equal(history.last_pair[0][:size], pairs[-1][0])
+        close(history.last_pair[1][:size], pairs[-1][1])
         if k:
             row = (k - 1) % 3
             step, change = (b - a for a, b in zip(*pairs[-2:], strict=True))
