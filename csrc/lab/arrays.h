@@ -159,7 +159,7 @@ Push<T, S> push_of(const py::array& before, const py::array& after,
                    const std::optional<py::array>& last_point,
                    const std::optional<py::array>& last_residual, const std::vector<double>& rates,
                    const Offsets& offsets, const py::array& residual, const py::array& step_rows,
-                   const py::array& residual_rows, int64_t slot,
+                   const py::array& residual_rows, int64_t slot, const bool* paired,
                    const std::optional<py::array>& systems, double* figures) {
   const int64_t size = offsets.back(), k = systems ? systems->shape(2) : 0;
   if (offsets.size() != rates.size() + 1 || residual_rows.ndim() != 2 || step_rows.ndim() != 2 ||
@@ -181,7 +181,7 @@ Push<T, S> push_of(const py::array& before, const py::array& after,
           stride<S>(residual_rows),
           residual_rows.shape(0),
           slot,
-          nullptr,
+          paired,
           systems ? entries<double>(*systems, 3, k, "systems") : nullptr,
           k,
           figures};
@@ -194,7 +194,8 @@ BlockMeans<T, S> block_means(const py::array& point_sum, const py::array& gradie
                              const py::array& last_point, const py::array& last_gradient,
                              const std::optional<py::array>& step_row,
                              const std::optional<py::array>& gradient_row,
-                             const std::optional<py::array>& noise_row, const bool* accept) {
+                             const std::optional<py::array>& noise_row, const bool* paired,
+                             const bool* accept) {
   const int64_t size = last_point.size();
   return {entries<T>(point_sum, 1, size, "point_sum"),
           entries<T>(gradient_sum, 1, size, "gradient_sum"),
@@ -206,7 +207,7 @@ BlockMeans<T, S> block_means(const py::array& point_sum, const py::array& gradie
           vector<S>(gradient_row, size, "gradient_row"),
           vector<S>(noise_row, size, "noise_row"),
           size,
-          nullptr,
+          paired,
           accept};
 }
 

@@ -36,7 +36,8 @@ std::pair<double, double> add_sample(const py::array& point_sum, const py::array
 void push_block(const py::array& point_sum, const py::array& gradient_sum, const Array& noise_sum,
                 int64_t count, const py::array& last_point, const py::array& last_gradient,
                 const Array& step_row, const Array& gradient_row, const Array& noise_row,
-                const std::optional<bool>& accept, int64_t threads) {
+                const std::optional<bool>& paired, const std::optional<bool>& accept,
+                int64_t threads) {
   if (step_row.has_value() != gradient_row.has_value() ||
       noise_sum.has_value() != noise_row.has_value() || count < 1) {
     throw std::invalid_argument("the sums, their count and the rows do not fit together");
@@ -48,7 +49,7 @@ void push_block(const py::array& point_sum, const py::array& gradient_sum, const
     using S = typename decltype(types)::Storage;
     const auto args =
         block_means<T, S>(point_sum, gradient_sum, noise_sum, count, last_point, last_gradient,
-                          step_row, gradient_row, noise_row, accept ? &*accept : nullptr);
+                          step_row, gradient_row, noise_row, paired ? &*paired : nullptr, accept ? &*accept : nullptr);
     py::gil_scoped_release release;
     cpu::push_block(args, run);
   });
@@ -90,7 +91,8 @@ void add_blocks(py::module_& m) {
         py::arg("noise_sum") = py::none(), py::arg("count"), py::arg("last_point"),
         py::arg("last_gradient"), py::arg("step_row") = py::none(),
         py::arg("gradient_row") = py::none(), py::arg("noise_row") = py::none(),
-        py::arg("accept") = py::none(), py::arg("threads") = 1);
+        py::arg("paired") = py::none(), py::arg("accept") = py::none(),
+        py::arg("threads") = 1);
   m.def("products", &products, py::arg("rows"), py::arg("vectors"), py::kw_only(),
         py::arg("offsets"), py::arg("threads") = 1);
 }

@@ -36,15 +36,15 @@ std::vector<double> push(const py::array& before, const py::array& after,
                          const py::array& last_point, const py::array& last_residual,
                          const std::vector<double>& rates, const Offsets& offsets,
                          const py::array& residual, const py::array& step_rows,
-                         const py::array& residual_rows, int64_t slot, const Array& systems,
-                         bool compensated) {
+                         const py::array& residual_rows, int64_t slot, const Flag& paired,
+                         const Array& systems, bool compensated) {
   return with_types(before, residual_rows, [&](auto types) {
     using T = typename decltype(types)::Vector;
     using S = typename decltype(types)::Storage;
     std::vector<double> figures(3, kUnset);
     const auto args =
         push_of<T, S>(before, after, last_point, last_residual, rates, offsets, residual, step_rows,
-                      residual_rows, slot, systems, figures.data());
+                      residual_rows, slot, address(paired), systems, figures.data());
     cuda::push(args, launch(compensated));
     return figures;
   });
@@ -74,6 +74,17 @@ double extrapolate(const py::array& before, const py::array& after, double beta,
                                     &largest};
     cuda::extrapolate(args, launch());
     return largest;
+  });
+}
+
+bool differs(const py::array& one, const py::array& other) {
+  return with_type(one, [&](auto zero) {
+    using T = decltype(zero);
+    bool difference = false;
+    const Difference<T> args = {entries<T>(one, 1, one.size(), "one"),
+                                entries<T>(other, 1, one.size(), "other"), one.size(), &difference};
+    cuda::differs(args, launch());
+    return difference;
   });
 }
 
@@ -116,14 +127,14 @@ std::vector<double> add_sample(const py::array& point_sum, const py::array& grad
 void push_block(const py::array& point_sum, const py::array& gradient_sum, const Array& noise_sum,
                 int64_t count, const py::array& last_point, const py::array& last_gradient,
                 const Array& step_row, const Array& gradient_row, const Array& noise_row,
-                const Flag& accept) {
+                const Flag& paired, const Flag& accept) {
   const py::array& stored = step_row ? *step_row : noise_row ? *noise_row : last_point;
   with_types(last_point, stored, [&](auto types) {
     using T = typename decltype(types)::Vector;
     using S = typename decltype(types)::Storage;
     const auto args =
         block_means<T, S>(point_sum, gradient_sum, noise_sum, count, last_point, last_gradient,
-                          step_row, gradient_row, noise_row, address(accept));
+                          step_row, gradient_row, noise_row, address(paired), address(accept));
     cuda::push_block(args, launch());
   });
 }
@@ -151,10 +162,11 @@ void add_cuda_streaming(py::module_& m) {
   m.def("push", &push, py::kw_only(), py::arg("before"), py::arg("after"), py::arg("last_point"),
         py::arg("last_residual"), py::arg("rates"), py::arg("offsets"), py::arg("residual"),
         py::arg("step_rows"), py::arg("residual_rows"), py::arg("slot"),
-        py::arg("systems") = py::none(), py::arg("compensated") = false);
+        py::arg("paired") = py::none(), py::arg("systems") = py::none(), py::arg("compensated") = false);
   m.def("extrapolate", &extrapolate, py::kw_only(), py::arg("before"), py::arg("after"),
         py::arg("beta"), py::arg("rows"), py::arg("coefficients"), py::arg("offsets"),
         py::arg("out"), py::arg("accept") = py::none());
+  m.def("differs", &differs, py::arg("one"), py::arg("other"));
   m.def("window_statistics", &window_statistics, py::arg("window"), py::arg("mean"));
   m.def("add_sample", &add_sample, py::kw_only(), py::arg("point_sum"), py::arg("gradient_sum"),
         py::arg("noise_sum") = py::none(), py::arg("point"), py::arg("anchor"), py::arg("gradient"),
@@ -163,7 +175,7 @@ void add_cuda_streaming(py::module_& m) {
         py::arg("noise_sum") = py::none(), py::arg("count"), py::arg("last_point"),
         py::arg("last_gradient"), py::arg("step_row") = py::none(),
         py::arg("gradient_row") = py::none(), py::arg("noise_row") = py::none(),
-        py::arg("accept") = py::none());
+        py::arg("paired") = py::none(), py::arg("accept") = py::none());
   m.def("products", &products, py::arg("rows"), py::arg("vectors"), py::kw_only(),
         py::arg("offsets"), py::arg("compensated") = false);
 }

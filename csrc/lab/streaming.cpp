@@ -15,6 +15,7 @@ std::vector<double> push(const py::array& before, const py::array& after,
                          const std::vector<double>& rates, const Offsets& offsets,
                          const py::array& residual, const py::array& step_rows,
                          const py::array& residual_rows, int64_t slot,
+                         const std::optional<bool>& paired,
                          const std::optional<py::array>& systems, int64_t threads) {
   std::vector<double> figures(3, std::numeric_limits<double>::quiet_NaN());
   const auto run = threads_of(threads);
@@ -23,7 +24,7 @@ std::vector<double> push(const py::array& before, const py::array& after,
     using S = typename decltype(types)::Storage;
     const auto args =
         push_of<T, S>(before, after, last_point, last_residual, rates, offsets, residual, step_rows,
-                      residual_rows, slot, systems, figures.data());
+                      residual_rows, slot, paired ? &*paired : nullptr, systems, figures.data());
     py::gil_scoped_release release;
     cpu::push(args, run);
   });
@@ -93,16 +94,31 @@ double window_statistics(const py::array& rows, int64_t newest, const py::array&
   });
 }
 
+bool differs(const py::array& one, const py::array& other, int64_t threads) {
+  const auto run = threads_of(threads);
+  return with_type(one, [&](auto zero) {
+    using T = decltype(zero);
+    bool difference = false;
+    const Difference<T> args = {entries<T>(one, 1, one.size(), "one"),
+                                entries<T>(other, 1, one.size(), "other"), one.size(), &difference};
+    py::gil_scoped_release release;
+    cpu::differs(args, run);
+    return difference;
+  });
+}
+
 }  // namespace
 
 void add_streaming(py::module_& m) {
   m.def("push", &push, py::kw_only(), py::arg("before"), py::arg("after"),
         py::arg("last_point") = py::none(), py::arg("last_residual") = py::none(), py::arg("rates"),
         py::arg("offsets"), py::arg("residual"), py::arg("step_rows"), py::arg("residual_rows"),
-        py::arg("slot") = -1, py::arg("systems") = py::none(), py::arg("threads") = 1);
+        py::arg("slot") = -1, py::arg("paired") = py::none(), py::arg("systems") = py::none(), py::arg("threads") = 1);
   m.def("extrapolate", &extrapolate, py::kw_only(), py::arg("before"), py::arg("after"),
         py::arg("beta") = 1.0, py::arg("rows"), py::arg("coefficients"), py::arg("offsets"),
         py::arg("out"), py::arg("accept") = py::none(), py::arg("threads") = 1);
+  m.def("differs", &differs, py::arg("one"), py::arg("other"), py::kw_only(),
+        py::arg("threads") = 1);
   m.def("window_statistics", &window_statistics, py::arg("rows"), py::kw_only(), py::arg("newest"),
         py::arg("mean"), py::arg("threads") = 1);
 }

@@ -202,3 +202,18 @@ def test_schedules_do_not_change_a_bit(tiles: int) -> None:
         found.append(check(args, [0, 4000, 9000], slot=4))
     cuda.set_schedule(0)
     assert all(lab.same_bits(other, found[0]) for other in found[1:])
+
+
+@pytest.mark.parametrize(("vector", "storage"), lab.PAIRS)
+def test_without_a_pair_before_it_a_row_is_zero(vector: str, storage: str) -> None:
+    args = inputs(3000, 3, vector, storage)
+    systems = gram_matrices(args, [0, 3000], 0)
+    once = {name: array.copy() for name, array in args.items()}
+    given = {"rates": [0.1], "offsets": [0, 3000], "slot": 1}
+    figures = cuda.push(**once, **given)
+    assert cuda.push(**args, **given, systems=systems, paired=False) == figures
+    for name in ("step_rows", "residual_rows"):
+        assert not lab.wide(args[name][1]).any()
+    assert not systems[0, 1].any()
+    assert not systems[0, :, 1].any()
+    assert lab.same_bits(args["residual"], once["residual"])

@@ -255,6 +255,20 @@ def test_blocks_are_closed(
             assert nothing_beside(args[name]), (name, size)
 
 
+@pytest.mark.parametrize(("vector", "storage"), lab.PAIRS)
+def test_rows_of_changes_to_no_block_are_zero(vector: str, storage: str) -> None:
+    names = ("point_sum", "gradient_sum", "noise_sum", "last_point", "last_gradient")
+    dtypes = dict.fromkeys(names, vector)
+    dtypes |= dict.fromkeys(("step_row", "gradient_row", "noise_row"), storage)
+    args = {x: normal(5003, dtype=y, seed=i) for i, (x, y) in enumerate(dtypes.items())}
+    expected = {name: array.copy() for name, array in args.items()}
+    cuda.push_block(**expected, count=3)
+    expected["step_row"][:] = expected["gradient_row"][:] = 0
+    cuda.push_block(**args, count=3, paired=False)
+    for name, array in expected.items():
+        assert lab.same_bits(args[name], array), name
+
+
 # ---- products ---------------------------------------------------------------------
 
 
@@ -314,3 +328,19 @@ def test_products_that_are_not_finite(compensated: bool) -> None:
     row[300] = np.inf
     found = cuda.products([row, vector], [vector], offsets=[0, 250, 500], compensated=compensated)
     np.testing.assert_equal(found, [[[250], [250]], [[np.inf], [250]]])
+
+
+# ---- differences ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_difference_is_seen_wherever_it_is(shift: int, dtype: str) -> None:
+    for size in EDGES:
+        one = normal(size, dtype=dtype, seed=1, shift=shift)
+        assert not cuda.differs(one, one.copy())
+        for place in {0, size // 2, size - 1} if size else ():
+            for value in (one[place] + 1, np.nan):
+                other = one.copy()
+                other[place] = value
+                assert cuda.differs(one, other), (size, place, value)

@@ -164,6 +164,16 @@ def test_rows_of_a_block_that_is_not_accepted_are_zero(
     assert_same_bits(args, expected, beside=False)
 
 
+@pytest.mark.parametrize(("vector", "storage"), lab.PAIRS)
+def test_rows_of_changes_to_no_block_are_zero(vector: str, storage: str) -> None:
+    args = block(70_001, vector, storage)
+    expected = copies(args)
+    aadl_lab.push_block(**expected, count=3)
+    expected["step_row"][:] = expected["gradient_row"][:] = 0
+    aadl_lab.push_block(**args, count=3, paired=False, threads=2)
+    assert_same_bits(args, expected, beside=False)
+
+
 def check_block(
     args: Arrays,
     count: int = 3,
