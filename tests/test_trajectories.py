@@ -3,9 +3,9 @@
     python tests/test_trajectories.py FILE.npz    # runs all cases and writes what it gets
 
 Each case is one short training. Recorded are its points after every eighth step and what was
-counted, of a run with the compiled library (native.npz) and of one without (fallback.npz). The two differ by
-rounding only, which acceleration amplifies more in some cases than in others: where they differ by
-more than the bounds below, ten times their difference is the bound.
+counted, of a run with the compiled library (native.npz) and of one without (fallback.npz). The two
+differ by rounding only, which acceleration amplifies more in some cases than in others: where they
+differ by more than the bounds below, ten times their difference is the bound.
 """
 
 from __future__ import annotations
@@ -170,6 +170,21 @@ def _cases() -> Iterator[tuple[str, Case]]:
 
 
 CASES: dict[str, Case] = dict(_cases())
+
+# Recorded anew, since the CPU does now what only a device did: a row that cannot be used stays in the
+# ring as zero; a block with a sample that cannot be used, as the first one after a rejected step, is
+# dropped at its end; the length of blocks follows a block late. Before that all these cases agreed to
+# rounding with the old code when its decisions were left in tensors, but for the step after a
+# rejection with Adam: there the old code made gradients zero, and Adam moved on its momentum.
+CHANGED_ON_PURPOSE = {
+    "a zero row in the ring": ("anderson nan", "average nan"),
+    "blocks dropped at their end, lengths a block late": tuple(
+        name
+        for name in CASES
+        if name.startswith("newton")
+        and name not in ("newton adam 4 float32", "newton adam 4 float64")
+    ),
+}
 
 
 @pytest.fixture(scope="module")
