@@ -67,7 +67,7 @@ class SecantHistory:
         rows.masked_fill_(self.verdicts.when.restart, 0)
 
     def push(self, after: Tensor, rates: tuple[float, ...], store: bool) -> Tensor:
-        """Measure the step from w, the first of ``pair``, to ``after``; with ``store`` make a row of it.
+        """Measure the step from w, the first of ``pair``, to ``after``; ``store`` makes it a row.
 
         Returns the figures of ``ops.push_secant``.
         """

@@ -171,11 +171,12 @@ def _cases() -> Iterator[tuple[str, Case]]:
 
 CASES: dict[str, Case] = dict(_cases())
 
-# Recorded anew, since the CPU does now what only a device did: a row that cannot be used stays in the
-# ring as zero; a block with a sample that cannot be used, as the first one after a rejected step, is
-# dropped at its end; the length of blocks follows a block late. Before that all these cases agreed to
-# rounding with the old code when its decisions were left in tensors, but for the step after a
-# rejection with Adam: there the old code made gradients zero, and Adam moved on its momentum.
+# Recorded anew, since the CPU does now what only a device did: a row that cannot be used stays in
+# the ring as zero; a block with a sample that cannot be used, as the first one after a rejected
+# step, is dropped at its end; the length of blocks follows a block late. Before that all these
+# cases agreed to rounding with the old code when its decisions were left in tensors, but for the
+# step after a rejection with Adam: there the old code made gradients zero, and Adam moved on its
+# momentum.
 CHANGED_ON_PURPOSE = {
     "a zero row in the ring": ("anderson nan", "average nan"),
     "blocks dropped at their end, lengths a block late": tuple(

@@ -54,60 +54,25 @@ from torch import Tensor
 from .library import DEVICES
 from .registry import op, seen
 
-CONTROL = (
-    "norm",
-    "max_step",
-    "reduction",
-    "rejections",
-    "known",
-    "reference",
-    "trust_radius",
-    "damping",
-    "excess",
-    "expected",
-    "slope",
-    "slope_sum",
-    "share",
-    "noise_ratio",
-    "level_change",
+CONTROL = tuple(
+    """
+    norm max_step reduction rejections known reference trust_radius damping excess expected
+    slope slope_sum share noise_ratio level_change
+    """.split()
 )
-FLAGS = (
-    "pending",
-    "paired",
-    "ready",
-    "accepted",
-    "declined",
-    "rejected",
-    "nonfinite",
-    "unsound",
-    "lost",
-    "restart",
-    "write",
-    "oscillates",
-    "steady",
-    "limited",
-    "on_line",
-    "beyond",
-    "spoiled",
-    "complete",
+FLAGS = tuple(
+    """
+    pending paired ready accepted declined rejected nonfinite unsound lost restart write
+    oscillates steady limited on_line beyond spoiled complete
+    """.split()
 )
-COUNTS = (
-    "pairs",
-    "extrapolations",
-    "accepted",
-    "dropped",
-    "shortened",
-    "averaged",
-    "skipped_nonfinite",
-    "skipped_no_gradient",
-    "rejected_nonfinite",
-    "rejected_residual",
-    "rejected_limits",
-    "rejected_descent",
-    "rejected_loss",
-    "rejected_request",
-    "restarts_rejections",
-    "restarts_moved_outside",
+COUNTS = tuple(
+    """
+    pairs extrapolations accepted dropped shortened averaged skipped_nonfinite
+    skipped_no_gradient rejected_nonfinite rejected_residual rejected_limits
+    rejected_descent rejected_loss rejected_request restarts_rejections
+    restarts_moved_outside
+    """.split()
 )
 PATIENCE = 2  # rejections in a row that clear the history
 LEAST_TRUST, MOST_TRUST = 0.25, 1e6
