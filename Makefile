@@ -56,6 +56,8 @@ races: .venv/ready
 
 # AADL_EXT_CUDA_ARCHS="90" checks for one architecture only; objects of other targets are used again.
 cuda: export AADL_EXT_CUDA_ARCHS ?= 75 80 86 90 100 120
+# Where there is nvcc, a kernel that it does not compile is an error.
+cuda: export AADL_EXT_CUDA ?= $(if $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc)),1,auto)
 cuda: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py -q build_ext --inplace
 	$(BIN)/python .ci/cuda_limits.py build/temp*/cuda_*

@@ -29,6 +29,9 @@ LIMITS = {
     "sum_tiles": 64,
     "max_tiles": 64,
     "finish_products": 64,
+    "differs_tiles": 64,
+    "any_tile": 64,
+    "judge_once": 64,
 }
 MOST = 255  # of kernels that have one block on an SM, or few threads
 ENTRY = re.compile(

@@ -121,7 +121,7 @@ class NewtonIteration:
             self._take_step(evaluate)
 
     def _take_step(self, evaluate: Evaluate | None) -> None:
-        """W + d, where no safeguard objects."""
+        """Take d, where no safeguard objects."""
         o, h, v = self.options, self.history, self.verdicts
         self.solution, limited = h.solve()
         damping = v.now.damping if "limits" in o.tests else 1.0

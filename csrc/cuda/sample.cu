@@ -88,7 +88,6 @@ __device__ __forceinline__ void close_chunk(const BlockMeans<T, S>& args,
   const T count = static_cast<T>(args.count), zero[kHeld<T>] = {};
   T mean[kHeld<T>], last[kHeld<T>];
   S row[kHeld<T>];
-  const S none[kHeld<T>] = {};
   const bool paired = !args.paired || *args.paired;
 
   share.load(args.point_sum, mean);
@@ -96,11 +95,11 @@ __device__ __forceinline__ void close_chunk(const BlockMeans<T, S>& args,
 #pragma unroll
   for (int j = 0; j < kHeld<T>; ++j) {
     mean[j] /= count;
-    row[j] = narrow<S>(mean[j]);
+    row[j] = paired ? narrow<S>(mean[j]) : S{};
     last[j] += mean[j];
   }
   share.store(args.last_point, last);
-  if (args.step_row) share.store(args.step_row, paired ? row : none);
+  if (args.step_row) share.store(args.step_row, row);
   share.store(args.point_sum, zero);
 
   share.load(args.gradient_sum, mean);
@@ -108,10 +107,10 @@ __device__ __forceinline__ void close_chunk(const BlockMeans<T, S>& args,
 #pragma unroll
   for (int j = 0; j < kHeld<T>; ++j) {
     mean[j] /= count;
-    row[j] = narrow<S>(mean[j] - last[j]);
+    row[j] = paired ? narrow<S>(mean[j] - last[j]) : S{};
   }
   share.store(args.last_gradient, mean);
-  if (args.gradient_row) share.store(args.gradient_row, paired ? row : none);
+  if (args.gradient_row) share.store(args.gradient_row, row);
   share.store(args.gradient_sum, zero);
 
   if (!args.noise_sum) return;

@@ -139,6 +139,19 @@ void push_block(const py::array& point_sum, const py::array& gradient_sum, const
   });
 }
 
+// One of the verdicts, on arrays of float64, bool and int64.
+void average(const py::array& control, const py::array& flags, const py::array& counts,
+             double max_std, double threshold, double length) {
+  const Verdicts to = {
+      reinterpret_cast<Control*>(entries<double>(control, 1, sizeof(Control) / 8, "control")),
+      static_cast<Flags*>(const_cast<void*>(flags.data())),
+      static_cast<Counts*>(const_cast<void*>(counts.data()))};
+  if (flags.nbytes() != sizeof(Flags) || counts.nbytes() != sizeof(Counts)) {
+    throw std::invalid_argument("flags or counts have not the right length");
+  }
+  cuda::judge(Average{to, &max_std, true, threshold, length}, launch());
+}
+
 // [segments, rows, vectors]
 py::array_t<double> products(const std::vector<py::array>& rows,
                              const std::vector<py::array>& vectors, const Offsets& offsets,
@@ -176,6 +189,8 @@ void add_cuda_streaming(py::module_& m) {
         py::arg("last_gradient"), py::arg("step_row") = py::none(),
         py::arg("gradient_row") = py::none(), py::arg("noise_row") = py::none(),
         py::arg("paired") = py::none(), py::arg("accept") = py::none());
+  m.def("average", &average, py::arg("control"), py::arg("flags"), py::arg("counts"),
+        py::arg("max_std"), py::arg("threshold"), py::arg("length"));
   m.def("products", &products, py::arg("rows"), py::arg("vectors"), py::kw_only(),
         py::arg("offsets"), py::arg("compensated") = false);
 }

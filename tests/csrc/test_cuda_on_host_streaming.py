@@ -344,3 +344,17 @@ def test_a_difference_is_seen_wherever_it_is(shift: int, dtype: str) -> None:
                 other = one.copy()
                 other[place] = value
                 assert cuda.differs(one, other), (size, place, value)
+
+
+# ---- verdicts ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_std", [0.5, 2.0, np.nan])
+def test_one_thread_judges(max_std: float) -> None:
+    control, flags, counts = np.zeros(15), np.zeros(18, dtype=bool), np.zeros(16, dtype=np.int64)
+    control[[1, 4]] = 10.0, 3.0  # the largest step, and points in the window
+    cuda.average(control, flags, counts, max_std, threshold=0.1, length=3)
+    oscillates = max_std > 1
+    assert flags[[10, 11, 12]].tolist() == [oscillates, oscillates, not oscillates]
+    assert flags.sum() == 1 + oscillates
+    assert counts.tolist() == [0] * 5 + [int(oscillates)] + [0] * 10
