@@ -68,7 +68,7 @@ class AndersonIteration:
     def before(self) -> None:
         """Keep w^k, on steps that need it."""
         self.judged, self.moved = False, None
-        if not (self.stores or self.extrapolates or self.window or self.pending):
+        if not self.needs_point:
             return
         w = self.history.pair[0]
         self.layout.read(w)
@@ -92,9 +92,10 @@ class AndersonIteration:
         """From w^k and w^k + r^k to w^{k+1}; ``rates``: learning rate of each segment."""
         o, h, v = self.options, self.history, self.verdicts
         stores, extrapolates, pending = self.stores, self.extrapolates, self.pending
+        needed = self.needs_point
         self.k += 1
         self.pending = self.tracked = False
-        if not (stores or extrapolates or self.window or pending):
+        if not needed:
             return
         (w, residual), base = h.pair, self.next
         self.layout.read(base)
@@ -157,6 +158,11 @@ class AndersonIteration:
         """Whether step k extrapolates: it needs a pair to compare with."""
         o = self.options
         return self.history.begun and self.k % o.frequency == 0 and self.k > o.wait_iterations
+
+    @property
+    def needs_point(self) -> bool:
+        """Whether step k needs w^k."""
+        return self.stores or self.extrapolates or self.window is not None or self.pending
 
     @property
     def left_at(self) -> Tensor:

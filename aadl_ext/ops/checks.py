@@ -34,6 +34,16 @@ def rows_fit(vector: Tensor, *all_rows: Tensor) -> bool:
     return True
 
 
+def list_fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
+    """Whether there are compiled kernels for a list of tensors, which must be on this device."""
+    if device.type not in DEVICES:
+        return False
+    for tensor in tensors:  # thousands perhaps, at every step
+        if tensor.device != device or tensor.dtype not in STORAGE_DTYPES:
+            return False
+    return True
+
+
 def ready_for_kernel(*matrices: Tensor) -> bool:
     """Whether small matrices are as the compiled kernels take them: contiguous float64."""
     for matrix in matrices:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from .checks import STORAGE_DTYPES, check_offsets, check_rows, names
-from .chunks import dot_products
+from .chunks import chunks
 from .library import DEVICES
 from .registry import op
 
@@ -49,4 +51,11 @@ def cross_products(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[in
                 f"a vector is {names((vector.dtype,))} {tuple(vector.shape)}; it must have shape "
                 f"{tuple(rows.shape[1:])} in one of {names(STORAGE_DTYPES)}"
             )
-    return dot_products(rows, vectors, offsets)
+    shape = (len(offsets) - 1, len(rows), len(vectors))
+    products = torch.zeros(shape, dtype=torch.float64, device=rows.device)
+    for index, (start, stop) in enumerate(pairwise(offsets)):
+        for chunk in chunks(start, stop):
+            # A product of two float32 is exact in float64.
+            right = torch.stack([vector[chunk].double() for vector in vectors])
+            products[index].addmm_(rows[:, chunk].double(), right.T)
+    return products

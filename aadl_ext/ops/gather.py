@@ -8,22 +8,14 @@ import torch
 from torch import Tensor
 from torch._utils import _unflatten_dense_tensors
 
-from .checks import STORAGE_DTYPES, check_flag, check_flat, check_real
-from .library import DEVICES
+from .checks import STORAGE_DTYPES, check_flag, check_flat, check_real, list_fits
 from .registry import asked, op, seen
 
 
 def kernel_copies(tensors: Sequence[Tensor], flat: Tensor) -> bool:
     """Whether compiled kernels copy between these tensors and a flat vector."""
-    device = flat.device
-    if device.type not in DEVICES or flat.dtype not in STORAGE_DTYPES or flat.ndim != 1:
-        return False
-    if not flat.is_contiguous():
-        return False
-    for tensor in tensors:  # thousands perhaps, at every step
-        if tensor.device != device or tensor.dtype not in STORAGE_DTYPES:
-            return False
-    return True
+    dense = flat.dtype in STORAGE_DTYPES and flat.ndim == 1 and flat.is_contiguous()
+    return dense and list_fits(tensors, flat.device)
 
 
 @op(

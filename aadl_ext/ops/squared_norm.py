@@ -7,25 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import STORAGE_DTYPES, check_real
+from .checks import check_real, list_fits
 from .chunks import chunks
-from .library import DEVICES
 from .registry import op
-
-
-def _kernel_takes(tensors: Sequence[Tensor]) -> bool:
-    device = tensors[0].device if tensors else None
-    if device is None or device.type not in DEVICES:
-        return False
-    for tensor in tensors:  # thousands perhaps, at every step
-        if tensor.device != device or tensor.dtype not in STORAGE_DTYPES:
-            return False
-    return True
 
 
 @op(
     "squared_norm(Tensor[] tensors) -> Tensor",
-    _kernel_takes,
+    lambda tensors: bool(tensors) and list_fits(tensors, tensors[0].device),
     any_device=True,
 )
 def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
