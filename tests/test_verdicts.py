@@ -57,7 +57,7 @@ def unseen(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 @pytest.fixture
 def defined(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let verdicts be those of the definitions, also where there are kernels."""
-    monkeypatch.setattr("aadl_ext.ops.verdicts.DEVICES", set())
+    monkeypatch.setattr("aadl_ext.ops.library.use_kernels", False)
 
 
 # ---- no step reads -------------------------------------------------------------------------

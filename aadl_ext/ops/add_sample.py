@@ -9,14 +9,12 @@ from torch import Tensor
 
 from .checks import check_vector
 from .chunks import chunks
-from .library import DEVICES
 from .registry import op
 
 
 @op(
     "add_sample_(Tensor(a!)[] sums, Tensor point, Tensor anchor, Tensor gradient, *, float sign, "
     "Tensor? direction=None) -> Tensor",
-    lambda sums, point, *_, **__: point.device.type in DEVICES,
 )
 def add_sample_(
     sums: Sequence[Tensor],

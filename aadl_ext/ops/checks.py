@@ -11,45 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .library import DEVICES
-
 WORKING_DTYPES = (torch.float32, torch.float64)
 FEW = 8  # tensors that are compared with each other, too
 STORAGE_DTYPES = (*WORKING_DTYPES, torch.bfloat16, torch.float16)
-# Row dtypes that compiled kernels take beside vectors of a dtype.
-KERNEL_ROWS = {
-    torch.float32: (torch.float32, torch.bfloat16, torch.float16),
-    torch.float64: (torch.float64, torch.float32),
-}
-
-
-def rows_fit(vector: Tensor, *all_rows: Tensor) -> bool:
-    """Whether there are compiled kernels for these rows beside these vectors."""
-    if vector.device.type not in DEVICES:
-        return False
-    known = KERNEL_ROWS.get(vector.dtype, ())
-    for rows in all_rows:
-        if rows.dtype not in known or rows.ndim != 2 or rows.stride(1) != 1 < rows.shape[1]:
-            return False
-    return True
-
-
-def list_fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
-    """Whether there are compiled kernels for a list of tensors, which must be on this device."""
-    if device.type not in DEVICES:
-        return False
-    for tensor in tensors:  # thousands perhaps, at every step
-        if tensor.device != device or tensor.dtype not in STORAGE_DTYPES:
-            return False
-    return True
-
-
-def ready_for_kernel(*matrices: Tensor) -> bool:
-    """Whether small matrices are as the compiled kernels take them: contiguous float64."""
-    for matrix in matrices:
-        if matrix.dtype != torch.float64 or not matrix.is_contiguous():
-            return False
-    return True
 
 
 def check_real(tensors: Sequence[Tensor]) -> None:

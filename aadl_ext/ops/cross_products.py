@@ -10,22 +10,11 @@ from torch import Tensor
 
 from .checks import STORAGE_DTYPES, check_offsets, check_rows, names
 from .chunks import chunks
-from .library import DEVICES
 from .registry import op
-
-
-def _kernel_takes(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[int]) -> bool:
-    dense = rows.ndim == 2 and (rows.stride(1) == 1 or rows.shape[1] < 2) and len(vectors) > 0
-    return (
-        dense
-        and rows.device.type in DEVICES
-        and all(x.is_contiguous() and x.dtype in STORAGE_DTYPES for x in vectors)
-    )
 
 
 @op(
     "cross_products(Tensor rows, Tensor[] vectors, int[] offsets) -> Tensor",
-    _kernel_takes,
 )
 def cross_products(rows: Tensor, vectors: Sequence[Tensor], offsets: Sequence[int]) -> Tensor:
     """Products of every row with every vector, in each segment.

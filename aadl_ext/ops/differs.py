@@ -7,13 +7,11 @@ from torch import Tensor
 
 from .checks import check_vector
 from .chunks import chunks
-from .library import DEVICES
 from .registry import op
 
 
 @op(
     "differs(Tensor one, Tensor other) -> Tensor",
-    lambda one, other: one.device.type in DEVICES,
 )
 def differs(one: Tensor, other: Tensor) -> Tensor:
     """Whether two vectors differ in an entry; NaN differs from all.

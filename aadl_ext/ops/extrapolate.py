@@ -8,29 +8,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .checks import check_flag, check_offsets, check_rows, check_vector, rows_fit
+from .checks import check_flag, check_offsets, check_rows, check_vector
 from .chunks import chunks
 from .registry import op
-
-
-def _kernel_takes(
-    out: Tensor,
-    before: Tensor,
-    after: Tensor,
-    relaxation: float,
-    rows: Tensor,
-    coefficients: Tensor,
-    offsets: Sequence[int],
-    *,
-    accept: Tensor | None = None,
-) -> bool:
-    return rows_fit(out, rows) and coefficients.is_contiguous()
 
 
 @op(
     "extrapolate_(Tensor(a!) out, Tensor before, Tensor after, float relaxation, Tensor rows, "
     "Tensor coefficients, int[] offsets, *, Tensor? accept=None) -> Tensor",
-    _kernel_takes,
     same=True,
 )
 def extrapolate_(

@@ -8,19 +8,12 @@ import torch
 from torch import Tensor
 from torch._utils import _unflatten_dense_tensors
 
-from .checks import STORAGE_DTYPES, check_flag, check_flat, check_real, list_fits
+from .checks import check_flag, check_flat, check_real
 from .registry import asked, op, seen
-
-
-def kernel_copies(tensors: Sequence[Tensor], flat: Tensor) -> bool:
-    """Whether compiled kernels copy between these tensors and a flat vector."""
-    dense = flat.dtype in STORAGE_DTYPES and flat.ndim == 1 and flat.is_contiguous()
-    return dense and list_fits(tensors, flat.device)
 
 
 @op(
     "gather(Tensor[] tensors, Tensor(a!) out, *, Tensor? when=None) -> ()",
-    lambda tensors, out, **_: kernel_copies(tensors, out),
     any_device=True,
 )
 def gather(tensors: Sequence[Tensor], out: Tensor, *, when: Tensor | None = None) -> None:
@@ -47,7 +40,6 @@ def gather(tensors: Sequence[Tensor], out: Tensor, *, when: Tensor | None = None
 
 @op(
     "scatter_(Tensor(a!)[] tensors, Tensor flat, *, Tensor? when=None) -> ()",
-    lambda tensors, flat, **_: kernel_copies(tensors, flat),
     any_device=True,
 )
 def scatter_(tensors: Sequence[Tensor], flat: Tensor, *, when: Tensor | None = None) -> None:

@@ -8,29 +8,15 @@ import torch
 from torch import Tensor
 
 from .add_sample import three_sums
-from .checks import check_flag, check_rows, check_vector, names, rows_fit
+from .checks import check_flag, check_rows, check_vector, names
 from .chunks import chunks
 from .registry import op
-
-
-def _kernel_takes(
-    sums: Sequence[Tensor],
-    count: int,
-    *,
-    last_point: Tensor,
-    step_rows: Tensor,
-    gradient_rows: Tensor,
-    noise_rows: Tensor,
-    **_: object,
-) -> bool:
-    return rows_fit(last_point, step_rows, gradient_rows, noise_rows)
 
 
 @op(
     "push_block(Tensor(a!)[] sums, int count, *, Tensor(b!) last_point, Tensor(c!) last_gradient, "
     "Tensor(d!) step_rows, Tensor(e!) gradient_rows, Tensor(f!) noise_rows, int slot, "
     "int noise_slot, Tensor? paired=None, Tensor? accept=None) -> ()",
-    _kernel_takes,
 )
 def push_block(
     sums: Sequence[Tensor],

@@ -15,7 +15,6 @@ from .checks import (
     check_slot,
     check_systems,
     check_vector,
-    rows_fit,
 )
 from .chunks import chunks
 from .registry import asked, op
@@ -25,7 +24,6 @@ from .registry import asked, op
     "push_secant(Tensor before, Tensor after, *, float[] rates, int[] offsets, "
     "Tensor(a!) residual, Tensor last_point, Tensor last_residual, Tensor(b!) step_rows, "
     "Tensor(c!) residual_rows, int slot, Tensor? paired=None, Tensor(d!)? systems=None) -> Tensor",
-    lambda before, after, *, residual_rows, **_: rows_fit(before, residual_rows),
 )
 def push_secant(
     before: Tensor,

@@ -14,11 +14,13 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.autograd.graph import increment_version
 
+from . import library
 from .checks import check_apart, check_integer, check_number, refuse_device
 
 _LIBRARY = torch.library.Library("aadl_ext", "DEF")  # type: ignore[no-untyped-call]
+NOT_LAUNCHED = "could not be launched"  # in the message of a kernel that failed (cuda/device.h)
 TENSORS = ("Tensor", "Optional[Tensor]", "List[Tensor]")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,7 +28,6 @@ R = TypeVar("R")
 
 def op(
     schema: str,
-    kernel_takes: Callable[..., bool],
     *,
     result: Callable[..., Any] | None = None,
     any_device: bool = False,
@@ -35,13 +36,12 @@ def op(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make an op of its definition: a function that checks its arguments and does what is asked.
 
-    A compiled kernel runs instead where there is one. It makes its own checks, which are quicker;
-    when it refuses, those of the definition say why.
+    A compiled kernel runs instead where there is one. It makes its own checks, which are quicker,
+    before it changes anything; when it refuses, the definition does the work or says what is wrong.
 
     Args:
         schema: ``name(arguments) -> results`` in torch's notation, with the arguments of the
             definition; those that are changed in place are marked there.
-        kernel_takes: whether the compiled kernels can work on these arguments.
         result: makes of the tensors what the definition returns.
         any_device: whether tensors may lie on several devices.
         same: whether what is changed in place may be another argument, entry by entry.
@@ -97,20 +97,18 @@ def op(
             if torch.is_grad_enabled():
                 with torch.no_grad():
                     return call(*given, **named)
-            if _in_transform() or not kernel_takes(*given, **named):
+            if not library.use_kernels or _in_transform():
                 return checked(*given, **named)
             check_numbers(given, named)
             try:
                 found: Any = compiled(*given, **named)
-            except RuntimeError:
-                check(given, named)
-                definition(*tree_map_only(Tensor, _without_data, given),
-                           **tree_map_only(Tensor, _without_data, named))  # fmt: skip
-                raise  # nothing was wrong with the arguments
-            for i, x in changed:  # as every in-place op of torch tells autograd
-                target: Any = given[i] if i < len(given) else named.get(x)
-                if target is not None:
-                    torch.autograd.graph.increment_version(target)
+            except RuntimeError as error:
+                if NOT_LAUNCHED in str(error):
+                    raise
+                return checked(*given, **named)
+            if changed:  # as every in-place op of torch tells autograd
+                targets = [given[i] if i < len(given) else named.get(x) for i, x in changed]
+                increment_version([y for x in targets for y in _listed(x)])
             return cast("R", found if result is None else result(*found))
 
         return call
@@ -122,10 +120,6 @@ def op(
 def _in_transform() -> bool:
     """Whether functions are transformed (``torch.func``), which kernels know nothing of."""
     return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _without_data(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def _listed(value: Any) -> Sequence[Tensor]:

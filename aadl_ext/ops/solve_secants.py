@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import ready_for_kernel
-from .library import DEVICES
 from .registry import op
 
 SHORTEST = 1e-150  # length of a column; its square is still a normal number
@@ -24,14 +22,9 @@ class SecantSolution(NamedTuple):
     reduction: Tensor  #: [S] predicted ``|r - R gamma| / |r|``, 0 where r = 0
 
 
-def _kernel_takes(system: Tensor, **_: object) -> bool:
-    return system.device.type in DEVICES and ready_for_kernel(system)
-
-
 @op(
     "solve_secants(Tensor system, *, bool factored, float ridge=0.0, float tolerance=0.0) -> "
     "(Tensor gamma, Tensor rank, Tensor condition, Tensor reduction)",
-    _kernel_takes,
     result=SecantSolution,
 )
 def solve_secants(

@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import ready_for_kernel
-from .library import DEVICES
 from .registry import op
 from .solve_secants import SHORTEST
 
@@ -24,25 +22,11 @@ class SubspaceSolution(NamedTuple):
     reduction: Tensor  #: [S] predicted norm of the projected gradient over the one before
 
 
-def _kernel_takes(
-    metric: Tensor,
-    curvature: Tensor,
-    right_side: Tensor,
-    noise: Tensor,
-    *,
-    radius: Tensor,
-    **_: object,
-) -> bool:
-    matrices = (metric, curvature, right_side, noise, radius)
-    return metric.device.type in DEVICES and ready_for_kernel(*matrices)
-
-
 @op(
     "solve_subspace(Tensor metric, Tensor curvature, Tensor right_side, Tensor noise, *, "
     "Tensor radius, float ridge=1e-4, float floor=0.01, float shrinkage=4.0) -> "
     "(Tensor coefficients, Tensor slope, Tensor length, Tensor rank, Tensor curvature, "
     "Tensor reduction)",
-    _kernel_takes,
     result=SubspaceSolution,
 )
 def solve_subspace(

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import check_real, list_fits
+from .checks import check_real
 from .chunks import chunks
 from .registry import op
 
 
 @op(
     "squared_norm(Tensor[] tensors) -> Tensor",
-    lambda tensors: bool(tensors) and list_fits(tensors, tensors[0].device),
     any_device=True,
 )
 def squared_norm(tensors: Sequence[Tensor]) -> Tensor:

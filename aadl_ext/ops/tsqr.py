@@ -11,11 +11,9 @@ from torch import Tensor
 
 from .checks import STORAGE_DTYPES, check_offsets, names
 from .chunks import CHUNK
-from .library import DEVICES
 from .registry import op
 
 TILE = 256  # rows of a leaf
-MOST_COLUMNS = 40  # of a factor on CUDA
 
 
 def tsqr(
@@ -71,16 +69,7 @@ def tsqr(
     return factor if offsets is not None else factor.reshape(*batch, *factor.shape[1:])
 
 
-def _kernel_takes(rows: Tensor, append: Tensor | None, offsets: Sequence[int]) -> bool:
-    wide = append is not None and append.dtype == torch.float64
-    known = rows.dtype in (torch.float32, torch.float64) and (
-        wide or rows.dtype == torch.float32 or append is None
-    )
-    columns = rows.shape[0] + (append is not None)
-    return rows.device.type in DEVICES and known and (rows.is_cpu or columns <= MOST_COLUMNS)
-
-
-@op("tsqr(Tensor rows, Tensor? append, int[] offsets) -> Tensor", _kernel_takes)
+@op("tsqr(Tensor rows, Tensor? append, int[] offsets) -> Tensor")
 def _tsqr(
     rows: Tensor,  # [k, n]: the columns of the matrix
     append: Tensor | None,  # [n]

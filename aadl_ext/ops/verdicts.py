@@ -51,7 +51,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import DEVICES
 from .registry import op, seen
 
 CONTROL = tuple(
@@ -117,11 +116,7 @@ def _verdict(arguments: str) -> Callable[[Callable[..., None]], Callable[..., No
     schema = f"{name}(Tensor(a!) control, Tensor(b!) flags, Tensor(c!) counts, {rest} -> ()"
 
     def register(definition: Callable[..., None]) -> Callable[..., None]:
-        @op(
-            schema,
-            lambda control, *_, **__: control.device.type in DEVICES,
-            infinite=("growth", "threshold"),
-        )
+        @op(schema, infinite=("growth", "threshold"))
         @functools.wraps(definition)
         def judge(control: Tensor, flags: Tensor, counts: Tensor, *others: Any) -> None:
             held = (CONTROL, control), (FLAGS, flags), (COUNTS, counts)

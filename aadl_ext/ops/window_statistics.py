@@ -9,19 +9,11 @@ from torch import Tensor
 
 from .checks import check_vector
 from .chunks import chunks
-from .library import DEVICES
 from .registry import op
-
-MOST_ITERATES = 256  # of a window on CUDA
-
-
-def _kernel_takes(window: Sequence[Tensor], out: Tensor) -> bool:
-    return out.device.type in DEVICES and (out.is_cpu or len(window) <= MOST_ITERATES)
 
 
 @op(
     "window_statistics(Tensor[] window, Tensor(a!) out) -> Tensor",
-    _kernel_takes,
 )
 def window_statistics(window: Sequence[Tensor], out: Tensor) -> Tensor:
     """Mean and largest standard deviation over a window of iterates (Eq. 11, 15, 16).

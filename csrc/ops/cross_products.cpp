@@ -10,6 +10,7 @@ Tensor cross_products(const Tensor& rows, std::vector<Tensor> vectors,
   const int64_t size = rows.dim() == 2 ? rows.size(1) : -1;
   check_rows(on, "rows", rows, size);
   const int64_t segments = check_offsets(offsets, size);
+  STD_TORCH_CHECK(!vectors.empty(), "there must be a vector");
   const int64_t count = rows.size(0), width = static_cast<int64_t>(vectors.size());
   Tensor result = doubles(rows, {segments, count, width});
   Products args = {{}, {}, offsets.data(), segments, out<double>(result)};

@@ -31,7 +31,8 @@ template <class On>
 int64_t copy_tensors(const On& on, const std::vector<Tensor>& tensors, Tensor flat,
                      const bool* when, Way way) {
   const Type flat_type = kernel_type(flat);
-  const int64_t size = flat.dim() == 1 && flat.is_contiguous() ? flat.numel() : -1;
+  STD_TORCH_CHECK(flat.dim() == 1 && flat.is_contiguous(),
+                  "the flat vector must be contiguous, with one dimension; got ", flat.dim());
   const int64_t entry = static_cast<int64_t>(flat.element_size());
   char* const flat_begin = static_cast<char*>(flat.mutable_data_ptr());
   const bool gathers = way == Way::kGather;
@@ -39,7 +40,7 @@ int64_t copy_tensors(const On& on, const std::vector<Tensor>& tensors, Tensor fl
   int64_t begin = 0;
   for (Tensor tensor : tensors) {
     const int64_t count = tensor.numel();
-    STD_TORCH_CHECK(begin + count <= size, "the flat vector must be contiguous and hold ",
+    STD_TORCH_CHECK(begin + count <= flat.numel(), "the flat vector must hold ",
                     begin + count, " entries or more, got ", flat.numel());
     if (count == 0) continue;
     on.check("tensors", tensor);

@@ -12,8 +12,6 @@ from torch.utils._pytree import tree_map_only
 
 from aadl_ext import ops
 from aadl_ext.ops import library
-from aadl_ext.ops.checks import rows_fit
-from aadl_ext.ops.gather import kernel_copies
 
 CASES = [(name, sample) for name, samples in SAMPLES.items() for sample in samples]
 with_kernels = pytest.mark.skipif(
@@ -49,13 +47,3 @@ def test_every_op_has_a_cuda_kernel() -> None:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     assert [name for name in SAMPLES if not has(f"aadl_ext::{name}", "CUDA")] == []
     assert ops.backends()["cuda kernels"] == "available"
-
-
-@with_kernels
-def test_cuda_tensors_are_served_within_the_limits_of_the_kernels() -> None:
-    with FakeTensorMode():
-        vector, rows = torch.empty(8, device="cuda"), torch.empty(3, 8, device="cuda")
-        assert rows_fit(vector, rows.half())
-        assert not rows_fit(vector, rows.double())
-        assert kernel_copies([vector, rows], vector)
-        assert not kernel_copies([vector, torch.empty(3, 8)], vector)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -12,8 +11,6 @@ from torch import Tensor
 
 from aadl_ext import ops
 from aadl_ext.ops import library
-from aadl_ext.ops.checks import rows_fit
-from aadl_ext.ops.gather import kernel_copies
 from aadl_ext.ops.verdicts import COUNTS
 
 compiled_only = pytest.mark.skipif(
@@ -22,16 +19,9 @@ compiled_only = pytest.mark.skipif(
 BOUNDS = [0, 40, 100]
 
 
-@contextmanager
-def backend(name: str) -> Iterator[None]:
+def backend(name: str) -> AbstractContextManager[None]:
     """With "definition" no compiled kernel is used."""
-    held = set(library.DEVICES)
-    if name == "definition":
-        library.DEVICES.clear()
-    try:
-        yield
-    finally:
-        library.DEVICES.update(held)
+    return library.definitions_only() if name == "definition" else nullcontext()
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -335,35 +325,46 @@ def test_both_backends_copy_the_same_bits(dtype: torch.dtype) -> None:
 
 
 @compiled_only
-def test_kernels_are_used_for_what_they_serve_and_the_definition_for_the_rest() -> None:
-    vector, rows = torch.zeros(8), torch.zeros(3, 8)
-    assert rows_fit(vector, rows)
-    assert rows_fit(vector, rows.half())
-    assert rows_fit(vector.double(), rows)
-    assert rows_fit(vector, torch.zeros(3, 16)[:, :8])
-    assert not rows_fit(vector, rows.double())
-    assert not rows_fit(vector.double(), rows.bfloat16())
-    assert not rows_fit(vector.to("meta"), rows.to("meta"))
-    assert not rows_fit(vector, rows.T.contiguous().T)
+def test_kernels_take_these_rows_and_the_definition_the_others() -> None:
+    def taken(vector: Tensor, rows: Tensor) -> bool:
+        args = (vector.clone(), vector, vector, 1.0, rows, wide(1, len(rows)), [0, 8])
+        result = ops.extrapolate_(*args)
+        try:
+            largest = torch.ops.aadl_ext.extrapolate_(*args)
+        except RuntimeError:
+            return False
+        assert torch.equal(largest, result)
+        return True
+
+    vector, rows = torch.ones(8), torch.ones(3, 8)
+    assert taken(vector, rows)
+    assert taken(vector, rows.half())
+    assert taken(vector.double(), rows)
+    assert taken(vector, torch.ones(3, 16)[:, :8])
+    assert not taken(vector, rows.double())
+    assert not taken(vector.double(), rows.bfloat16())
+    assert not taken(vector, rows.T.contiguous().T)
 
 
 @compiled_only
-def test_lists_are_served_in_any_layout_but_on_this_device_and_in_floating_dtypes_only() -> None:
+def test_kernels_copy_lists_in_any_layout_and_floating_dtype() -> None:
+    def taken(tensors: list[Tensor], flat: Tensor) -> bool:
+        try:
+            torch.ops.aadl_ext.gather(tensors, flat)
+        except RuntimeError:
+            return False
+        return True
+
     flat = torch.zeros(200)
-    assert kernel_copies(mixed_tensors(), flat)
-    assert kernel_copies(mixed_tensors(), flat.half())
-    assert kernel_copies([], flat)
-    assert not kernel_copies([], flat[::2])
-    assert not kernel_copies([flat, flat.int()], flat)
-    assert not kernel_copies([flat], flat.int())
-    assert not kernel_copies([flat, flat.to("meta")], flat)
-    assert not kernel_copies([flat], flat.to("meta"))
+    assert taken(mixed_tensors(), flat)
+    assert taken(mixed_tensors(), flat.half())
+    assert taken([], flat)
+    assert not taken([], flat[::2])
+    assert not taken([flat, flat.int()], flat.clone())
+    assert not taken([flat], flat.int())
 
 
 @pytest.mark.skipif(library.missing is None, reason="there are kernels")
 def test_without_the_library_nothing_is_left_to_kernels() -> None:
-    vector, rows = torch.zeros(8), torch.zeros(3, 8)
-    assert not rows_fit(vector, rows)
-    assert not kernel_copies([rows], vector)
-    assert "cpu" not in library.DEVICES
+    assert not library.use_kernels
     assert ops.backends()["cpu kernels"] == library.missing
