@@ -113,12 +113,15 @@ class SecantHistory:
             systems = self.systems
             if joint and len(systems) > 1:
                 systems = systems.sum(dim=0, keepdim=True)
+        elsewhere = self.options.storage.compute_device
         solution = ops.solve_secants(
-            systems.to(self.options.storage.compute_device or self.layout.device),
+            systems.to(elsewhere) if elsewhere else systems,
             factored=self.systems is None,
             ridge=self.options.reg_acc,
             tolerance=8 * torch.finfo(self.step_rows.dtype).eps,
         )
+        if not elsewhere:
+            return solution
         return ops.SecantSolution(*(x.to(self.layout.device) for x in solution))
 
     def extrapolate_(

@@ -92,31 +92,32 @@ def check_apart(changed: Sequence[Tensor], others: Sequence[Tensor], same: bool)
     ``same``: it may be one of the others. Of tensors with gaps between entries nothing is said,
     as in torch.
     """
-    for index, target in enumerate(changed):
+    for target in changed:
         if 0 in target.stride() and target.numel() > 1:
             raise ValueError(
                 f"a tensor of shape {tuple(target.shape)} and strides {target.stride()} is changed "
                 "in place, but several of its entries are one place in memory; pass a copy"
             )
-        if not _has_memory(target):
-            continue
-        start = target.data_ptr()
-        stop = start + target.nbytes
-        for other in (*(changed[:index] if len(changed) <= FEW else ()), *others):
-            begin = other.data_ptr() if _has_memory(other) else stop
-            if begin >= stop or start >= begin + other.nbytes:
+    spans = [(*_memory(x), x) for x in (*changed, *others)]
+    for index, (start, stop, target) in enumerate(spans[: len(changed)]):
+        compared = index if len(changed) <= FEW else 0
+        for begin, end, other in (*spans[:compared], *spans[len(changed) :]):
+            if begin >= stop or start >= end or (same and begin == start):
                 continue
-            if target.is_contiguous() and other.is_contiguous() and not (same and begin == start):
+            if target.is_contiguous() and other.is_contiguous():
                 raise ValueError(
                     f"a tensor of shape {tuple(target.shape)} that is changed in place overlaps "
                     f"another of shape {tuple(other.shape)}; pass separate tensors"
                 )
 
 
-def _has_memory(tensor: Tensor) -> bool:
-    """Not while it is traced."""
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    """Where it begins and ends; nowhere while it is traced."""
     known = type(tensor) in (Tensor, Parameter)
-    return known and not tensor.is_meta and not torch._is_functional_tensor(tensor)
+    if not known or tensor.is_meta or torch._is_functional_tensor(tensor):
+        return 0, 0
+    start = tensor.data_ptr()
+    return start, start + tensor.nbytes
 
 
 def check_number(name: str, value: Any, infinite: bool) -> None:

@@ -21,6 +21,7 @@ from .checks import check_apart, check_integer, check_number, refuse_device
 
 _LIBRARY = torch.library.Library("aadl_ext", "DEF")  # type: ignore[no-untyped-call]
 NOT_LAUNCHED = "could not be launched"  # in the message of a kernel that failed (cuda/device.h)
+REFUSED = object()
 TENSORS = ("Tensor", "Optional[Tensor]", "List[Tensor]")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -105,6 +106,8 @@ def op(
             except RuntimeError as error:
                 if NOT_LAUNCHED in str(error):
                     raise
+                found = REFUSED
+            if found is REFUSED:
                 return checked(*given, **named)
             if changed:  # as every in-place op of torch tells autograd
                 targets = [given[i] if i < len(given) else named.get(x) for i, x in changed]

@@ -35,5 +35,6 @@ def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
     for tensor in tensors:
         flat = tensor.detach().reshape(-1)
         for chunk in chunks(0, flat.numel()):
-            total += flat[chunk].double().square().sum().to(total.device)
+            wide = flat[chunk].double()
+            total += wide.dot(wide).to(total.device)
     return total
