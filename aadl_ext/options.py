@@ -66,7 +66,7 @@ class Storage:
 
     Attributes:
         dtype: of the stored rows; None: float64 if any parameter is, else float32. bfloat16 and
-            float16 halve the memory.
+            float16 halve the memory; entries below 6e-8 are lost in float16, not in bfloat16.
         device: of the history and of all passes over it, a device or its name; None: the device
             of the parameters.
         compute_device: of the small m x m solve; None: as the history.
@@ -133,7 +133,9 @@ class Anderson:
             (Algorithm 1); no extra evaluation. "loss" calls the closure of ``step(closure)`` twice
             more and rejects it unless the loss of the batch is below that of the base step
             (BatchNorm statistics and gradients of parameters that are not this optimizer's see
-            the calls). "limits" rejects coefficients whose magnitudes sum to more than 100.
+            the calls). "limits" rejects coefficients whose magnitudes sum to more than 100,
+            which columns that nearly depend on each other have: a point far from all that were
+            visited.
         scope: "all", one least-squares problem for all parameters; "group", one per parameter group
             (AADL); "tensor", one per parameter tensor.
         storage: where and how the history is kept.
@@ -151,7 +153,7 @@ class Anderson:
     average: Averaging | bool | None = None
     mixing: str = "paper"
     solver: str = "auto"
-    safeguard: str | Iterable[str] | None = "residual"
+    safeguard: str | Iterable[str] | None = ("residual", "limits")
     scope: str = "all"
     storage: Storage = Storage()
 

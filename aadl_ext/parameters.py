@@ -35,6 +35,7 @@ class Layout:
     dtype: torch.dtype  #: of working vectors: float64 if any parameter is, else float32
     device: torch.device  #: of working vectors
     limit: float  #: largest value that every parameter can hold
+    rounding: tuple[float, ...]  #: [S] half of the machine epsilon of the coarsest parameter
     rounds: bool  #: whether some parameter is narrower than the working vectors
     signature: tuple[Any, ...]
 
@@ -48,19 +49,16 @@ class Layout:
             ValueError: a parameter is complex or sparse, or not floating point.
         """
         parameters: list[Tensor] = []
-        offsets, groups = [0], []
-        size = 0
+        offsets, groups, rounding = [0], [], []
         for index, group in enumerate(param_groups):
             members = [p for p in _checked(group["params"]) if p.requires_grad and p.numel()]
-            for tensor in members:
-                size += tensor.numel()
-                if scope == "tensor":
-                    offsets.append(size)
-                    groups.append(index)
-            if members and scope != "tensor":
-                offsets.append(size)
+            alone = [[p] for p in members]
+            for segment in alone if scope == "tensor" or not members else [members]:
+                offsets.append(offsets[-1] + sum(p.numel() for p in segment))
                 groups.append(index)
+                rounding.append(max(torch.finfo(p.dtype).eps for p in segment) / 2)
             parameters += members
+        size = offsets[-1]
         offsets[-1] = -(-size // PADDING) * PADDING
         wide = any(p.dtype == torch.float64 for p in parameters)
         dtype = torch.float64 if wide else torch.float32
@@ -72,6 +70,7 @@ class Layout:
             dtype=dtype,
             device=device or (parameters[0].device if parameters else torch.device("cpu")),
             limit=min((torch.finfo(p.dtype).max for p in parameters), default=0.0),
+            rounding=tuple(rounding),
             rounds=any(p.dtype != dtype for p in parameters),
             signature=_signature(param_groups),
         )

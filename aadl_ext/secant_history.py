@@ -31,10 +31,12 @@ class SecantHistory:
     step_rows: Tensor  #: [m, N]
     residual_rows: Tensor  #: [m, N]
     systems: Tensor | None  #: [S, m + 1, m + 1] Gram matrices of [R | r]; TSQR needs none,
+    noise: Tensor  #: [S, m] |error|^2 of each row of residuals: rounding
     live: Tensor  #: but [m + 1] float64, 1 for columns that are not forgotten
     slot: int = 0  #: the next row to write
     begun: bool = False  #: whether there is a pair
     row_rates: list[tuple[float, ...]] = field(default_factory=list)  #: rates of each row
+    last_rates: tuple[float, ...] = ()  #: those of the last stored pair
 
     @classmethod
     def empty(cls, layout: Layout, options: Anderson, verdicts: ops.Verdicts) -> SecantHistory:
@@ -52,6 +54,7 @@ class SecantHistory:
             step_rows=layout.vector(m, dtype),
             residual_rows=layout.vector(m, dtype),
             systems=layout.matrices(m + 1, m + 1) if gram else None,
+            noise=layout.matrices(m),
             live=live,
         )
 
@@ -87,13 +90,23 @@ class SecantHistory:
             slot=slot,
             paired=self.verdicts.when.paired,
             systems=self.systems,
+            rounding=self._rounding(rates),
+            noise=self.noise,
         )
+        if store:
+            self.last_rates = rates
         if slot >= 0:
             self.row_rates[slot : slot + 1] = [rates]
             self.slot = (slot + 1) % self.options.history_depth
             if self.systems is None:
                 self.live[slot] = 1
         return figures
+
+    def _rounding(self, rates: tuple[float, ...]) -> list[float]:
+        """Half the last digit of a parameter, per unit of the smaller rate of the two pairs."""
+        smaller = map(min, rates, self.last_rates or rates)
+        pairs = zip(self.layout.rounding, smaller, strict=True)
+        return [error / rate if rate else 0.0 for error, rate in pairs]
 
     def keep(self) -> None:
         """Make the pair under way the last one, unless it cannot be used."""
@@ -113,12 +126,16 @@ class SecantHistory:
             systems = self.systems
             if joint and len(systems) > 1:
                 systems = systems.sum(dim=0, keepdim=True)
+        noise = self.noise
+        if len(systems) < len(noise):
+            noise = noise.sum(dim=0, keepdim=True)
         elsewhere = self.options.storage.compute_device
         solution = ops.solve_secants(
             systems.to(elsewhere) if elsewhere else systems,
             factored=self.systems is None,
             ridge=self.options.reg_acc,
             tolerance=8 * torch.finfo(self.step_rows.dtype).eps,
+            noise=noise.to(elsewhere) if elsewhere else noise,
         )
         if not elsewhere:
             return solution

@@ -17,6 +17,7 @@ from training import (
     MakeOptimizer,
     Training,
     adam,
+    as_if_exact,
     momentum,
     plain_twin,
     same,
@@ -84,6 +85,7 @@ def before_the_first(
     make: MakeOptimizer = sgd, dtype: torch.dtype = SINGLE, **extra: Any
 ) -> Training:
     training = Training(make, replace(RARE, **extra), dtype)
+    as_if_exact(training.optimizer)
     training.run(FIRST, lambda: step(training))
     assert training.accelerator.stats.extrapolations == 0
     assert usable_rows(training) == 3

@@ -31,8 +31,10 @@ STEPS, EVERY = 32, 8
 BOUNDS = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 # Strong steps that are accepted and rejected within a few steps.
-ANDERSON = Anderson(relaxation=0.5, history_depth=3, frequency=2, mixing="anderson")
-PAPER = Anderson(history_depth=4, wait_iterations=3)
+ANDERSON = Anderson(
+    relaxation=0.5, history_depth=3, frequency=2, mixing="anderson", safeguard="residual"
+)
+PAPER = Anderson(history_depth=4, wait_iterations=3, safeguard="residual")
 AVERAGE = replace(ANDERSON, average=Averaging(window=4))
 NEWTON = SubspaceNewton(
     history_depth=3,
@@ -185,6 +187,7 @@ CHANGED_ON_PURPOSE = {
         if name.startswith("newton")
         and name not in ("newton adam 4 float32", "newton adam 4 float64")
     ),
+    "directions that are rounding are left out": ("anderson adam full float32",),
 }
 
 

@@ -67,6 +67,21 @@ def check_systems(systems: Tensor, segments: int, rows: int) -> None:
         )
 
 
+def check_noise(
+    noise: Tensor | None, shape: tuple[int, int], rounding: Sequence[float] | None = None
+) -> None:
+    """Require None or squared errors, a contiguous float64 matrix, and a rounding a segment."""
+    if noise is None:
+        return
+    if noise.shape != shape or noise.dtype != torch.float64 or not noise.is_contiguous():
+        raise ValueError(
+            f"noise is {names((noise.dtype,))} {tuple(noise.shape)}; expected contiguous float64 "
+            f"{list(shape)}"
+        )
+    if rounding is not None and len(rounding) != shape[0]:
+        raise ValueError(f"got {len(rounding)} roundings for {shape[0]} segments; pass one each")
+
+
 def check_flag(name: str, flag: Tensor | None, device: torch.device) -> None:
     """Require None or a bool on this device, which is not read."""
     if flag is None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .checks import (
     check_flag,
+    check_noise,
     check_offsets,
     check_rows,
     check_slot,
@@ -19,11 +20,14 @@ from .checks import (
 from .chunks import chunks
 from .registry import asked, op
 
+ARITHMETIC = 4  # errors of rho that the base optimizer makes
+
 
 @op(
     "push_secant(Tensor before, Tensor after, *, float[] rates, int[] offsets, "
     "Tensor(a!) residual, Tensor last_point, Tensor last_residual, Tensor(b!) step_rows, "
-    "Tensor(c!) residual_rows, int slot, Tensor? paired=None, Tensor(d!)? systems=None) -> Tensor",
+    "Tensor(c!) residual_rows, int slot, Tensor? paired=None, Tensor(d!)? systems=None, "
+    "float[] rounding=[], Tensor(e!)? noise=None) -> Tensor",
 )
 def push_secant(
     before: Tensor,
@@ -39,6 +43,8 @@ def push_secant(
     slot: int,
     paired: Tensor | None = None,
     systems: Tensor | None = None,
+    rounding: Sequence[float] = (),
+    noise: Tensor | None = None,
 ) -> Tensor:
     """Form the residual of a step, store its secant row, and update the least-squares problems.
 
@@ -50,6 +56,11 @@ def push_secant(
 
     ``systems`` holds the Gram matrix of [R | r] for each segment, with rho in the last row and
     column. Entries of the ``m`` rows given here are brought up to date, others stay.
+
+    ``noise`` tells how much of a row may be rounding: ``|error|^2`` of ``residual_rows[slot]`` in
+    each segment. A point carries an error of half its last digit, which the division by a small
+    rate makes large; rho has one of its own, and entries that are subnormal in float16 another:
+    ``rounding[s]^2 (|after|^2 + |last_point|^2) + (4 eps)^2 |rho|^2 + entries * 2^-50``.
 
     **A row that cannot be used** is zero, in the ring and in ``systems``: after a step that is
     not finite, where the row does not fit the storage dtype, or without a pair before it. After a
@@ -70,6 +81,9 @@ def push_secant(
             ``last_residual`` are a pair; None for true.
         systems: ``[S, k, k]`` float64 with ``k > m``, changed in place; None to compute no
             products.
+        rounding: ``[S]`` with ``noise``: half of the parameters' machine epsilon, over the
+            smaller of the rates of this step and of the last stored pair.
+        noise: ``[S, m]`` float64, column ``slot`` changed in place; None not to measure it.
 
     Returns:
         ``[3]`` float64: the largest ``|r|``, ``|rho|^2``, and the sum of squares of both new
@@ -102,17 +116,18 @@ def push_secant(
     check_flag("paired", paired, before.device)
     if systems is not None:
         check_systems(systems, len(rates), residual_rows.shape[0])
+    check_noise(noise, (len(rates), len(residual_rows)), rounding)
     torch.sub(after, before, out=residual)
     max_step = _scale_to_unit_rate(residual, rates, offsets)
-    if slot >= 0:
-        for rate, (start, stop) in zip(rates, pairwise(offsets), strict=True):
-            for chunk in chunks(start, stop):
-                difference = residual[chunk] - last_residual[chunk]
-                step = (before[chunk] - last_point[chunk]).add_(difference, alpha=rate)
-                residual_rows[slot, chunk] = difference
-                step_rows[slot, chunk] = step
+    for rate, (start, stop) in zip(rates, pairwise(offsets), strict=True):
+        for chunk in chunks(start, stop) if slot >= 0 else ():
+            difference = residual[chunk] - last_residual[chunk]
+            step = (before[chunk] - last_point[chunk]).add_(difference, alpha=rate)
+            residual_rows[slot, chunk] = difference
+            step_rows[slot, chunk] = step
 
     rows = residual_rows[:0] if systems is None else residual_rows
+    own = [ARITHMETIC * torch.finfo(residual.dtype).eps] * len(rates)
     new = [] if slot < 0 else [residual_rows[slot], step_rows[slot]]
     dots, squares = _dot_products(rows, [residual, *new], offsets)  # [S, m + 1, 1 or 3]
     squared_norm, row_norm = squares[0], squares[1:].sum()
@@ -131,7 +146,27 @@ def push_secant(
         _zero(useless, step_rows[slot], residual_rows[slot])
         if systems is not None:
             _zero(useless, systems[:, slot], systems[:, :, slot])
+        if noise is not None:
+            errors = ((rounding, after), (rounding, last_point), (own, residual))
+            noise[:, slot] = _noise(errors, offsets, residual_rows)
+            _zero(useless, noise[:, slot])
     return torch.stack([max_step.double(), squared_norm, row_norm])
+
+
+def _noise(
+    squares: Sequence[tuple[Sequence[float], Tensor]], offsets: Sequence[int], rows: Tensor
+) -> Tensor:
+    """``[S]`` sums of squares of ``factor * vector``, and of what subnormals lose."""
+    lost = torch.finfo(rows.dtype).smallest_normal * torch.finfo(rows.dtype).eps / 2
+    sums = []
+    for segment, (start, stop) in enumerate(pairwise(offsets)):
+        total = torch.full((), (stop - start) * lost**2, dtype=torch.float64, device=rows.device)
+        for chunk in chunks(start, stop):
+            for factors, vector in squares:
+                wide = vector[chunk].double()
+                total += wide.dot(wide) * factors[segment] ** 2
+        sums.append(total)
+    return torch.stack(sums)
 
 
 def _zero(when: Tensor, *tensors: Tensor) -> None:

@@ -7,9 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import check_noise
 from .registry import op
 
 SHORTEST = 1e-150  # length of a column; its square is still a normal number
+FEW = 2  # errors that a column must be longer than
 ROUNDING = 256 * torch.finfo(torch.float64).eps  # of a scaled Gram matrix and its eigenvalues
 
 
@@ -23,12 +25,18 @@ class SecantSolution(NamedTuple):
 
 
 @op(
-    "solve_secants(Tensor system, *, bool factored, float ridge=0.0, float tolerance=0.0) -> "
+    "solve_secants(Tensor system, *, bool factored, float ridge=0.0, float tolerance=0.0, "
+    "Tensor? noise=None) -> "
     "(Tensor gamma, Tensor rank, Tensor condition, Tensor reduction)",
     result=SecantSolution,
 )
 def solve_secants(
-    system: Tensor, *, factored: bool, ridge: float = 0.0, tolerance: float = 0.0
+    system: Tensor,
+    *,
+    factored: bool,
+    ridge: float = 0.0,
+    tolerance: float = 0.0,
+    noise: Tensor | None = None,
 ) -> SecantSolution:
     """Solve ``min |r - R gamma|`` (Eq. 5) from the small matrix that holds all it needs.
 
@@ -37,7 +45,10 @@ def solve_secants(
     from the singular values of the R factor. Zero columns are legal and get a zero
     coefficient.
 
-    A column of length zero has no part in the solution, whatever its products with others.
+    A column of length zero has no part in the solution, whatever its products with others. With
+    ``noise`` the same holds for a column, and for a direction, that is not twice as long as
+    its error: rounding is no information, though it can be scaled to any length. The error of a
+    direction v (of the scaled columns) is ``sum v_j^2 noise_j / length_j^2``.
 
     Args:
         system: ``[S, m + 1, m + 1]``, m >= 1, of the matrix [R | r]: its Gram matrix or its
@@ -46,6 +57,7 @@ def solve_secants(
         ridge: weight of ``|gamma|^2`` in units of the squared column lengths.
         tolerance: singular values of the scaled columns at or below this times the largest
             count as zero. A Gram matrix resolves them down to about 2e-7 only.
+        noise: ``[S, m]`` float64, ``|error|^2`` of each column; None for exact ones.
 
     Returns:
         :class:`SecantSolution`; all NaN for a system that is not finite, but for the rank (0).
@@ -57,6 +69,7 @@ def solve_secants(
         raise ValueError(f"system has shape {tuple(system.shape)}; expected [S, m + 1, m + 1]")
     if not ridge >= 0 or not tolerance >= 0:
         raise ValueError(f"ridge ({ridge}) and tolerance ({tolerance}) must be >= 0")
+    check_noise(noise, (len(system), system.shape[-1] - 1))
     system = system.double()
     total = system.sum(dim=(-2, -1))
     finite = (total - total == 0).unsqueeze(-1)  # [S, 1]
@@ -65,6 +78,9 @@ def solve_secants(
         lengths = torch.linalg.vector_norm(system, dim=-2)  # [S, m + 1]
     else:
         lengths = system.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    if noise is not None:
+        known = lengths[..., :-1].square() > FEW**2 * noise
+        lengths = torch.cat([torch.where(known, lengths[..., :-1], 0.0), lengths[..., -1:]], dim=-1)
     inverse = torch.where(lengths > SHORTEST, 1 / lengths, 0.0)
     scaled = system * inverse.unsqueeze(-2)  # columns of unit length, or zero
     if factored:
@@ -80,6 +96,9 @@ def solve_secants(
 
     largest = sigma.amax(dim=-1, keepdim=True)
     kept = sigma > floor * largest
+    if noise is not None:
+        error = right.square() @ (noise * inverse[..., :-1].square()).unsqueeze(-1)
+        kept &= sigma.square() > FEW**2 * error.squeeze(-1)
     sigma = torch.where(kept, sigma, torch.inf)  # a dropped direction has no weight
     gain = kept / (1 + ridge / sigma.square())
     weights = (right.mT @ (projected * gain / sigma).unsqueeze(-1)).squeeze(-1)

@@ -9,7 +9,11 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
+#include <type_traits>
 #include <vector>
+
+#include "scalar.h"
 
 namespace aadl {
 
@@ -75,7 +79,19 @@ struct Push {
   int64_t systems_size;
   double* figures;  // [3]: max |after - before| (NaN if there is one), |rho|^2, and the sum of
                     // squares of both new rows as stored
+  const double* rounding;  // [segments]: error of an entry of rho, relative to that of the points
+  double* noise;           // [segments, rows] or null: column `slot` gets row_noise()
 };
+
+// |error|^2 of a row rho - last_residual of `entries`, given |after|^2 + |last_point|^2: rounding
+// of the points, of what rho was computed from, and of entries that are subnormal in storage.
+template <class T, class S>
+AADL_INLINE double row_noise(double rounding, double points, double squared_norm, int64_t entries) {
+  constexpr double kOwn = 4 * std::numeric_limits<T>::epsilon();
+  constexpr double kLeast = std::is_same_v<S, Half> ? 0x1p-25 : 0;
+  return rounding * rounding * points + kOwn * kOwn * squared_norm +
+         kLeast * kLeast * static_cast<double>(entries);
+}
 
 // out = before + beta (after - before) - coefficients[s] . rows, entry by entry, or `after` where
 // `accept` is false; *largest = max |out|, NaN if there is one. Exact at beta = 1: out starts from
@@ -128,7 +144,8 @@ struct Secants {
   int64_t problems, k;
   bool factored;
   double ridge, tolerance;
-  double* gamma;  // [problems, m]
+  const double* noise;  // [problems, m] |error|^2 of each column, or null for none
+  double* gamma;        // [problems, m]
   int64_t* rank;  // [problems], as the others
   double* condition;
   double* reduction;

@@ -36,6 +36,7 @@ struct Alone {
 constexpr double kUnit = std::numeric_limits<double>::epsilon();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kFew = 2;  // errors that a column must be longer than
 constexpr int kSweeps = 60;  // six to ten do; what is not finite never gets here
 
 struct Rotation {
@@ -185,14 +186,20 @@ AADL_INLINE int64_t solve_workspace(int64_t k) { return 2 * k * k + 3 * k; }
 // The same is returned to every member of the team.
 template <class Team>
 AADL_INLINE Directions solve_system(const Team& team, const double* system, int64_t k,
-                                    bool factored, double ridge, double tolerance, double* work,
-                                    double* gamma) {
+                                    bool factored, double ridge, double tolerance,
+                                    const double* noise, double* work, double* gamma) {
   const int64_t m = k - 1;
   double *const lengths = work, *const sigma = lengths + k, *const projected = sigma + k;
   double *const a = projected + k, *const v = a + k * k;
   if (!column_lengths(team, system, k, factored, lengths)) {
     for (int64_t c = team.rank; c < m; c += team.size) gamma[c] = kNan;
     return {kNan, kNan, 0};
+  }
+  if (noise) {  // columns that are hardly more than their error
+    for (int64_t c = team.rank; c < m; c += team.size) {
+      if (!(lengths[c] * lengths[c] > kFew * kFew * noise[c])) lengths[c] = 0;
+    }
+    team.sync();
   }
   const double* direction = a;  // rows `stride` apart
   int64_t stride = k;
@@ -229,6 +236,15 @@ AADL_INLINE Directions solve_system(const Team& team, const double* system, int6
     }
     direction = v;
     stride = m;
+  }
+  for (int64_t i = team.rank; noise && i < m; i += team.size) {  // directions likewise
+    double error = 0;
+    for (int64_t c = 0; c < m; ++c) {
+      const double share = shrink(direction[i * stride + c], lengths[c]);
+      error += share * share * noise[c];
+    }
+    const double length = factored ? sigma[i] * sigma[i] : sigma[i];  // rows are sigma_i v_i there
+    if (!(length * length > kFew * kFew * error)) sigma[i] = 0;
   }
   team.sync();
   const Directions out =

@@ -25,6 +25,7 @@ struct PushSums {
   double* gram_row;    // [rows]
   double squared_norm;
   double row_norm;    // of both new rows
+  double points;      // |after|^2 + |last_point|^2
   Magnitude<T> peak;  // of after - before
 };
 
@@ -46,8 +47,8 @@ AADL_INLINE void form_pair(const Push<T, S>& args, double exact_rate, int64_t be
   const T* before = args.before + begin;
   const T* after = args.after + begin;
   Magnitude<T> peak = 0;
-  double norm = 0;
-#pragma omp simd reduction(max : peak) reduction(+ : norm)
+  double norm = 0, points = 0;
+#pragma omp simd reduction(max : peak) reduction(+ : norm, points)
   for (int64_t j = 0; j < n; ++j) {
     const T step = after[j] - before[j];
     const T rho = step / divisor;
@@ -55,10 +56,12 @@ AADL_INLINE void form_pair(const Push<T, S>& args, double exact_rate, int64_t be
     residual[j] = rho;
     pair.residual[j] = rho;
     norm += pair.residual[j] * pair.residual[j];
+    points += static_cast<double>(after[j]) * after[j];
   }
   store(args.residual + begin, residual, n, stream);
   sums.peak = std::max(sums.peak, peak);
   sums.squared_norm += norm;
+  sums.points += points;
   if (args.slot < 0) return;
 
   alignas(64) S step_row[kChunk];
@@ -68,7 +71,8 @@ AADL_INLINE void form_pair(const Push<T, S>& args, double exact_rate, int64_t be
   double with_residual = 0;
   double with_row = 0;
   double with_step = 0;
-#pragma omp simd reduction(+ : with_residual, with_row, with_step)
+  double last_points = 0;
+#pragma omp simd reduction(+ : with_residual, with_row, with_step, last_points)
   for (int64_t j = 0; j < n; ++j) {
     const T difference = residual[j] - last_residual[j];
     residual_row[j] = narrow<S>(difference);
@@ -79,11 +83,13 @@ AADL_INLINE void form_pair(const Push<T, S>& args, double exact_rate, int64_t be
     with_row += stored * stored;
     const double step = widen(step_row[j]);
     with_step += step * step;
+    last_points += static_cast<double>(last_point[j]) * last_point[j];
   }
   const int64_t to = args.slot * args.stride + begin;
   store(args.residual_rows + to, residual_row, n, stream);
   store(args.step_rows + to, step_row, n, stream);
   sums.row_norm += with_row + with_step;
+  sums.points += last_points;
   if (!args.systems) return;
   sums.right_side[args.slot] += with_residual;
   sums.gram_row[args.slot] += with_row;
@@ -224,7 +230,7 @@ AADL_PUSH(float, Half)
 // What the blocks of a segment have in common.
 struct SegmentSums {
   std::vector<double> right_side, gram_row;  // [segments, rows]
-  std::vector<double> squared_norm;          // [segments]
+  std::vector<double> squared_norm, points;  // [segments]
 };
 
 // Enters what is new into the Gram matrices of the rows and, last, the residual.
@@ -241,6 +247,15 @@ void write_systems(const Push<T, S>& args, const SegmentSums& sums) {
       if (args.slot >= 0) write(i, args.slot, sums.gram_row[s * args.rows + i]);
     }
     write(last, last, sums.squared_norm[s]);
+  }
+}
+
+template <class T, class S>
+void write_noise(const Push<T, S>& args, const SegmentSums& sums, bool usable) {
+  for (int64_t s = 0; s < args.segments; ++s) {
+    const double noise = row_noise<T, S>(args.rounding[s], sums.points[s], sums.squared_norm[s],
+                                         args.offsets[s + 1] - args.offsets[s]);
+    args.noise[s * args.rows + args.slot] = usable ? noise : 0;
   }
 }
 
@@ -267,19 +282,21 @@ void push(const Push<T, S>& args, const Threads& threads) {
   std::vector<PushSums<T>> sums(blocks.size());
   run_blocks(blocks, threads, [&](int64_t i) {
     double* own = products.data() + i * 2 * rows;
-    PushSums<T> result = {own, own + rows, 0, 0, 0};
+    PushSums<T> result = {own, own + rows, 0, 0, 0, 0};
     push_one(args, blocks[i], stream, result);
     sums[i] = result;
   });
 
   const int64_t multiplied = args.systems ? rows : 0;
   const std::vector<double> none(args.segments * multiplied);
-  SegmentSums all = {none, none, std::vector<double>(args.segments)};
+  const std::vector<double> zeros(args.segments);
+  SegmentSums all = {none, none, zeros, zeros};
   double norm = 0, row_norm = 0;
   Magnitude<T> peak = 0;
   for (size_t i = 0; i < blocks.size(); ++i) {
     const int64_t segment = blocks[i].segment, first = segment * rows;
     all.squared_norm[segment] += sums[i].squared_norm;
+    all.points[segment] += sums[i].points;
     row_norm += sums[i].row_norm;
     for (int64_t k = 0; k < multiplied; ++k) {
       all.right_side[first + k] += sums[i].right_side[k];
@@ -291,6 +308,7 @@ void push(const Push<T, S>& args, const Threads& threads) {
   if (args.systems && std::isfinite(norm)) write_systems(args, all);
   const bool usable =
       std::isfinite(norm) && std::isfinite(row_norm) && (!args.paired || *args.paired);
+  if (args.noise && args.slot >= 0) write_noise(args, all, usable);
   if (args.slot >= 0 && !usable) drop_row(args);
   args.figures[0] = from_magnitude(peak), args.figures[1] = norm, args.figures[2] = row_norm;
 }

@@ -11,7 +11,8 @@ namespace {
 
 AADL_TARGETS Directions solve(const Secants& args, int64_t i, double* work) {
   return solve_system(Alone(), args.systems + i * args.k * args.k, args.k, args.factored,
-                      args.ridge, args.tolerance, work, args.gamma + i * (args.k - 1));
+                      args.ridge, args.tolerance,
+                      args.noise ? args.noise + i * (args.k - 1) : nullptr, work, args.gamma + i * (args.k - 1));
 }
 
 }  // namespace

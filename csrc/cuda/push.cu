@@ -21,7 +21,7 @@ constexpr int kRowGroup = 8;
 constexpr int kRowsAtOnce = 128;  // in shared memory
 
 // Values of a tile: right_side [rows], gram_row [rows], then these.
-enum PushValue { kSquaredNorm, kRowNorm, kLargestStep, kPushValues };
+enum PushValue { kSquaredNorm, kRowNorm, kNoise, kLargestStep, kPushValues };
 
 template <class T, class S>
 struct PushTile {
@@ -31,7 +31,7 @@ struct PushTile {
   bool aligned;
   double* partials;
   int64_t total_tiles, first_tile;
-  double rates[kSegmentsAtOnce];
+  double rates[kSegmentsAtOnce], rounding[kSegmentsAtOnce];
 };
 
 // What a thread holds of the new pair.
@@ -45,6 +45,7 @@ struct Pair {
 template <class T, class Sum>
 struct PairSums {
   Sum squared_norm, row_norm;
+  Sum points;  // |after|^2 + |last_point|^2
   Magnitude<T> peak = 0;
 };
 
@@ -68,6 +69,7 @@ __device__ __forceinline__ void form_pair(const Push<T, S>& args, double exact_r
     pair.row[j] = 0;
     sums.squared_norm.add(static_cast<Factor>(pair.residual[j]),
                           static_cast<Factor>(pair.residual[j]));
+    sums.points.add(static_cast<Factor>(other[j]), static_cast<Factor>(other[j]));
   }
   share.store(args.residual, pair.residual);
   if (args.slot < 0) return;
@@ -86,6 +88,7 @@ __device__ __forceinline__ void form_pair(const Push<T, S>& args, double exact_r
     const Factor step = static_cast<Factor>(widen(step_row[j]));
     sums.row_norm.add(row, row);
     sums.row_norm.add(step, step);
+    sums.points.add(static_cast<Factor>(point[j]), static_cast<Factor>(point[j]));
   }
   share.store(args.residual_rows + args.slot * args.stride, residual_row);
   share.store(args.step_rows + args.slot * args.stride, step_row);
@@ -166,11 +169,14 @@ __global__ void __launch_bounds__(kThreads, 2) push_tiles(PushTile<T, S> own, Ti
   if (!own.forms) return;
   const double squared_norm = sum_block(norms.squared_norm.value());
   const double row_norm = sum_block(norms.row_norm.value());
+  const double points = sum_block(norms.points.value());
   const Magnitude<T> peak = max_block(norms.peak);
   if (threadIdx.x == 0) {
     double* const rest = out + 2 * args.rows * own.total_tiles;
     rest[kSquaredNorm * own.total_tiles] = squared_norm;
     rest[kRowNorm * own.total_tiles] = row_norm;
+    rest[kNoise * own.total_tiles] = row_noise<T, S>(own.rounding[tile.segment], points,
+                                                     squared_norm, tile.end - tile.begin);
     rest[kLargestStep * own.total_tiles] = from_magnitude(peak);
   }
 }
@@ -203,6 +209,10 @@ __global__ void __launch_bounds__(kThreads)
 
   const bool paired = !args.paired || *args.paired;
   const bool drops = slot >= 0 && !(is_finite(norm) && is_finite(row_norm) && paired);
+  for (int64_t s = threadIdx.x; args.noise && slot >= 0 && s < args.segments; s += kThreads) {
+    const double noise = sums[s * values + 2 * rows + kNoise];
+    if (blockIdx.x == 0) args.noise[s * rows + slot] = drops ? 0 : noise;
+  }
   const int64_t k = args.systems_size, last = k - 1;
   for (int64_t s = blockIdx.x; args.systems && s < args.segments; s += gridDim.x) {
     double* const system = args.systems + s * k * k;
@@ -270,12 +280,15 @@ void push(const Push<T, S>& args, const Launch& launch) {
   const Plan plan = plan_of(args, launch.most_tiles);
   double* const partials = workspace<double>(launch, plan.partials + plan.sums);
   double* const sums = partials + plan.partials;
-  PushTile<T, S> own = {args, 0, 0, true, is_aligned(args), partials, plan.tiles, 0, {}};
+  PushTile<T, S> own = {args, 0, 0, true, is_aligned(args), partials, plan.tiles, 0, {}, {}};
   const int64_t multiplied = args.systems ? args.rows : 0;
   for_tiles(args.offsets, args.segments, plan.tile,
             [&](const Tiles& tiles, int64_t first_segment, int64_t first_tile) {
               own.first_tile = first_tile;
               std::copy_n(args.rates + first_segment, tiles.segments, own.rates);
+              if (args.noise) {
+                std::copy_n(args.rounding + first_segment, tiles.segments, own.rounding);
+              }
               // More rows than shared memory has sums for: the others afterwards.
               for (own.first_row = 0; own.first_row == 0 || own.first_row < multiplied;
                    own.first_row += kRowsAtOnce) {

@@ -10,14 +10,14 @@ namespace {
 // systems [problems, k, k]; out: gamma [problems, k - 1], rank, condition, reduction [problems].
 __global__ void __launch_bounds__(kTeam, 1)
     solve_secants_kernel(const double* systems, int64_t k, bool factored, double ridge,
-                         double tolerance, double* workspace, double* gamma, int64_t* rank,
+                         double tolerance, const double* noise, double* workspace, double* gamma, int64_t* rank,
                          double* condition, double* reduction) {
   AADL_DYNAMIC_SHARED(double, shared);
   AADL_SHARED(int, votes, kTeam / kWarp);
   const Desk at = desk(shared, votes, k, workspace, solve_workspace(k));
   const int64_t problem = blockIdx.x;
   const Directions found = solve_system(at.team, systems + problem * k * k, k, factored, ridge,
-                                        tolerance, at.work, gamma + problem * (k - 1));
+                                        tolerance, noise ? noise + problem * (k - 1) : nullptr, at.work, gamma + problem * (k - 1));
   if (threadIdx.x != 0) return;
   rank[problem] = found.rank;
   condition[problem] = found.condition;
@@ -32,7 +32,7 @@ void solve_secants(const Secants& args, const Launch& launch) {
   double* const global = global_workspace(launch, args.problems, args.k, size);
   AADL_LAUNCH(solve_secants_kernel, static_cast<unsigned>(args.problems), kTeam,
               shared_bytes(args.k, size), launch.stream, args.systems, args.k, args.factored,
-              args.ridge, args.tolerance, global, args.gamma, args.rank, args.condition,
+              args.ridge, args.tolerance, args.noise, global, args.gamma, args.rank, args.condition,
               args.reduction);
   check_launch("solve_secants");
 }

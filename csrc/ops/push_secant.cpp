@@ -7,7 +7,8 @@ template <class On>
 Tensor push_secant(const Tensor& before, const Tensor& after, std::vector<double> rates,
                    std::vector<int64_t> offsets, Tensor residual, const Tensor& last_point,
                    const Tensor& last_residual, Tensor step_rows, Tensor residual_rows,
-                   int64_t slot, std::optional<Tensor> paired, std::optional<Tensor> systems) {
+                   int64_t slot, std::optional<Tensor> paired, std::optional<Tensor> systems,
+                   std::vector<double> rounding, std::optional<Tensor> noise) {
   const On on(before);
   const int64_t size = before.numel();
   const ScalarType type = before.scalar_type();
@@ -31,8 +32,15 @@ Tensor push_secant(const Tensor& before, const Tensor& after, std::vector<double
                                systems->size(2) == k && k > rows && systems->is_contiguous() &&
                                systems->scalar_type() == ScalarType::Double),
                   "systems must be contiguous float64 [", segments, ", k, k] with k > ", rows);
+  if (noise) on.check("noise", *noise);
+  STD_TORCH_CHECK(!noise || (noise->dim() == 2 && noise->size(0) == segments &&
+                             noise->size(1) == rows && noise->is_contiguous() &&
+                             noise->scalar_type() == ScalarType::Double &&
+                             static_cast<int64_t>(rounding.size()) == segments),
+                  "noise must be contiguous float64 [", segments, ", ", rows,
+                  "], with as many roundings");
   const bool* const has_pair = check_flag(on, "paired", paired);
-  check_apart({&residual, &step_rows, &residual_rows, address(systems)},
+  check_apart({&residual, &step_rows, &residual_rows, address(systems), address(noise)},
               {&before, &after, &last_point, &last_residual});
   Tensor figures = doubles(before, {3});
   dispatch(type, residual_rows.scalar_type(), [&](auto t, auto s) {
@@ -41,7 +49,8 @@ Tensor push_secant(const Tensor& before, const Tensor& after, std::vector<double
     push(Push<T, S>{in<T>(before), in<T>(after), in<T>(last_point), in<T>(last_residual),
                     rates.data(), offsets.data(), segments, out<T>(residual), out<S>(step_rows),
                     out<S>(residual_rows), residual_rows.stride(0), rows, slot, has_pair,
-                    systems ? out<double>(*systems) : nullptr, k, out<double>(figures)},
+                    systems ? out<double>(*systems) : nullptr, k, out<double>(figures), rounding.data(),
+                    noise ? out<double>(*noise) : nullptr},
          on.how);
   });
   return figures;

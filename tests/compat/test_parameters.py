@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from training import JUMPY, NEWTON, Method, Training, adam, methods, sgd, variants
+from training import JUMPY, NEWTON, Method, Training, adam, as_if_exact, methods, sgd, variants
 
 from aadl_ext import Anderson, Averaging, accelerate, get_accelerator, remove_acceleration
 
@@ -61,6 +61,7 @@ def test_extrapolations_of_narrow_and_mixed_parameters_are_right_to_their_last_b
     plain = [nn.Parameter(p.detach().clone()) for p in parameters]
     options = Anderson(relaxation=0.8, history_depth=2, safeguard=None)
     optimizer = accelerate(SGD(parameters, lr=RATE), options)
+    as_if_exact(optimizer)
     base = SGD(plain, lr=RATE)
     points, residuals = [], []
     for k in range(NARROW_STEPS):
