@@ -2,7 +2,7 @@
 # make test      the whole test suite
 # make fallback  the same without the compiled library
 # make check     linters and type checks
-# make lab       the kernels without torch: their tests, under AddressSanitizer and UBSan
+# make lab       the kernels under AddressSanitizer and UBSan, those of CUDA emulated on the host
 # make races     the CUDA kernels on the host, a thread for a thread, under ThreadSanitizer
 # make cuda      the CUDA kernels compiled, and their registers and stack within their limits
 # make gpu       everything that needs a GPU: tests, sanitizers, benchmarks
@@ -39,12 +39,15 @@ check: .venv/ready
 
 # Only GCC tells where its sanitizer libraries lie, which Python has to load first.
 SANITIZERS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
+SANITIZED = LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0
 lab: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/asan -G Ninja -DAADL_SANITIZE=address \
 		-DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python"
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/asan
-	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 AADL_LAB_PATH=build/asan \
-		$(PYTEST) -q tests/csrc $(ARGS)
+	$(SANITIZED) AADL_LAB_PATH=build/asan $(PYTEST) -q tests/csrc $(ARGS)
+	$(SANITIZED) AADL_EXT_NATIVE=build/asan/libaadl_kernels_for_torch.so $(PYTEST) -q tests/ops $(ARGS)
+	$(SANITIZED) AADL_EXT_NATIVE=build/asan/libaadl_cuda_on_host_for_torch.so \
+		$(PYTEST) -q tests/ops $(ARGS)
 
 RACES = $(shell $(CXX) -print-file-name=libtsan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 races: .venv/ready

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import AVERAGED, JUMPY, NEWTON, MakeOptimizer, Method, Training, adam, same, sgd
 
-from aadl_ext import Averaging, Storage, accelerate, get_accelerator, ops
-from aadl_ext.ops.verdicts import CONTROL, COUNTS, FLAGS
+from aadl_ext import Averaging, Storage, accelerate, get_accelerator
 
 EACH = replace(JUMPY, frequency=1, wait_iterations=3)
 OPTIONS: dict[str, Method] = {
@@ -54,12 +52,6 @@ def unseen(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return blind
 
 
-@pytest.fixture
-def defined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let verdicts be those of the definitions, also where there are kernels."""
-    monkeypatch.setattr("aadl_ext.ops.library.use_kernels", False)
-
-
 # ---- no step reads -------------------------------------------------------------------------
 
 
@@ -94,93 +86,6 @@ def test_a_step_waits_for_nothing(options: Method) -> None:
         assert pending > 3 or not options.safeguard
         with pytest.raises(RuntimeError, match="meta tensor"):  # so the test can fail
             _ = accelerator.stats
-
-
-# ---- the definitions over numbers ----------------------------------------------------------
-
-
-class Dice:
-    """Draws what the tensors of a verdict may hold, and what they should not."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-
-    def limit(self) -> float:
-        return self.random.choice([0.1, 2.0, math.inf])
-
-    def number(self) -> float:
-        odd = [0.0, -0.0, 1.0, -1.0, 2.0, 1e300, 1e-300, math.inf, -math.inf, math.nan]
-        return self.random.choice([*odd, *(self.random.gauss(0, 2) for _ in odd)])
-
-    def numbers(self, *shape: int) -> Tensor:
-        flat = [self.number() for _ in range(math.prod(shape))]
-        return torch.tensor(flat, dtype=torch.float64).reshape(shape)
-
-    def squares(self, *shape: int) -> Tensor:
-        return self.numbers(*shape).abs()
-
-    def flag(self) -> bool:
-        return self.random.random() < 0.5
-
-    def maybe(self) -> Tensor | None:
-        return self.random.choice([None, torch.tensor(self.flag())])
-
-    def verdicts(self) -> ops.Verdicts:
-        flags = torch.tensor([self.flag() for _ in FLAGS])
-        counts = torch.tensor([self.random.randrange(9) for _ in COUNTS])
-        return ops.Verdicts(self.numbers(len(CONTROL)), flags, counts)
-
-
-def figures(dice: Dice, count: int) -> Tensor:
-    """As ops measure them: squares and sizes, and a product in the place of the last of two."""
-    drawn = dice.squares(count)
-    if count == 2:
-        drawn[1] = dice.number()
-    return drawn
-
-
-def some_tests(dice: Dice) -> tuple[Any, ...]:
-    names = dice.random.sample(["rejected_nonfinite", "rejected_limits", "rejected_loss"], 2)
-    passes = [torch.tensor(dice.flag()) for _ in names]
-    possible = torch.tensor(dice.flag())
-    return possible, passes, [COUNTS.index(x) for x in names], dice.flag(), dice.flag()
-
-
-def block(dice: Dice) -> tuple[Any, ...]:
-    noises = dice.random.choice([0, 1, 3])
-    slot = dice.random.randrange(noises) if noises else -1
-    samples, level = dice.random.randint(1, 5), dice.random.randint(-2, 2)
-    return samples, dice.squares(2), dice.squares(2, noises), slot, level
-
-
-VERDICTS: dict[str, Callable[[Dice], tuple[Any, ...]]] = {
-    "judge_gradient_": lambda d: (d.squares(), d.maybe(), d.limit(), d.flag()),
-    "judge_residual_": lambda d: (figures(d, 3), d.maybe(), d.flag(), d.flag(), d.flag()),
-    "arm_": some_tests,
-    "average_": lambda d: (d.squares(), d.limit(), d.random.randint(2, 5)),
-    "judge_slope_": lambda d: (figures(d, 2), d.flag()),
-    "learn_": block,
-}
-
-
-@pytest.mark.usefixtures("defined")
-@pytest.mark.parametrize("name", VERDICTS)
-def test_numbers_of_tensors_are_judged_as_pythons(name: str, unseen: Callable[[], None]) -> None:
-    def judged(seed: int) -> ops.Verdicts:
-        dice = Dice(seed)
-        verdicts = dice.verdicts()
-        getattr(ops, name)(*verdicts.tensors, *VERDICTS[name](dice))
-        return verdicts
-
-    seeds = range(400)
-    seen = [judged(seed) for seed in seeds]
-    unseen()
-    for seed, expected in zip(seeds, seen, strict=True):
-        found = judged(seed)
-        assert same(found.tensors[1:], expected.tensors[1:]), seed
-        torch.testing.assert_close(found.control, expected.control, **ROUNDED)
-    changes = torch.stack([x.flags for x in seen])
-    assert (changes.any(dim=0) & ~changes.all(dim=0)).sum() > len(FLAGS) / 2
 
 
 # ---- whole trainings -----------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The compiled library: load it, or say why not.
 
-``AADL_EXT_NATIVE=0`` in the environment leaves it out; ``1`` makes a missing one an error.
+``AADL_EXT_NATIVE=0`` in the environment leaves it out; ``1`` makes a missing one an error; a path
+takes the library of this file instead, which must be there too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ def _load() -> str | None:
     choice = os.environ.get("AADL_EXT_NATIVE", "auto")
     if choice == "0":
         return "switched off by AADL_EXT_NATIVE=0"
-    found = sorted(Path(__file__).parents[1].glob("_native*"))
+    own = choice in ("auto", "1")
+    found = sorted(Path(__file__).parents[1].glob("_native*")) if own else [Path(choice)]
     missing = None
     if not found:
         missing = "not built: install with a C++ compiler and AADL_EXT_NATIVE=1 to see why"
@@ -28,8 +30,10 @@ def _load() -> str | None:
             torch.ops.load_library(str(found[0]))  # type: ignore[no-untyped-call]
         except OSError as error:
             missing = f"{found[0].name} does not load with torch {torch.__version__}: {error}"
-    if missing and choice == "1":
-        raise ImportError(f"AADL_EXT_NATIVE=1, but the compiled library is missing: {missing}")
+    if missing and choice != "auto":
+        raise ImportError(
+            f"AADL_EXT_NATIVE={choice}, but the compiled library is missing: {missing}"
+        )
     if missing:
         warnings.warn(
             f"aadl_ext runs on its slower PyTorch definitions: the compiled library is {missing}. "

@@ -263,8 +263,8 @@ void write_noise(const Push<T, S>& args, const SegmentSums& sums, bool usable) {
 template <class T, class S>
 void drop_row(const Push<T, S>& args) {
   const int64_t size = args.offsets[args.segments], k = args.systems_size, slot = args.slot;
-  std::memset(args.step_rows + slot * args.stride, 0, size * sizeof(S));
-  std::memset(args.residual_rows + slot * args.stride, 0, size * sizeof(S));
+  std::fill_n(args.step_rows + slot * args.stride, size, S{});
+  std::fill_n(args.residual_rows + slot * args.stride, size, S{});
   double* system = args.systems;
   for (int64_t s = 0; system && s < args.segments; ++s, system += k * k) {
     for (int64_t i = 0; i < k; ++i) system[i * k + slot] = system[slot * k + i] = 0;

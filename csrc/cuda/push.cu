@@ -220,7 +220,9 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t i = threadIdx.x; i < rows && is_finite(norm); i += kThreads) {
       system[i * k + last] = system[last * k + i] = own[i];
       if (slot >= 0) system[i * k + slot] = system[slot * k + i] = own[rows + i];
-      if (i == 0) system[last * k + last] = own[2 * rows + kSquaredNorm];
+    }
+    if (threadIdx.x == 0 && is_finite(norm)) {
+      system[last * k + last] = own[2 * rows + kSquaredNorm];
     }
     __syncthreads();
     for (int64_t i = threadIdx.x; drops && i < k; i += kThreads) {

@@ -1,11 +1,19 @@
-// What tests need to see that the emulation of CUDA finds faults: its schedule, and a kernel into
-// which they can be planted.
+// The module aadl_lab: a kernel into which faults can be planted, to see that the emulation of CUDA
+// finds them.
 
-#include "arrays.h"
+#include <pybind11/numpy.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
 #include "cuda/device.h"
 
 namespace aadl::lab {
 namespace {
+
+namespace py = pybind11;
 
 using namespace aadl::cuda;
 
@@ -41,10 +49,9 @@ py::array_t<double> sum_blocks(const py::array_t<double, py::array::c_style>& va
 }
 
 }  // namespace
-
-void add_cuda_emulation(py::module_& m) {
-  m.def("set_schedule", &cuda_on_host::set_schedule, py::arg("seed"));
-  m.def("sum_blocks", &sum_blocks, py::arg("values"), py::arg("fault") = "none");
-}
-
 }  // namespace aadl::lab
+
+PYBIND11_MODULE(aadl_lab, m) {
+  m.def("sum_blocks", &aadl::lab::sum_blocks, pybind11::arg("values"),
+        pybind11::arg("fault") = "none");
+}

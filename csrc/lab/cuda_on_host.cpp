@@ -1,5 +1,6 @@
 #include "cuda_on_host.h"
 
+#include <cstdlib>
 #include <stdexcept>
 
 #include "emulated_block.h"
@@ -51,8 +52,6 @@ std::vector<dim3> blocks_of(dim3 grid) {
 
 }  // namespace
 
-void set_schedule(unsigned seed) { schedule_seed = seed; }
-
 void launch(dim3 grid, dim3 block, int64_t shared_bytes, const std::function<void()>& body) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
@@ -62,6 +61,8 @@ void launch(dim3 grid, dim3 block, int64_t shared_bytes, const std::function<voi
   if (grid.x < 1 || grid.y < 1 || grid.y > 65535 || grid.z < 1 || grid.z > 65535) {
     throw std::logic_error("a grid has at least one block, and at most 65535 along y and z");
   }
+  const char* const seed = std::getenv("AADL_SCHEDULE");
+  schedule_seed = seed ? static_cast<unsigned>(std::atoi(seed)) : 0;
   run(blocks_of(grid), grid, block, shared_bytes, body);
 }
 

@@ -46,9 +46,6 @@ struct Position {
 
 inline thread_local const Position* position = nullptr;  // of the running thread
 
-// 0 is the natural schedule; anything else seeds a shuffled one, until it is set again.
-void set_schedule(unsigned seed);
-
 void launch(dim3 grid, dim3 block, int64_t shared_bytes, const std::function<void()>& body);
 
 void synchronize_block(Place place);

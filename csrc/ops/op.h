@@ -7,7 +7,9 @@
 
 #include "../cpu/kernels.h"
 #include "checks.h"
-#ifdef AADL_WITH_CUDA
+#if defined(AADL_EMULATES_CUDA)
+#include "emulated.h"
+#elif defined(AADL_WITH_CUDA)
 #include "cuda.h"
 #endif
 
@@ -35,7 +37,9 @@ struct Cpu {
 // Registers the function of an op for the devices that there are kernels for.
 #define AADL_REGISTER_ON(Device, On, op) \
   STABLE_TORCH_LIBRARY_IMPL(aadl_ext, Device, m) { m.impl(#op, TORCH_BOX(&aadl::op<aadl::On>)); }
-#ifdef AADL_WITH_CUDA
+#if defined(AADL_EMULATES_CUDA)
+#define AADL_REGISTER(op) AADL_REGISTER_ON(CPU, Emulated, op)
+#elif defined(AADL_WITH_CUDA)
 #define AADL_REGISTER(op)        \
   AADL_REGISTER_ON(CPU, Cpu, op) \
   AADL_REGISTER_ON(CUDA, Cuda, op)

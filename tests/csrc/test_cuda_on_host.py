@@ -7,15 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cuda_on_host
 import lab
 import numpy as np
 import pytest
-from cuda_on_host import cuda
 
-schedule = cuda_on_host.schedule
+aadl_lab = lab.load()
 VALUES = np.arange(10 * 128.0)
 SUMS = VALUES.reshape(10, 128).sum(axis=1)
+
+
+@pytest.fixture(params=["0", "1"], ids=["natural", "shuffled"])
+def schedule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads in turn, and threads and blocks in an order drawn from a seed."""
+    monkeypatch.setenv("AADL_SCHEDULE", request.param)
 
 
 def sanitizer() -> str:
@@ -27,7 +31,7 @@ def sanitizer() -> str:
 def in_a_process_of_its_own(fault: str) -> subprocess.CompletedProcess[str]:
     code = (
         "import numpy, lab; values = numpy.ones(1280); "
-        f"print(lab.load().cuda.sum_blocks(values, {fault!r}).sum())"
+        f"print(lab.load().sum_blocks(values, {fault!r}).sum())"
     )
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -39,21 +43,24 @@ def in_a_process_of_its_own(fault: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_kernel_without_fault_is_right(schedule: int) -> None:
-    np.testing.assert_equal(cuda.sum_blocks(VALUES), SUMS)
+@pytest.mark.usefixtures("schedule")
+def test_a_kernel_without_fault_is_right() -> None:
+    np.testing.assert_equal(aadl_lab.sum_blocks(VALUES), SUMS)
 
 
+@pytest.mark.usefixtures("schedule")
 @pytest.mark.skipif(sanitizer() == "thread", reason="threads have no schedule")
-def test_a_missing_barrier_makes_wrong_sums(schedule: int) -> None:
-    assert (cuda.sum_blocks(VALUES, "missing barrier") != SUMS).any()
+def test_a_missing_barrier_makes_wrong_sums() -> None:
+    assert (aadl_lab.sum_blocks(VALUES, "missing barrier") != SUMS).any()
 
 
+@pytest.mark.usefixtures("schedule")
 @pytest.mark.skipif(sanitizer() == "thread", reason="ends the process")
 @pytest.mark.parametrize("fault", ["divergent barrier", "early return"])
-def test_a_divergent_barrier_is_an_error_that_names_the_line(fault: str, schedule: int) -> None:
+def test_a_divergent_barrier_is_an_error_that_names_the_line(fault: str) -> None:
     with pytest.raises(RuntimeError, match=r"divergent barrier.*cuda_emulation\.cpp:\d+"):
-        cuda.sum_blocks(VALUES, fault)
-    np.testing.assert_equal(cuda.sum_blocks(VALUES), SUMS)
+        aadl_lab.sum_blocks(VALUES, fault)
+    np.testing.assert_equal(aadl_lab.sum_blocks(VALUES), SUMS)
 
 
 @pytest.mark.skipif(sanitizer() != "address", reason="needs AddressSanitizer")

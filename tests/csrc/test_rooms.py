@@ -13,7 +13,7 @@ ROOMS = {
     "cpu": {"common", "cpu"},
     "cuda": {"common", "cuda"},
     "ops": {"common", "cpu", "cuda", "ops"},
-    "lab": {"common", "cpu", "cuda", "lab"},
+    "lab": {"cuda", "lab"},
 }
 # The emulation takes the place of the CUDA runtime.
 ALLOWED = {("cuda/device.h", "lab/cuda_on_host.h")}

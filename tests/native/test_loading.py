@@ -55,6 +55,15 @@ def test_a_required_library_that_is_missing_is_an_error(without_library: Path) -
     assert "ImportError: AADL_EXT_NATIVE=1, but the compiled library is missing" in done.stderr
 
 
+def test_a_library_of_ones_own_is_taken_or_missed(without_library: Path, tmp_path: Path) -> None:
+    missed = imported(without_library, "nowhere/ops.so").stderr
+    assert "ImportError: AADL_EXT_NATIVE=nowhere/ops.so, but" in missed
+    built = sorted(Path(aadl_ext.__file__).parent.glob("_native*"))
+    if built:
+        other = shutil.copy(built[0], tmp_path / "ops.so")
+        assert "available" in imported(without_library, str(other)).stdout
+
+
 def test_a_library_that_does_not_load_is_named_with_the_reason(without_library: Path) -> None:
     broken = without_library / "aadl_ext" / "_native.abi3.so"
     broken.write_bytes(b"not a library")

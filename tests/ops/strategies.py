@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,6 +18,26 @@ from torch.utils._pytree import tree_leaves
 WORKING_DTYPES = (torch.float32, torch.float64)
 STORAGE_DTYPES = (*WORKING_DTYPES, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "transposed", "strided", "channels_last")
+
+# (vectors, rows) for which there are kernels.
+PAIRS = [
+    (torch.float32, torch.float32),
+    (torch.float64, torch.float64),
+    (torch.float64, torch.float32),
+    (torch.float32, torch.bfloat16),
+    (torch.float32, torch.float16),
+]
+pairs = pytest.mark.parametrize(("dtype", "storage"), PAIRS, ids=str)
+
+
+def edges(backend: str) -> list[int]:
+    """Sizes around the limits of all kernels: slices, chunks, tiles and blocks of entries."""
+    limits = [1, 64, 128, 256, 1024, 2048]
+    if not backend.startswith("emulated"):
+        limits += [8192, 32_768]
+    sizes = {size + more for size in limits for more in (-1, 0, 1)}
+    return [*sorted(sizes), 5003, *([65_537] if 32_768 in limits else [])]
+
 
 working_dtypes = st.sampled_from(WORKING_DTYPES)
 storage_dtypes = st.sampled_from(STORAGE_DTYPES)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from strategies import (
     WORKING_DTYPES,
     assert_within,
+    edges,
     largest_temporary,
     mentions,
     normal,
@@ -69,7 +70,11 @@ def test_sample_is_added_to_the_sums_and_measured(
         del tensors["noise_sum"]
     if not direction:
         del tensors["direction"]
-    old = copies(tensors)
+    check(tensors, sign)
+
+
+def check(tensors: Tensors, sign: float = 1.0) -> None:
+    old, dtype = copies(tensors), tensors["point"].dtype
     assert_figures(add(tensors, sign), old)
     assert changed(tensors, old) <= {*SUMS}
     wide = {name: tensor.double() for name, tensor in old.items()}
@@ -82,6 +87,12 @@ def test_sample_is_added_to_the_sums_and_measured(
     for name in tensors.keys() & added.keys():
         scale = wide[name].abs() + added[name].abs()
         assert_within(tensors[name], wide[name] + added[name], eps * scale)
+
+
+@pytest.mark.parametrize("dtype", WORKING_DTYPES, ids=str)
+def test_sizes_around_the_limits_of_kernels(dtype: torch.dtype, backend: str) -> None:
+    for size in edges(backend):
+        check(random_sample(size, dtype), -1)
 
 
 @pytest.mark.parametrize("dtype", WORKING_DTYPES, ids=str)
@@ -141,6 +152,7 @@ def test_slope_without_a_direction_is_zero_beside_any_gradient() -> None:
     assert add(tensors)[1] == 0
 
 
+@pytest.mark.beyond_float32
 @pytest.mark.parametrize("value", [1e-30, 1e30])
 def test_squares_that_float32_cannot_hold_are_summed(value: float) -> None:
     tensors = random_sample(1000)
@@ -149,6 +161,7 @@ def test_squares_that_float32_cannot_hold_are_summed(value: float) -> None:
     assert_figures(add(tensors), old)
 
 
+@pytest.mark.not_on_cuda("allocates for itself")
 def test_no_temporary_has_the_size_of_the_vectors() -> None:
     tensors = random_sample(8 * CHUNK)
     assert largest_temporary(lambda: add(tensors)) <= CHUNK

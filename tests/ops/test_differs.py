@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
     WORKING_DTYPES,
+    edges,
     largest_temporary,
     mentions,
     normal,
@@ -52,6 +53,17 @@ def test_difference_is_found_wherever_it_is(place: int, dtype: torch.dtype) -> N
     assert ops.differs(other, one)
 
 
+@pytest.mark.parametrize("dtype", WORKING_DTYPES, ids=str)
+def test_sizes_around_the_limits_of_kernels(dtype: torch.dtype, backend: str) -> None:
+    for size in edges(backend):
+        one = normal(size, seed=0, dtype=dtype)
+        assert not ops.differs(one, one.clone())
+        for place in {0, size // 2, size - 1} if size else ():
+            other = one.clone()
+            other[place] += 1
+            assert ops.differs(one, other), (size, place)
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_nan_differs_from_all_and_from_itself(place: int) -> None:
     one = normal(PLACES[-1] + 1, seed=0, dtype=torch.float32)
@@ -73,6 +85,7 @@ def test_parts_of_one_vector_may_overlap() -> None:
     assert not ops.differs(torch.ones(9)[1:], torch.ones(9)[:-1])
 
 
+@pytest.mark.not_on_cuda("allocates for itself")
 def test_no_temporary_has_the_size_of_the_vectors() -> None:
     vector = torch.ones(8 * CHUNK)
     assert largest_temporary(lambda: ops.differs(vector, vector)) <= CHUNK

@@ -8,11 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
+    edges,
     flags,
     largest_temporary,
     mentions,
     normal,
     offsets,
+    pairs,
     same_bits,
     seeds,
     storage_dtypes,
@@ -68,6 +70,18 @@ def test_points_are_mixed_and_rows_subtracted_in_each_segment(
     relaxation: float,
     seed: int,
 ) -> None:
+    check(bounds, count, alike, dtype, storage, relaxation, seed)
+
+
+def check(
+    bounds: list[int],
+    count: int,
+    alike: bool = False,
+    dtype: torch.dtype = torch.float32,
+    storage: torch.dtype = torch.float32,
+    relaxation: float = 0.3,
+    seed: int = 0,
+) -> None:
     before, after = normal(2, bounds[-1], seed=seed, dtype=dtype)
     rows = normal(count, bounds[-1], seed=seed + 1, dtype=storage)
     sets = 1 if alike else len(bounds) - 1
@@ -80,6 +94,35 @@ def test_points_are_mixed_and_rows_subtracted_in_each_segment(
     assert_largest(ops.extrapolate_(out, *arguments), out)
     assert_extrapolated(out, *arguments)
     assert all(map(same_bits, inputs, copies))
+
+
+@pairs
+@pytest.mark.parametrize("relaxation", [0.3, 1.0])
+def test_sizes_around_the_limits_of_kernels(
+    relaxation: float, dtype: torch.dtype, storage: torch.dtype, backend: str
+) -> None:
+    for size in edges(backend):
+        check([0, size // 3, size // 3, size], 3, False, dtype, storage, relaxation)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 7, 8, 9, 20, 300])
+def test_any_number_of_rows(rows: int) -> None:
+    check([0, 100, 1500], rows)
+
+
+def test_more_segments_than_a_launch_holds() -> None:
+    check(list(range(0, 301, 2)), 3)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_kernels_do_not_read_rows_of_weight_zero(bad: float, backend: str) -> None:
+    if backend == "definition":
+        return
+    point, rows = normal(50, seed=0, dtype=torch.float32), torch.full((6, 50), bad)
+    rows[4], out = 1, torch.empty(50)
+    gamma = torch.tensor([[0, 0, 0, -0.0, 0.5, 0]], dtype=torch.float64)
+    ops.extrapolate_(out, point, point, 0.3, rows, gamma, [0, 50])
+    torch.testing.assert_close(out, point - 0.5)
 
 
 def test_one_set_of_coefficients_serves_all_segments() -> None:
@@ -171,6 +214,7 @@ def test_nan_outweighs_all_other_entries(place: int, beside: float) -> None:
     assert extrapolated(after, row)[0].isnan()
 
 
+@pytest.mark.not_on_cuda("allocates for itself")
 def test_no_temporary_has_the_size_of_the_history() -> None:
     size = 8 * CHUNK
     point, rows, gamma = torch.ones(size), torch.ones(8, size).bfloat16(), torch.ones(1, 8).double()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from strategies import (
     LAYOUTS,
     STORAGE_DTYPES,
+    edges,
     flags,
     in_logical_order,
     mentions,
@@ -87,6 +88,29 @@ def test_nothing_is_written_where_the_flag_is_false(
     assert all(map(same_bits, targets, tensors))
 
 
+@pytest.mark.parametrize("flat_dtype", STORAGE_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", STORAGE_DTYPES, ids=str)
+def test_sizes_around_the_limits_of_kernels(
+    dtype: torch.dtype, flat_dtype: torch.dtype, backend: str
+) -> None:
+    sizes = edges(backend)
+    tensors = [normal(size, seed=size, dtype=dtype) for size in sizes]
+    flat = torch.full((sum(sizes),), torch.nan, dtype=flat_dtype)
+    ops.gather(tensors, flat)
+    assert same_bits(flat, torch.cat(tensors).to(flat_dtype))
+    back = [torch.full_like(tensor, torch.nan) for tensor in tensors]
+    ops.scatter_(back, flat)
+    assert same_bits(torch.cat(back), flat.to(dtype))
+
+
+@pytest.mark.parametrize("op", [ops.gather, ops.scatter_])
+def test_more_tensors_than_a_launch_holds(op: Callable[[list[Tensor], Tensor], object]) -> None:
+    tensors = [normal(size % 5, seed=size, dtype=torch.float32) for size in range(500)]
+    flat = normal(sum(map(len, tensors)), seed=1, dtype=torch.float32)
+    op(tensors, flat)
+    assert same_bits(torch.cat(tensors), flat)
+
+
 @pytest.mark.parametrize("when", [False, True])
 def test_long_vectors_are_copied_or_left_whole(when: bool) -> None:
     source, target = normal(2, 100_000, seed=0, dtype=torch.float32)
@@ -135,6 +159,57 @@ def test_scatter_rounds_to_nearest_even(dtype: torch.dtype) -> None:
     tensor = torch.zeros(4, dtype=dtype)
     ops.scatter_([tensor], flat)
     assert tensor.double().tolist() == [1, 1 + 2 * ulp, 1 + ulp, 1 + ulp]
+
+
+NARROW = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+def all_of(dtype: torch.dtype) -> Tensor:
+    """Every number of two bytes, NaN among them."""
+    return torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+
+
+@NARROW
+@pytest.mark.parametrize("flushed", [False, True], ids=["", "subnormals flushed"])
+def test_every_narrow_number_is_widened_and_back(flushed: bool, dtype: torch.dtype) -> None:
+    narrow, back = all_of(dtype), torch.zeros(2**16, dtype=dtype)
+    flat, expected = torch.full((2**16,), 7.0), narrow.float()
+    torch.set_flush_denormal(flushed)
+    try:
+        ops.gather([narrow], flat)
+        ops.scatter_([back], flat)
+    finally:
+        torch.set_flush_denormal(False)
+    number = ~narrow.isnan()
+    assert torch.equal(flat.isnan(), ~number)
+    if dtype == torch.float16 or not flushed:  # float32 subnormals are those of bfloat16
+        assert same_bits(flat[number], expected[number])
+        assert same_bits(back[number], narrow[number])
+
+
+@NARROW
+def test_numbers_between_narrow_ones_are_rounded_to_nearest_even(dtype: torch.dtype) -> None:
+    values = all_of(dtype).float()
+    values = values[values.isfinite()].unique()
+    ties = (values[1:].double() + values[:-1]).div(2).float()
+    centres = torch.cat([values, ties])
+    infinity = torch.tensor(math.inf)
+    flat = torch.cat([centres, *(centres.nextafter(x) for x in (infinity, -infinity))])
+    rounded = torch.zeros(len(flat), dtype=dtype)
+    ops.scatter_([rounded], flat)
+    assert same_bits(rounded, flat.to(dtype))
+
+
+@NARROW
+def test_nan_of_any_bits_stays_nan(dtype: torch.dtype) -> None:
+    # Also those whose bits are all below what is cut off, or would carry into the sign.
+    bits = [0x7F800001, 0xFF800001 - 2**32, 0x7FFFFFFF, -1, 0x7FC00000]
+    flat, rounded = torch.tensor(bits, dtype=torch.int32).view(torch.float32), torch.zeros(5)
+    narrow = rounded.to(dtype)
+    ops.scatter_([narrow], flat)
+    ops.gather([narrow], rounded)
+    assert narrow.isnan().all()
+    assert rounded.isnan().all()
 
 
 def test_mixed_dtypes_are_each_rounded_on_their_own() -> None:

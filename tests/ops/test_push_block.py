@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
     assert_within,
+    edges,
     flags,
     largest_temporary,
     mentions,
     normal,
+    pairs,
     same_bits,
     seeds,
     spaced,
@@ -157,6 +159,14 @@ def test_means_and_their_changes_are_stored_as_in_float64(block: Block) -> None:
     check(block)
 
 
+@pairs
+def test_sizes_around_the_limits_of_kernels(
+    dtype: torch.dtype, storage: torch.dtype, backend: str
+) -> None:
+    for size in edges(backend):
+        check(random_block(size, dtype=dtype, storage=storage))
+
+
 @pytest.mark.parametrize("gap", [0, 5])
 @pytest.mark.parametrize(
     ("dtype", "storage"),
@@ -176,6 +186,7 @@ def test_long_blocks_are_stored_in_full(
     check(random_block(5 * CHUNK + 3, dtype=dtype, storage=storage, gap=gap, accept=flag))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16])
 def test_blocks_larger_than_the_caches_are_stored_in_full(storage: torch.dtype) -> None:
     check(random_block(1_300_021, rows=1, noises=1, slot=0, noise_slot=0, storage=storage))
@@ -267,6 +278,7 @@ def test_mean_that_its_storage_cannot_hold_becomes_infinite_in_the_row_only() ->
     assert block.last_point[4] > 9e4
 
 
+@pytest.mark.not_on_cuda("allocates for itself")
 def test_no_temporary_has_the_size_of_the_vectors() -> None:
     assert largest_temporary(random_block(8 * CHUNK)) <= CHUNK
 

@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
     assert_within,
+    edges,
     largest_temporary,
     mentions,
     normal,
     offsets,
+    pairs,
     per_entry,
     same_bits,
     seeds,
@@ -146,8 +148,8 @@ def assert_systems(push: Push, old: Push) -> None:
         assert_within(system[fresh], exact[fresh], bound[fresh])
 
 
-@given(pushes(store=True))
-def test_pair_is_stored_as_in_float64(push: Push) -> None:
+def check(push: Push) -> None:
+    """Call and compare with float64."""
     old = push.copy()
     figures = push()
     before, after = old.before.double(), old.after.double()
@@ -174,6 +176,30 @@ def test_pair_is_stored_as_in_float64(push: Push) -> None:
     assert same_bits(push.step_rows[others], old.step_rows[others])
     assert same_bits(push.residual_rows[others], old.residual_rows[others])
     assert push.changed(old) <= {"residual", "step_rows", "residual_rows", "systems"}
+    assert_systems(push, old)
+
+
+@given(pushes(store=True))
+def test_pair_is_stored_as_in_float64(push: Push) -> None:
+    check(push)
+
+
+@pairs
+def test_sizes_around_the_limits_of_kernels(
+    dtype: torch.dtype, storage: torch.dtype, backend: str
+) -> None:
+    for size in edges(backend):
+        check(random_push([0, size // 3, size // 3, size], dtype=dtype, storage=storage))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 7, 8, 9, 20, 129])
+def test_any_number_of_rows(rows: int) -> None:
+    for slot in {0, rows - 1}:
+        check(random_push([0, 100, 2500 if rows < 100 else 200], rows=rows, slot=slot))
+
+
+def test_more_segments_than_a_launch_holds() -> None:
+    check(random_push(list(range(0, 301, 2))))
 
 
 @given(st.one_of(pushes(store=True), pushes(store=False)))
@@ -197,6 +223,7 @@ def test_products_use_the_new_row_as_rounded(storage: torch.dtype) -> None:
     assert (rounded - unrounded)[2].abs() > 1e-6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("slot", [-1, 3])
 def test_long_vectors_are_summed_in_float64(slot: int) -> None:
     bounds = [0, 7, CHUNK + 1, CHUNK + 1, 5 * CHUNK + 3, 200_001]
@@ -313,6 +340,19 @@ def test_step_that_is_not_finite_is_seen_and_discarded(
     assert_row_is_discarded(push, old)
 
 
+@pytest.mark.parametrize("order", [[torch.nan, torch.inf], [torch.inf, torch.nan]])
+def test_nan_beats_infinity_in_the_largest_step(order: list[float]) -> None:
+    push = random_push([0, 70_000])
+    push.after[[3, 60_000]] = torch.tensor(order)
+    assert push()[0].isnan()
+
+
+def test_infinite_parameters_that_do_not_move_are_seen() -> None:
+    push = random_push([0, 10])
+    push.before[4] = push.after[4] = torch.inf
+    assert push()[:2].isnan().all()
+
+
 OVERFLOWS = [
     pytest.param([1e38, 0.0], 1e-5, id="one of two entries"),
     pytest.param([1e38], 1e-5, id="single entry"),
@@ -353,6 +393,7 @@ TOO_LARGE = [
 ]
 
 
+@pytest.mark.beyond_float32
 @pytest.mark.parametrize(("dtype", "storage", "value"), TOO_LARGE)
 @pytest.mark.parametrize("place", [0, 2, 4])
 @systems_or_none
@@ -405,6 +446,7 @@ def test_figures_that_are_finite_each_keep_the_row() -> None:
 
 
 # Squares have to be finite as well.
+@pytest.mark.beyond_float32
 @pytest.mark.parametrize(("dtype", "large"), [(torch.float32, 2.4e38), (torch.float64, 5e153)])
 def test_finite_step_is_stored_however_large(dtype: torch.dtype, large: float) -> None:
     push = random_push([0, 2], [1.0], dtype=dtype)
@@ -432,6 +474,7 @@ def test_numbers_of_numpy_are_taken(slot: Any) -> None:
     assert not push.changed(twin)
 
 
+@pytest.mark.not_on_cuda("allocates for itself")
 def test_no_temporary_has_the_size_of_the_history() -> None:
     push = random_push([0, 8 * CHUNK], rows=8)
     assert largest_temporary(push) <= push.step_rows.numel() / 4

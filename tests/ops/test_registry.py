@@ -9,113 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import CASES, Arguments, every_op, ring, small, vector
 from strategies import mentions, normal
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from aadl_ext import ops
-
-Arguments = dict[str, Any]
-
-
-def vector(seed: int, size: int = 8) -> Tensor:
-    return normal(size, seed=seed, dtype=torch.float32).clone()
-
-
-def ring(seed: int, rows: int = 3) -> Tensor:
-    return normal(rows, 8, seed=seed, dtype=torch.float32).clone()
-
-
-def flag() -> Tensor:
-    return torch.tensor(True)
-
-
-def small(*shape: int) -> Tensor:
-    return normal(*shape, seed=1).abs()
-
-
-# Of each op: the function, its arguments, and those that it changes in place.
-CASES: dict[str, tuple[Callable[..., Any], Callable[[], Arguments], tuple[str, ...]]] = {
-    "gather": (
-        ops.gather,
-        lambda: {"tensors": [vector(0, 3), vector(1, 4)], "out": vector(2), "when": flag()},
-        ("out",),
-    ),
-    "scatter_": (
-        ops.scatter_,
-        lambda: {"tensors": [vector(0, 3), vector(1, 4)], "flat": vector(2), "when": flag()},
-        ("tensors",),
-    ),
-    "squared_norm": (ops.squared_norm, lambda: {"tensors": [vector(0), vector(1)]}, ()),
-    "differs": (ops.differs, lambda: {"one": vector(0), "other": vector(1)}, ()),
-    "push_secant": (
-        ops.push_secant,
-        lambda: {
-            "before": vector(0), "after": vector(1), "rates": [0.1], "offsets": [0, 8],
-            "residual": vector(2), "last_point": vector(3), "last_residual": vector(4),
-            "step_rows": ring(5), "residual_rows": ring(6), "slot": 1, "paired": flag(),
-            "systems": small(1, 4, 4),
-        },
-        ("residual", "step_rows", "residual_rows", "systems"),
-    ),
-    "extrapolate_": (
-        ops.extrapolate_,
-        lambda: {
-            "out": vector(0), "before": vector(1), "after": vector(2), "relaxation": 0.5,
-            "rows": ring(3), "coefficients": small(1, 3), "offsets": [0, 8], "accept": flag(),
-        },
-        ("out",),
-    ),
-    "window_statistics": (
-        ops.window_statistics,
-        lambda: {"window": [vector(0), vector(1)], "out": vector(2)},
-        ("out",),
-    ),
-    "tsqr": (ops.tsqr, lambda: {"matrix": ring(0).T, "append": vector(1)}, ()),
-    "solve_secants": (
-        ops.solve_secants,
-        lambda: {"system": torch.eye(3).double()[None], "factored": False},
-        (),
-    ),
-    "add_sample_": (
-        lambda point_sum, gradient_sum, **others: ops.add_sample_(
-            [point_sum, gradient_sum], **others
-        ),
-        lambda: {
-            "point_sum": vector(0), "gradient_sum": vector(1), "point": vector(2),
-            "anchor": vector(3), "gradient": vector(4), "direction": vector(5), "sign": 1.0,
-        },
-        ("point_sum", "gradient_sum"),
-    ),
-    "push_block": (
-        lambda point_sum, gradient_sum, noise_sum, **others: ops.push_block(
-            [point_sum, gradient_sum, noise_sum], **others
-        ),
-        lambda: {
-            "point_sum": vector(0), "gradient_sum": vector(1), "noise_sum": vector(2), "count": 2,
-            "last_point": vector(3), "last_gradient": vector(4), "step_rows": ring(5),
-            "gradient_rows": ring(6), "noise_rows": ring(7), "slot": 1, "noise_slot": 0,
-            "paired": flag(), "accept": flag(),
-        },
-        ("point_sum", "gradient_sum", "noise_sum", "last_point", "last_gradient", "step_rows",
-         "gradient_rows", "noise_rows"),
-    ),
-    "cross_products": (
-        ops.cross_products,
-        lambda: {"rows": ring(0), "vectors": [vector(1), vector(2)], "offsets": [0, 8]},
-        (),
-    ),
-    "solve_subspace": (
-        ops.solve_subspace,
-        lambda: {
-            "metric": torch.eye(3).double()[None], "curvature": small(1, 3, 3),
-            "right_side": small(1, 3), "noise": small(1, 3, 2), "radius": small(1),
-        },
-        (),
-    ),
-}  # fmt: skip
-every_op = pytest.mark.parametrize("name", CASES)
 
 
 def floating(tree: Any) -> list[Tensor]:

@@ -81,6 +81,26 @@ def test_well_conditioned_problem_is_solved(
     assert int(found.rank) == columns
 
 
+@FORMS
+@pytest.mark.parametrize("columns", [7, 8, 9, 20, 31, 32, 54])  # 54: more than shared memory
+def test_any_number_of_columns(factored: bool, columns: int) -> None:
+    matrix, right = normal(200, columns, seed=0), normal(200, seed=1)
+    found = solve(matrix, right, factored)
+    assert relative_error(found.gamma, least_squares(matrix, right)) < 1e-10
+    assert float(found.reduction) == pytest.approx(left_over(matrix, right, found.gamma), rel=1e-8)
+    assert int(found.rank) == columns
+
+
+@FORMS
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_system_that_is_not_finite_leaves_the_others_alone(factored: bool, bad: float) -> None:
+    small = system(normal(3, 50, 9, seed=2), normal(3, 50, seed=3), factored)
+    clean = ops.solve_secants(small, factored=factored)
+    small[1, 2, 7] = bad
+    for value, expected in zip(ops.solve_secants(small, factored=factored), clean, strict=True):
+        torch.testing.assert_close(value[[0, 2]], expected[[0, 2]], rtol=1e-12, atol=0)
+
+
 def conditioned(rows: int, columns: int, condition: float, seed: int) -> Tensor:
     """[rows, columns] with singular values spread evenly in the logarithm."""
     left, _ = torch.linalg.qr(normal(rows, columns, seed=seed))

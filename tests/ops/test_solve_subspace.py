@@ -175,6 +175,15 @@ def test_each_system_is_solved_as_by_its_definition_and_alone(
                 assert fields[name].isnan().all(), name
 
 
+@pytest.mark.parametrize("definite", [True, False])
+@pytest.mark.parametrize("radius", [math.inf, 0.1])
+@pytest.mark.parametrize("m", [7, 8, 15, 32, 39])  # 39: more than shared memory
+def test_any_number_of_displacements(m: int, radius: float, definite: bool) -> None:
+    products = random_problem(m, m + 5, noises=9, definite=definite).products
+    expected = definition(*(part.numpy() for part in products), radius)
+    assert_solution(solve(products, radius)._asdict(), expected)
+
+
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("part", range(4), ids=["metric", "curvature", "right side", "noise"])
 def test_system_that_is_not_finite_leaves_the_others_alone(part: int, bad: float) -> None:

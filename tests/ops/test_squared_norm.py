@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from strategies import (
     LAYOUTS,
     STORAGE_DTYPES,
+    edges,
     in_logical_order,
     largest_temporary,
     mentions,
@@ -41,6 +42,19 @@ def test_squares_of_all_entries_are_summed(tensors: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("dtype", STORAGE_DTYPES, ids=str)
+def test_sizes_around_the_limits_of_kernels(dtype: torch.dtype, backend: str) -> None:
+    tensors = [normal(size, seed=size, dtype=dtype) for size in edges(backend)]
+    for tensor in tensors:
+        assert_sum_of_squares(ops.squared_norm([tensor]), [tensor])
+    assert_sum_of_squares(ops.squared_norm(tensors), tensors)
+
+
+def test_more_tensors_than_a_launch_holds() -> None:
+    tensors = [normal(size % 5, seed=size, dtype=torch.float32) for size in range(500)]
+    assert_sum_of_squares(ops.squared_norm(tensors), tensors)
+
+
+@pytest.mark.parametrize("dtype", STORAGE_DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_long_tensors_are_summed_in_float64(layout: str, dtype: torch.dtype) -> None:
     shapes = [(3,), (257, 1031), (0, 5), (), (3, 2, 41, 43), (CHUNK + 1,)]
@@ -48,6 +62,7 @@ def test_long_tensors_are_summed_in_float64(layout: str, dtype: torch.dtype) -> 
     assert_sum_of_squares(ops.squared_norm(tensors), tensors)
 
 
+@pytest.mark.beyond_float32
 @pytest.mark.parametrize(
     ("dtype", "value"),
     [(torch.float32, 1e-30), (torch.float32, 3e38), (torch.float16, 6e4), (torch.bfloat16, 3e38)],
@@ -82,6 +97,7 @@ def test_gradients_of_trained_parameters_are_measured_without_a_graph() -> None:
     assert not found.requires_grad
 
 
+@pytest.mark.not_on_cuda("allocates for itself")
 def test_no_temporary_has_the_size_of_the_tensors() -> None:
     tensors = [normal(8 * CHUNK, seed=0, dtype=dtype) for dtype in STORAGE_DTYPES]
     assert largest_temporary(lambda: ops.squared_norm(tensors)) <= 2 * CHUNK

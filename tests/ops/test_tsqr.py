@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import (
+    edges,
     largest_temporary,
     mentions,
     normal,
@@ -94,6 +97,85 @@ def test_factor_agrees_with_one_large_qr(rows: int, columns: int) -> None:
         torch.testing.assert_close(appended[:, columns], appended[:, :columns].sum(dim=1))
 
 
+@pytest.mark.parametrize("columns", [1, 2, 3, 5, 6, 7, 8, 9, 11, 12, 16, 17, 20, 25, 32, 33, 40])
+def test_any_number_of_columns(columns: int) -> None:
+    for dtype in (torch.float32, torch.float64):
+        matrix = normal(columns, 300, seed=columns, dtype=dtype).T
+        factors = ops.tsqr(matrix, offsets=[0, 0, 30, 300])
+        for factor, part in zip(factors, [slice(0), slice(30), slice(30, 300)], strict=True):
+            assert_factor(factor, matrix[part])
+
+
+@pytest.mark.parametrize("columns", [5, 13])
+def test_sizes_around_the_limits_of_kernels(columns: int, backend: str) -> None:
+    for size in edges(backend):
+        matrix = normal(columns, size, seed=size, dtype=torch.float32).T
+        assert_factor(ops.tsqr(matrix[:, :-1], append=matrix[:, -1]), matrix)
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(33, 4200), (21, 9000), (6, 40_000)])
+def test_triangles_of_triangles_and_long_tiles(columns: int, rows: int) -> None:
+    matrix = normal(columns, rows, seed=0, dtype=torch.float32).T
+    assert_factor(ops.tsqr(matrix), matrix)
+
+
+@pytest.mark.parametrize("columns", [2, 12])
+def test_more_segments_than_a_launch_takes(columns: int) -> None:
+    bounds = [*range(0, 128 * 3 + 1, 3), 2900, 2901]
+    matrix = normal(columns, bounds[-1], seed=0, dtype=torch.float32).T
+    factors = ops.tsqr(matrix, offsets=bounds)
+    for factor, (start, stop) in zip(factors, pairwise(bounds), strict=True):
+        assert_factor(factor, matrix[start:stop])
+
+
+@pytest.mark.parametrize("columns", [4, 12])
+@pytest.mark.parametrize("large_first", [False, True])
+def test_entries_that_grow_or_shrink_beyond_the_range_of_squares(
+    large_first: bool, columns: int
+) -> None:
+    sizes = torch.logspace(-30, 30, 2100, dtype=torch.float64)
+    sizes = sizes.flip(0) if large_first else sizes
+    matrix = (normal(2100, columns, seed=0) * sizes[:, None]).float()
+    exact = numpy_factor(matrix)
+    largest = float(exact.abs().max())
+    torch.testing.assert_close(
+        ops.tsqr(matrix).double() / largest, exact / largest, rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("columns", [4, 12])
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e300])
+def test_float64_entries_whose_squares_leave_the_range(scale: float, columns: int) -> None:
+    matrix = normal(700, columns, seed=0)
+    plain = ops.tsqr(matrix)
+    torch.testing.assert_close(ops.tsqr(matrix * scale) / scale, plain, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("columns", [4, 12])
+def test_kernels_see_subnormal_columns(columns: int, backend: str) -> None:
+    if backend == "definition":
+        return
+    scales = torch.tensor([1.0, 1e-41], dtype=torch.float64).repeat(columns // 2)
+    matrix = (normal(600, columns, seed=0) * scales).float()
+    exact = numpy_factor(matrix).abs()
+    spacing = (1e-5 * exact.norm(dim=0)).clamp(min=2e-45)
+    assert ((ops.tsqr(matrix).double().abs() - exact).abs() <= spacing).all()
+
+
+@pytest.mark.parametrize("columns", [3, 12])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("place", [0, 1100, 2999])
+def test_what_is_not_finite_is_seen_in_its_segment_only(
+    bad: float, place: int, columns: int
+) -> None:
+    matrix = normal(columns, 4000, seed=0, dtype=torch.float32).clone().T
+    matrix[place, 1] = bad
+    factors = ops.tsqr(matrix, offsets=[0, 3000, 4000])
+    assert not factors[0, :, 1].isfinite().all()
+    assert factors[1].isfinite().all()
+
+
+@pytest.mark.not_on_cuda("at most 40 columns")
 def test_more_columns_than_a_tile_is_high() -> None:
     matrix = normal(CHUNK // 16, TILE + 3, seed=1)
     assert_factor(ops.tsqr(matrix), matrix)
@@ -131,6 +213,7 @@ def test_blocks_of_rows_are_factored_on_their_own(
         assert_factor(factor, whole[bounds[index] : bounds[index + 1]])
 
 
+@pytest.mark.not_on_cuda("tiles begin at multiples of their size in the whole batch")
 @pytest.mark.parametrize("rows", [0, 3, 5 * TILE + 7, CHUNK + 7])
 def test_bits_repeat_and_do_not_depend_on_the_rest_of_the_batch(rows: int) -> None:
     batch = normal(3, rows, 6, seed=4, dtype=torch.float32)
@@ -153,6 +236,7 @@ def test_low_precision_is_factored_in_float32() -> None:
     torch.testing.assert_close(ops.tsqr(matrix), ops.tsqr(matrix.float()))
 
 
+@pytest.mark.not_on_cuda("allocates for itself")
 def test_no_qr_and_no_temporary_has_the_full_number_of_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -5,7 +5,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import largest_temporary, mentions, normal, same_bits, seeds, working_dtypes
+from strategies import (
+    WORKING_DTYPES,
+    edges,
+    largest_temporary,
+    mentions,
+    normal,
+    same_bits,
+    seeds,
+    working_dtypes,
+)
 from torch import Tensor
 
 from aadl_ext import ops
@@ -50,12 +59,30 @@ def test_statistics_are_those_of_float64(
         assert_mean(mean, window)
 
 
+@pytest.mark.parametrize("dtype", WORKING_DTYPES, ids=str)
+def test_sizes_around_the_limits_of_kernels(dtype: torch.dtype, backend: str) -> None:
+    for size in edges(backend):
+        window = (normal(size, seed=0) + 1e-3 * normal(5, size, seed=1)).to(dtype)
+        max_std, mean = statistics(window)
+        eps = torch.finfo(dtype).eps
+        assert float(max_std) == pytest.approx(exact_std(window), rel=50 * eps, abs=0)
+        assert_mean(mean, window)
+
+
+@pytest.mark.parametrize("count", [2, 11, 256])
+def test_windows_of_any_length(count: int) -> None:
+    window = normal(count, 2500, seed=1, dtype=torch.float32)
+    max_std, mean = statistics(window)
+    assert float(max_std) == pytest.approx(exact_std(window), rel=1e-4)
+    assert_mean(mean, window)
+
+
 @pytest.mark.parametrize("count", [5, 10])
 def test_small_changes_of_drifting_weights_keep_their_digits(count: int) -> None:
     weights = 0.1 * (1 + normal(64, seed=0).abs())
     steps = torch.arange(2000)[:, None]
     points = (weights + 1e-6 * steps + 1e-5 * normal(2000, 64, seed=1)).float()
-    for window in points.unfold(0, count, 1).movedim(-1, 1):
+    for window in points.unfold(0, count, 40).movedim(-1, 1):
         max_std, mean = statistics(window)
         # Squares of float32 weights would be wrong in the first digit here.
         assert float(max_std) == pytest.approx(exact_std(window), rel=1e-4)
@@ -114,6 +141,7 @@ def test_window_of_equal_rows_deviates_by_exactly_zero(count: int) -> None:
     assert same_bits(mean, row)
 
 
+@pytest.mark.not_on_cuda("allocates for itself")
 def test_no_temporary_has_the_size_of_the_window() -> None:
     window = torch.ones(8, 8 * CHUNK)
     out, iterates = torch.empty(8 * CHUNK), list(window)
