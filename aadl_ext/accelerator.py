@@ -182,6 +182,7 @@ class Accelerator:
 
     # ---- checkpoints --------------------------------------------------------------------
 
+    @torch.inference_mode(False)
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on bit for bit; tensors are copies."""
         self._wait()

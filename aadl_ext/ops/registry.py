@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from .checks import check_apart, check_integer, check_number, refuse_device
 
 _LIBRARY = torch.library.Library("aadl_ext", "DEF")  # type: ignore[no-untyped-call]
+AUTOCAST = ("cpu", "cuda")  # kinds of devices that have one
 TENSORS = ("Tensor", "Optional[Tensor]", "List[Tensor]")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -98,6 +99,10 @@ def op(
                 with torch.no_grad():
                     return call(*given, **named)
             if _in_transform() or not kernel_takes(*given, **named):
+                for kind in AUTOCAST:  # it would round what a product takes
+                    if torch.is_autocast_enabled(kind):
+                        with torch.autocast(kind, enabled=False):
+                            return call(*given, **named)
                 return checked(*given, **named)
             check_numbers(given, named)
             try:
