@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from . import ops
 from .buffers import zeros
@@ -42,7 +43,8 @@ class Layout:
         """Lay out the trainable parameters of ``param_groups``.
 
         Raises:
-            ValueError: a parameter is complex or sparse, or not floating point.
+            ValueError: a parameter is complex, sparse, not floating point, not initialized yet, or
+                of a tensor class with a storage of its own.
         """
         parameters: list[Tensor] = []
         offsets, groups = [0], []
@@ -107,6 +109,19 @@ class Layout:
 
 def _checked(parameters: list[Tensor]) -> Iterator[Tensor]:
     for tensor in parameters:
+        kind = type(tensor)
+        if is_lazy(tensor):
+            raise ValueError(
+                f"a parameter is a {kind.__name__}, whose shape is not known yet; run the model "
+                "once, then make the optimizer and accelerate it"
+            )
+        if tensor.requires_grad and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            raise ValueError(
+                f"a parameter of shape {tuple(tensor.shape)} is a {kind.__module__}."
+                f"{kind.__qualname__}, a tensor class that keeps its entries in its own way; "
+                "accelerated can be plain tensors and parameters: freeze it, or optimize it with "
+                "another optimizer"
+            )
         if tensor.is_complex():
             raise ValueError(
                 f"a parameter of shape {tuple(tensor.shape)} is {tensor.dtype}; complex "
