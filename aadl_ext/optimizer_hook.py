@@ -170,12 +170,15 @@ class OptimizerHook:
         self._pre = optimizer.register_step_pre_hook(self.before)
         self._post = optimizer.register_step_post_hook(self.after)
         _hooks(self._post).move_to_end(self._post.id, last=False)
+        self._load = optimizer.register_load_state_dict_post_hook(self.loaded)
         self._watch = self._watch_gradients(optimizer)
+        if optimizer.state:
+            accelerator.loaded.add("optimizer")
 
     def remove(self) -> None:
         """Untie the accelerator from its optimizer."""
         _put_back(_hooks(self._pre))
-        for handle in (self._pre, self._post, self._watch):
+        for handle in (self._pre, self._post, self._load, self._watch):
             if handle is not None:
                 handle.remove()
 
@@ -239,6 +242,11 @@ class OptimizerHook:
         closure, self._closure = self._closure, None
         evaluate = None if closure is None else lambda: _loss(optimizer, closure)
         self.accelerator.after_step(evaluate)
+
+    def loaded(self, optimizer: Optimizer) -> None:
+        """After ``load_state_dict``; before the first step some frameworks call it for nothing."""
+        if optimizer.state:
+            self.accelerator.loaded.add("optimizer")
 
     def _watch_gradients(self, optimizer: Optimizer) -> RemovableHandle | None:
         """Warn once if gradients come, but no step until then; keeps nothing alive."""
