@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch.optim import Optimizer
-
+from . import optimizer_hook
 from .accelerator import Accelerator
-from .optimizer_hook import OptimizerHook
 from .options import Anderson, Method, Storage, SubspaceNewton
 
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
 UNSET: Any = type("Unset", (), {"__repr__": lambda _: "default"})()
-AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
+AnyOptimizer = TypeVar("AnyOptimizer", bound="Optimizer")
 
 # AADL's names of its types, in any case.
 AADL_TYPES: dict[str, dict[str, Any]] = {
@@ -21,8 +21,6 @@ AADL_TYPES: dict[str, dict[str, Any]] = {
     "anderson_normal_equation": {"solver": "gram"},
     "identity": {"history_depth": 0},
 }
-
-_hooks: WeakKeyDictionary[Optimizer, OptimizerHook] = WeakKeyDictionary()
 
 
 def accelerate(
@@ -57,7 +55,9 @@ def accelerate(
     ``method`` have its names, its order and its meaning, and select :class:`Anderson`.
 
     Args:
-        optimizer: any ``torch.optim.Optimizer`` over dense real parameters.
+        optimizer: any ``torch.optim.Optimizer`` over dense real parameters. In a wrapper whose
+            groups and state are those of the optimizer inside (HF Accelerate, Lightning, Opacus)
+            that one is accelerated.
         method: :class:`SubspaceNewton`, which works under any base optimizer and with mini-batches,
             or :class:`Anderson`, Algorithm 1 of the paper, with their options; or AADL's name of a
             type: "anderson", "anderson_normal_equation" (with ``solver="gram"``) or "identity" (no
@@ -80,17 +80,18 @@ def accelerate(
         The same optimizer.
 
     Raises:
-        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer``, or ``method`` is no method.
-        ValueError: an option is out of range, a parameter is complex or sparse, or the
-            optimizer is accelerated already.
+        TypeError: ``optimizer`` is not a ``torch.optim.Optimizer`` whose step hooks run, or it does
+            more than hand its steps to one inside (Lookahead, SAM); or ``method`` is no method.
+        ValueError: an option is out of range, a parameter is complex, sparse or of a tensor class
+            with a storage of its own, steps are to be differentiated, or the optimizer is
+            accelerated already.
     """
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    if optimizer in _hooks:
+    if optimizer_hook.find(optimizer) is not None:
         raise ValueError(
             f"this {type(optimizer).__name__} is accelerated already; call "
             "remove_acceleration(optimizer) first to change its options"
         )
+    stepping = optimizer_hook.stepping(optimizer)
     given: dict[str, Any] = {
         "relaxation": relaxation,
         "wait_iterations": wait_iterations,
@@ -108,8 +109,8 @@ def accelerate(
             f"acceleration_type is {acceleration_type!r}, but method is {method!r}; give one"
         )
     options = _method(acceleration_type if method is None else method, given)
-    accelerator = Accelerator(optimizer.param_groups, options)
-    _hooks[optimizer] = OptimizerHook(optimizer, accelerator)
+    accelerator = Accelerator(stepping.param_groups, options)
+    optimizer_hook.OptimizerHook(stepping, accelerator)
     return optimizer
 
 
@@ -175,16 +176,17 @@ def remove_acceleration(optimizer: Optimizer) -> None:
 
     An optimizer that is not accelerated is left alone, as in AADL.
     """
-    hook = _hooks.pop(optimizer, None)
+    hook = optimizer_hook.find(optimizer)
     if hook is not None:
         hook.remove()
 
 
-def _find(optimizer: Optimizer) -> OptimizerHook:
-    if optimizer not in _hooks:
+def _find(optimizer: Optimizer) -> optimizer_hook.OptimizerHook:
+    hook = optimizer_hook.find(optimizer)
+    if hook is None:
         raise ValueError(
             f"this {type(optimizer).__name__} is not accelerated: call "
             "aadl_ext.accelerate(optimizer) first. Copies and unpickled copies of an "
             "accelerated optimizer are plain ones"
         )
-    return _hooks[optimizer]
+    return hook

@@ -17,7 +17,7 @@ from .ops.verdicts import PATIENCE
 from .options import Anderson, Method, as_dict
 from .parameters import Layout
 from .safeguards import Evaluate, ask_for_closure
-from .stats import Stats
+from .stats import Journal, Stats
 
 if TYPE_CHECKING:
     from .optimizer_hook import Gradients
@@ -40,7 +40,9 @@ class Accelerator:
 
     def __init__(self, param_groups: Groups, options: Method) -> None:
         self.options = options
+        self.loaded: set[str] = set()  # since the last step: "optimizer" state, or own "history"
         self._skip: str | None = None
+        self._journal = Journal()
         self._counts: dict[str, Counter[str]] = {"skipped": Counter(), "restarts": Counter()}
         self._lay_out(param_groups)
 
@@ -56,6 +58,7 @@ class Accelerator:
         """What was done so far; waits for the device."""
         iteration, now = self.iteration, self.iteration.verdicts.now
         stats = Stats.read(iteration.verdicts, self._counts, iteration.k)
+        self._journal.tell(stats)
         buffers = {x.data_ptr(): x.nbytes for x in state.tensors(iteration)}
         stats.bytes_held = sum(buffers.values())
         if isinstance(iteration, NewtonIteration):
@@ -111,6 +114,8 @@ class Accelerator:
         Raises:
             RuntimeError: ``safeguard="loss"`` and there is no closure.
         """
+        if self.loaded:
+            self._tell_if_resumed_without_history()
         self._skip = skip or self._follow(param_groups, rates)
         if self._counts_now:
             ask_for_closure(self.options, has_closure)
@@ -136,6 +141,7 @@ class Accelerator:
             self.iteration.step(self.rates, evaluate)
         else:
             self.iteration.k += 1
+        self._journal.look(self.iteration.verdicts, self._counts, self.iteration.k)
 
     @property
     def _counts_now(self) -> bool:
@@ -146,7 +152,6 @@ class Accelerator:
     def _follow(self, param_groups: Groups, rates: list[float]) -> str | None:
         """Notice changed parameters and learning rates; returns why this step cannot count."""
         if not self.layout.fits(param_groups):
-            logger.info("parameters were added, (un)frozen or moved: the history starts anew")
             self._counts["restarts"]["parameters"] += 1
             self._drop_pending()
             self._lay_out(param_groups)
@@ -157,6 +162,15 @@ class Accelerator:
             self._restart("learning_rate")
         self.rates = now
         return None
+
+    def _tell_if_resumed_without_history(self) -> None:
+        if "history" not in self.loaded:
+            logger.info(
+                "the optimizer goes on from an earlier state, but the accelerator without what it "
+                "had learned until then; to keep that over a restart, save "
+                "get_accelerator(optimizer).state_dict() too, and load it as well"
+            )
+        self.loaded.clear()
 
     def _restart(self, cause: str) -> None:
         self._counts["restarts"][cause] += 1
@@ -182,6 +196,7 @@ class Accelerator:
 
     # ---- checkpoints --------------------------------------------------------------------
 
+    @torch.inference_mode(False)
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on bit for bit; tensors are copies."""
         self._wait()
@@ -208,8 +223,10 @@ class Accelerator:
                 )
         self._wait()
         state.load_state_dict(self.iteration, saved["iteration"])
+        self.loaded.add("history")
         self.rates = tuple(saved["rates"])
         self._counts = {name: Counter(counts) for name, counts in saved["counts"].items()}
+        self._journal.take_over(Stats.read(self.iteration.verdicts, self._counts, self.iteration.k))
 
     def _wait(self) -> None:
         """A number may be on its way to the host (``trust_region.Delayed``)."""

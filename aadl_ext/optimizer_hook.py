@@ -1,4 +1,4 @@
-"""Everything that knows ``torch.optim``: hooks, closures, gradients, learning rates.
+"""Everything that knows ``torch.optim``: wrappers, hooks, closures, gradients, learning rates.
 
 The optimizer keeps its class, its ``step`` and its ``state_dict``. A hook can do more than
 watch: it may hand ``step`` a wrapped closure, and it leaves a base step out by taking the
@@ -7,8 +7,12 @@ gradients away for its duration, for then torch's optimizers touch neither param
 
 from __future__ import annotations
 
+import logging
+import math
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -25,19 +29,137 @@ from torch.optim import (
     RAdam,
     RMSprop,
 )
+from torch.utils.hooks import RemovableHandle
 
 from . import ops
 from .accelerator import Accelerator
 from .parameters import Layout
 
-Closure = Callable[[], Any]
+logger = logging.getLogger("aadl_ext")
+
+Closure = Callable[..., Any]
+Hooks = OrderedDict[int, Any]
 
 # They add weight_decay * w to the gradient, unless the group says that it is decoupled.
 DECAY_IN_LOSS = (SGD, ASGD, Adam, Adamax, NAdam, RAdam, RMSprop, Adagrad, Adadelta)
 
+# Where wrappers keep the optimizer whose step ends theirs.
+INSIDE = ("optimizer", "base_optimizer", "original_optimizer", "_optimizer", "_base_optimizer")
+PASSES = 20  # backward passes in which a step should have come
+
+
+# ---- which optimizer steps --------------------------------------------------------------------
+
+
+def stepping(optimizer: Any) -> Optimizer:
+    """The optimizer whose hooks see the steps of this one: itself, or the one inside a wrapper.
+
+    A wrapper is seen through where groups and state are those of the optimizer inside it. With a
+    state of its own it may move the parameters itself, before the gradients are used or after.
+
+    Raises:
+        TypeError: no hook would see its steps, or they are more than those of the one inside.
+        ValueError: steps are to be differentiated.
+    """
+    found: Any = optimizer
+    if not isinstance(found, Optimizer):
+        raise TypeError(
+            f"expected a torch.optim.Optimizer, got {_name(found)}{_instead('optimizer', found)}"
+        )
+    for (path, outer), (_, inner) in pairwise(_within(optimizer)):
+        if _parameters(outer, inner) != _parameters(inner):
+            break  # that one is for other things
+        if _state(outer, inner) is not _state(inner):
+            raise TypeError(
+                f"{_name(outer)} holds the optimizer {_name(inner)} and has a state of its own, as "
+                f"those have that move the parameters themselves{_instead(path, outer)}"
+            )
+        found = inner
+    hooked = getattr(type(found).step, "hooked", False)
+    if not hooked or not hasattr(found, "_optimizer_step_pre_hooks"):
+        advice = _instead("optimizer", found)
+        raise TypeError(
+            f"{_name(found)} is a torch.optim.Optimizer by name only: its step runs no step hooks, "
+            "since Optimizer.__init__ was not called"
+            f"{advice or '; let its __init__ call super().__init__(params, defaults)'}"
+        )
+    _refuse_differentiable(found)
+    return cast("Optimizer", found)
+
+
+def find(optimizer: Any) -> OptimizerHook | None:
+    """The hook of an accelerated optimizer, or of one inside it.
+
+    The optimizer itself holds it, among its step hooks: copies drop them.
+    """
+    for _, place in _within(optimizer):
+        for hook in getattr(place, "_optimizer_step_pre_hooks", {}).values():
+            owner = getattr(hook, "__self__", None)
+            if isinstance(owner, OptimizerHook):
+                return owner
+    return None
+
+
+def _within(optimizer: Any) -> Iterator[tuple[str, Any]]:
+    """It and the optimizers inside it, outermost first, each with how it is reached."""
+    path, seen = "optimizer", [optimizer]
+    yield path, optimizer
+    while name := _attribute(seen[-1], INSIDE):
+        inner, path = getattr(seen[-1], name), f"{path}.{name}"
+        if any(inner is x for x in seen):
+            return
+        seen.append(inner)
+        yield path, inner
+
+
+def _attribute(holder: Any, names: Any) -> str | None:
+    """The first of these attributes that is an optimizer."""
+    return next((x for x in names if isinstance(getattr(holder, x, None), Optimizer)), None)
+
+
+def _instead(path: str, holder: Any) -> str:
+    """What to accelerate in its place, if it holds an optimizer."""
+    name = _attribute(holder, (*INSIDE, *getattr(holder, "__dict__", ())))
+    if name is None:
+        return ""
+    return (
+        f"; accelerate that inside, accelerate({path}.{name}), unless other values are swapped "
+        "into the parameters while it steps"
+    )
+
+
+def _name(thing: Any) -> str:
+    return type(thing).__name__
+
+
+def _parameters(optimizer: Any, default: Any = None) -> set[int]:
+    groups = getattr(optimizer, "param_groups", getattr(default, "param_groups", ()))
+    return {id(p) for group in groups for p in group["params"]}
+
+
+def _state(optimizer: Any, default: Any = None) -> Any:
+    return getattr(optimizer, "state", getattr(default, "state", None))
+
+
+def _refuse_differentiable(optimizer: Optimizer) -> None:
+    if any(group.get("differentiable") for group in optimizer.param_groups):
+        raise ValueError(
+            f"a parameter group of this {_name(optimizer)} has differentiable=True; what "
+            "acceleration does to the parameters has no derivative: use differentiable=False, or "
+            "leave the optimizer plain"
+        )
+
+
+# ---- its hooks --------------------------------------------------------------------------------
+
 
 class OptimizerHook:
-    """The pre- and post-hook of one accelerated optimizer."""
+    """The pre- and post-hook of one accelerated optimizer.
+
+    Whatever others register, and when: ours is the last before the base step, and sees gradients
+    and closure as that gets them; and the first after it, so that others see the accelerated
+    parameters.
+    """
 
     def __init__(self, optimizer: Optimizer, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -45,31 +167,53 @@ class OptimizerHook:
         self._parked: Gradients | None = None
         self._open = False  # between the two hooks of a step
         self._rates = Rates()
-        # In a compiled step they run as they are: there is nothing to fuse around the ops.
-        before = torch.compiler.disable(self.before)  # type: ignore[no-untyped-call]
-        after = torch.compiler.disable(self.after)  # type: ignore[no-untyped-call]
-        post = optimizer.register_step_post_hook(after)
-        # Hooks that others have registered shall see the accelerated parameters.
-        registered = cast("OrderedDict[int, Any]", optimizer._optimizer_step_post_hooks)
-        registered.move_to_end(post.id, last=False)
-        self._handles = [optimizer.register_step_pre_hook(before), post]
+        self._pre = optimizer.register_step_pre_hook(self.before)
+        self._post = optimizer.register_step_post_hook(self.after)
+        _hooks(self._post).move_to_end(self._post.id, last=False)
+        self._load = optimizer.register_load_state_dict_post_hook(self.loaded)
+        self._watch = self._watch_gradients(optimizer)
+        if optimizer.state:
+            accelerator.loaded.add("optimizer")
 
     def remove(self) -> None:
         """Untie the accelerator from its optimizer."""
-        for handle in self._handles:
-            handle.remove()
+        _put_back(_hooks(self._pre))
+        for handle in (self._pre, self._post, self._load, self._watch):
+            if handle is not None:
+                handle.remove()
 
-    @torch.no_grad()
+    # In a compiled step hooks run as they are: there is nothing to fuse around the ops.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """Before the base step; may return changed arguments for it."""
-        # args[0] is the optimizer itself: torch passes on what its wrapper of step() got.
-        self._closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        hooks = _hooks(self._pre)
+        last = next(reversed(hooks))
+        if last == self._pre.id:
+            return self.begin(optimizer, args, kwargs)
+        # Others came later. Hooks cannot change places while they run, so this once the last takes
+        # ours along.
+        _put_back(hooks)
+        hooks[last] = Companion(hooks[last], self)
+        return None
+
+    @torch.no_grad()
+    def begin(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        """With the arguments, and from the gradients, that the base step gets."""
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
+        _refuse_differentiable(optimizer)
+        # args[0] is the optimizer itself: torch passes on what its wrapper of step() got. Some
+        # optimizers take other things than a closure.
+        by_position = len(args) > 1 and callable(args[1])
+        closure = args[1] if by_position else kwargs.get("closure")
+        self._closure = closure if callable(closure) else None
         if self._parked is not None and Gradients(optimizer).absent:
             self._parked.give_back()  # the base step raised while it was left out
         self._parked, self._open = None, True
         # GradScaler leaves this attribute on optimizers that skip a step by themselves.
         skip = "found_inf" if getattr(optimizer, "found_inf", None) else None
-        rates = [self._rates.read(group.get("lr", 1.0)) for group in optimizer.param_groups]
+        rates = [self._rates.read(group.get("lr")) for group in optimizer.param_groups]
         accelerator, has_closure = self.accelerator, self._closure is not None
         accelerator.before_step(optimizer.param_groups, rates, has_closure, skip)
         if not accelerator.wants_gradient:
@@ -77,16 +221,21 @@ class OptimizerHook:
         if self._closure is None:
             self._show_gradients(optimizer)
             return None
-        if len(args) > 1:
+        if by_position:
             return (args[0], self._checked_closure(optimizer), *args[2:]), kwargs
         return args, {**kwargs, "closure": self._checked_closure(optimizer)}
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """After the base step; of nested steps (a ``step`` that calls its parent's) the inner."""
         if not self._open:
             return
         self._open = False
+        hooks = _hooks(self._pre)
+        if next(reversed(hooks)) != self._pre.id:
+            _put_back(hooks)
+            hooks.move_to_end(self._pre.id)
         if self._parked is not None:
             self._parked.give_back()
             self._parked = None
@@ -94,12 +243,41 @@ class OptimizerHook:
         evaluate = None if closure is None else lambda: _loss(optimizer, closure)
         self.accelerator.after_step(evaluate)
 
+    def loaded(self, optimizer: Optimizer) -> None:
+        """After ``load_state_dict``; before the first step some frameworks call it for nothing."""
+        if optimizer.state:
+            self.accelerator.loaded.add("optimizer")
+
+    def _watch_gradients(self, optimizer: Optimizer) -> RemovableHandle | None:
+        """Warn once if gradients come, but no step until then; keeps nothing alive."""
+        name, passes = _name(optimizer), 0
+
+        def count(_: Tensor) -> None:
+            nonlocal passes
+            passes += 1
+            if passes == PASSES:
+                handle.remove()
+                logger.warning(
+                    "no step of the accelerated %s was seen in %d backward passes. If another "
+                    "optimizer steps its parameters, such as one inside it, accelerate that one; "
+                    "if gradients of more passes than these are summed up, all is well",
+                    name,
+                    PASSES,
+                )
+
+        leaf = next((p for p in self.accelerator.layout.parameters if p.is_leaf), None)
+        if leaf is None:
+            return None
+        handle = leaf.register_post_accumulate_grad_hook(count)  # type: ignore[no-untyped-call]
+        weakref.finalize(self, handle.remove)
+        return cast("RemovableHandle", handle)
+
     def _checked_closure(self, optimizer: Optimizer) -> Closure:
         closure = self._closure
         assert closure is not None
 
-        def checked() -> Any:
-            loss = closure()
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            loss = closure(*args, **kwargs)
             self._show_gradients(optimizer)
             return loss
 
@@ -123,6 +301,36 @@ class OptimizerHook:
             self._parked = self._parked or gradients
 
 
+class Companion:
+    """The pre-hook of another that was registered after ours, and ours behind it."""
+
+    def __init__(self, other: Callable[..., Any], ours: OptimizerHook) -> None:
+        self.other, self.ours = other, ours
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        """Run both, ours with what the other returns."""
+        result = self.other(optimizer, args, kwargs)
+        if isinstance(result, tuple) and len(result) == 2:
+            args, kwargs = result
+        elif result is not None:
+            return result  # torch says what is wrong with it
+        changed = self.ours.begin(optimizer, args, kwargs)
+        return result if changed is None else changed
+
+
+def _hooks(handle: RemovableHandle) -> Hooks:
+    """The hooks of an optimizer among which this one is."""
+    return cast("Hooks", handle.hooks_dict_ref() or OrderedDict())
+
+
+def _put_back(hooks: Hooks) -> None:
+    """The hooks of others in the places of their companions; also of a step that raised."""
+    for key, hook in hooks.items():
+        if isinstance(hook, Companion):
+            hooks[key] = hook.other
+
+
 def _loss(optimizer: Optimizer, closure: Closure) -> float:
     """Run ``closure`` for its value; the gradients it gives this optimizer are thrown away."""
     gradients = Gradients(optimizer)
@@ -143,15 +351,23 @@ class Rates:
     def __init__(self) -> None:
         self._read: dict[int, tuple[Tensor, int, float]] = {}
 
-    def read(self, value: float | Tensor) -> float:
-        """The number on the host."""
+    def read(self, value: Any) -> float:
+        """The number on the host; 1 for what is none: None, several, not finite."""
         if not isinstance(value, Tensor) or value.is_cpu:
-            return float(value)
+            return _number(value)
         last, version, known = self._read.get(id(value), (None, 0, 0.0))
         if last is not value or version != value._version:
-            known = float(value)
+            known = _number(value)
             self._read[id(value)] = (value, value._version, known)
         return known
+
+
+def _number(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return 1.0
+    return number if math.isfinite(number) else 1.0
 
 
 class Gradients:
@@ -230,7 +446,8 @@ class Gradients:
     def clear_(self, when: Tensor) -> None:
         """Make them zero, in place, where a flag on their device is true."""
         present = [g._values() if g.is_sparse else g for g in self._gradients if g is not None]
-        zeros = torch.zeros(sum(g.numel() for g in present), device=when.device)
+        size = sum(g.numel() for g in present)
+        zeros = torch.zeros(size, dtype=torch.float32, device=when.device)
         ops.scatter_(present, zeros, when=when)
 
     @property

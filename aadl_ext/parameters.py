@@ -1,21 +1,19 @@
-"""Parameters <-> flat vector: which parameter lies where, and in which segment; their buffers."""
+"""Parameters <-> flat vector: which parameter lies where, and in which segment."""
 
 from __future__ import annotations
 
-import math
-import mmap
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from . import ops
+from .buffers import zeros
 
 PADDING = 64  # entries; rows of the history start on a multiple
-HUGE = 1 << 22  # bytes from which pages of 2 MiB are asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +44,8 @@ class Layout:
         """Lay out the trainable parameters of ``param_groups``.
 
         Raises:
-            ValueError: a parameter is complex or sparse, or not floating point.
+            ValueError: a parameter is complex, sparse, not floating point, not initialized yet, or
+                of a tensor class with a storage of its own.
         """
         parameters: list[Tensor] = []
         offsets, groups, rounding = [0], [], []
@@ -91,7 +90,7 @@ class Layout:
 
     def matrices(self, *shape: int) -> Tensor:
         """Zeros for small problems, one a segment: ``[S, *shape]`` float64."""
-        return torch.zeros(len(self.groups), *shape, dtype=torch.float64, device=self.device)
+        return zeros((len(self.groups), *shape), torch.float64, self.device)
 
     def read(self, out: Tensor) -> None:
         """Copy the parameters into ``out``, zeros into its padding."""
@@ -107,24 +106,21 @@ class Layout:
             ops.gather(self.parameters, flat, when=when)
 
 
-def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros; large ones on the CPU lie on huge pages where the system has such.
-
-    Passes over many long rows at once are 5 to 20 % faster there: a page table entry covers
-    2 MiB in place of 4 KiB.
-    """
-    entries = math.prod(shape)
-    size = entries * dtype.itemsize
-    if device.type != "cpu" or size < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(shape, dtype=dtype, device=device)
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # zeros
-    with suppress(OSError):  # a kernel built without them
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype).reshape(shape)
-
-
 def _checked(parameters: list[Tensor]) -> Iterator[Tensor]:
     for tensor in parameters:
+        kind = type(tensor)
+        if is_lazy(tensor):
+            raise ValueError(
+                f"a parameter is a {kind.__name__}, whose shape is not known yet; run the model "
+                "once, then make the optimizer and accelerate it"
+            )
+        if tensor.requires_grad and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            raise ValueError(
+                f"a parameter of shape {tuple(tensor.shape)} is a {kind.__module__}."
+                f"{kind.__qualname__}, a tensor class that keeps its entries in its own way; "
+                "accelerated can be plain tensors and parameters: freeze it, or optimize it with "
+                "another optimizer"
+            )
         if tensor.is_complex():
             raise ValueError(
                 f"a parameter of shape {tuple(tensor.shape)} is {tensor.dtype}; complex "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .buffers import zeros
 from .options import Anderson
 from .parameters import Layout
 from .state import Scratch
@@ -43,7 +44,7 @@ class SecantHistory:
         """Allocate it."""
         m, dtype = options.history_depth, options.storage.dtype or layout.dtype
         gram = options.solver_for(dtype) == "gram"
-        live = torch.zeros(m + 1, dtype=torch.float64, device=layout.device)
+        live = zeros((m + 1,), torch.float64, layout.device)
         live[m:] = 1  # the residual
         return cls(
             layout,
@@ -167,5 +168,5 @@ class SecantHistory:
 
 def _beside(like: Tensor, rows: list[list[float]]) -> Tensor:
     """A matrix of these numbers on the device of ``like``, copied there without waiting."""
-    host = torch.tensor(rows, dtype=like.dtype, pin_memory=like.is_cuda)
+    host = torch.tensor(rows, dtype=like.dtype, device="cpu", pin_memory=like.is_cuda)
     return host.to(like.device, non_blocking=True)

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .buffers import zeros
 from .state import Scratch
 
+CPU = torch.device("cpu")
 SHORTEST, LONGEST = -2, 2  # blocks: powers of two of their usual length
 
 
@@ -16,7 +18,7 @@ SHORTEST, LONGEST = -2, 2  # blocks: powers of two of their usual length
 class Delayed:
     """Lets the host learn a number of a device without waiting: the next time that it asks."""
 
-    number: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    number: Tensor = field(default_factory=lambda: zeros((), torch.float64, CPU))
     arrived: Scratch[torch.cuda.Event | None] = None
 
     def exchange(self, number: Tensor) -> float:
@@ -29,7 +31,7 @@ class Delayed:
         if self.arrived is not None:
             self.arrived.synchronize()
         before = self.number.item()
-        self.number = torch.empty_like(number, device="cpu", pin_memory=number.is_cuda)
+        self.number = zeros((), number.dtype, CPU, pinned=number.is_cuda)
         self.number.copy_(number, non_blocking=True)
         if number.is_cuda:
             self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]

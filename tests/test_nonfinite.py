@@ -21,6 +21,7 @@ from training import (
     sgd,
     usable_rows,
     variants,
+    watch_base_steps,
 )
 
 from aadl_ext import Accelerator, Anderson, Storage, accelerate, get_accelerator
@@ -106,7 +107,7 @@ def test_a_residual_that_overflows_per_unit_of_rate_is_not_stored() -> None:
     def move(*_: Any) -> None:
         training.parameters[0].data.add_(1e10)
 
-    training.optimizer.register_step_pre_hook(move)
+    watch_base_steps(training.optimizer, move)
     training.optimizer.param_groups[0]["lr"] = 1e-30
     training.step()
     assert training.point().isfinite().all()

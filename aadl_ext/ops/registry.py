@@ -8,6 +8,7 @@ prefers. Nothing is differentiable: ops run without a graph.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
@@ -19,9 +20,11 @@ from torch.autograd.graph import increment_version
 from . import library
 from .checks import check_apart, check_integer, check_number, refuse_device
 
+logger = logging.getLogger("aadl_ext")
 _LIBRARY = torch.library.Library("aadl_ext", "DEF")  # type: ignore[no-untyped-call]
 NOT_LAUNCHED = "could not be launched"  # in the message of a kernel that failed (cuda/device.h)
 REFUSED = object()
+AUTOCAST = ("cpu", "cuda")  # kinds of devices that have one
 TENSORS = ("Tensor", "Optional[Tensor]", "List[Tensor]")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -88,6 +91,10 @@ def op(
                 check_apart(targets, sources, same)
 
         def checked(*given: P.args, **named: P.kwargs) -> R:
+            for kind in AUTOCAST:  # it would round what a product takes
+                if torch.is_autocast_enabled(kind):
+                    with torch.autocast(kind, enabled=False):
+                        return checked(*given, **named)
             check(given, named)
             return definition(*given, **named)
 
@@ -106,6 +113,7 @@ def op(
             except RuntimeError as error:
                 if NOT_LAUNCHED in str(error):
                     raise
+                logger.debug("%s is left to its definition: %s", name, error)
                 found = REFUSED
             if found is REFUSED:
                 return checked(*given, **named)

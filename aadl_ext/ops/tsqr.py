@@ -96,8 +96,8 @@ def _factor(rows: Tensor, append: Tensor | None, dtype: torch.dtype) -> Tensor:
     if not factors:
         return torch.zeros(columns, columns, dtype=dtype, device=rows.device)
     factor = _reduce_tree(torch.stack(factors))
-    sign = torch.where(factor.diagonal() < 0, -1.0, 1.0)
-    return factor * sign.unsqueeze(-1)
+    negative = (factor.diagonal() < 0).unsqueeze(-1)
+    return torch.where(negative, -factor, factor)
 
 
 def _leaves(block: Tensor) -> Tensor:

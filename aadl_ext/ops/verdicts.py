@@ -51,6 +51,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..buffers import zeros
 from .registry import op, seen
 
 CONTROL = tuple(
@@ -90,9 +91,9 @@ class Verdicts:
     def on(cls, device: torch.device) -> Verdicts:
         """All zero."""
         return cls(
-            torch.zeros(len(CONTROL), dtype=torch.float64, device=device),
-            torch.zeros(len(FLAGS), dtype=torch.bool, device=device),
-            torch.zeros(len(COUNTS), dtype=torch.int64, device=device),
+            zeros((len(CONTROL),), torch.float64, device),
+            zeros((len(FLAGS),), torch.bool, device),
+            zeros((len(COUNTS),), torch.int64, device),
         )
 
     def __post_init__(self) -> None:
@@ -137,8 +138,8 @@ def _numbers(tensor: Tensor) -> list[Number]:
 
 def _vector(numbers: list[Number], like: Tensor) -> Tensor:
     if seen(like):
-        return torch.tensor(numbers, dtype=like.dtype)
-    return torch.stack([torch.as_tensor(x, device=like.device).to(like.dtype) for x in numbers])
+        return torch.tensor(numbers, dtype=like.dtype, device=like.device)
+    return torch.stack([torch.as_tensor(x, dtype=like.dtype, device=like.device) for x in numbers])
 
 
 def _not(flag: Number) -> Number:

@@ -257,7 +257,7 @@ def test_changed_parameters_restart_the_history_and_log_one_line(
         while not training.accelerator.pending:
             training.step()
         EVENTS[event](training)
-    assert caplog.records == []
+    assert "parameters" not in caplog.text
     remove_acceleration(renewed.optimizer)
     accelerate(renewed.optimizer, options)
     assert torch.equal(changed.run(STEPS), renewed.run(STEPS))
@@ -265,7 +265,7 @@ def test_changed_parameters_restart_the_history_and_log_one_line(
     # A rejected step costs subspace Newton its block.
     tried = [t.accelerator.stats.extrapolations for t in (changed, renewed)]
     assert tried[0] > tried[1] > 2
-    (record,) = caplog.records
+    (record,) = (x for x in caplog.records if "(parameters)" in x.getMessage())
     assert (record.name, record.levelname) == ("aadl_ext", "INFO")
     assert "history starts anew" in record.getMessage()
 

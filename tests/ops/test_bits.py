@@ -5,6 +5,8 @@ That is again, elsewhere in memory, on other threads and in another order.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -23,9 +25,12 @@ sizes = pytest.mark.parametrize("size", SIZES)
 
 
 @pytest.fixture(autouse=True)
-def _kernels(backend: str) -> None:
+def _kernels(backend: str, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     if backend == "definition":
         pytest.skip("of kernels")
+    caplog.set_level(logging.DEBUG, "aadl_ext")
+    yield
+    assert not caplog.records, "a kernel left the work to the definition"
 
 
 @lru_cache(maxsize=1)
