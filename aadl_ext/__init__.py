@@ -8,9 +8,11 @@ from importlib.metadata import version
 from .accelerate import (
     accelerate,
     distributed_accelerate,
+    finish,
     get_accelerator,
     remove_acceleration,
     reset_acceleration_history,
+    settled,
 )
 from .accelerator import Accelerator
 from .options import Anderson, Averaging, Storage, SubspaceNewton
@@ -27,7 +29,9 @@ __all__ = [
     "SubspaceNewton",
     "accelerate",
     "distributed_accelerate",
+    "finish",
     "get_accelerator",
     "remove_acceleration",
     "reset_acceleration_history",
+    "settled",
 ]

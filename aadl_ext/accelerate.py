@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import optimizer_hook
@@ -39,6 +40,7 @@ def accelerate(
     sync_frequency: int = 1,
     *,
     acceleration_type: str | None = None,
+    total_steps: int | None = None,
 ) -> AnyOptimizer:
     """Accelerate ``optimizer`` from its next ``step()`` on.
 
@@ -75,6 +77,8 @@ def accelerate(
             extrapolate equally, so nothing needs to be averaged.
         sync_frequency: likewise.
         acceleration_type: AADL's name of ``method``.
+        total_steps: how often ``step()`` will be called in all, if that is known: the last call
+            leaves no extrapolation that nobody has judged.
 
     Returns:
         The same optimizer.
@@ -109,7 +113,7 @@ def accelerate(
             f"acceleration_type is {acceleration_type!r}, but method is {method!r}; give one"
         )
     options = _method(acceleration_type if method is None else method, given)
-    accelerator = Accelerator(stepping.param_groups, options)
+    accelerator = Accelerator(stepping.param_groups, options, total_steps)
     optimizer_hook.OptimizerHook(stepping, accelerator)
     return optimizer
 
@@ -172,13 +176,42 @@ def reset_acceleration_history(optimizer: Optimizer) -> None:
 
 
 def remove_acceleration(optimizer: Optimizer) -> None:
-    """Make ``optimizer`` a plain one again and free the history; the parameters stay.
+    """Make ``optimizer`` a plain one again and free the history.
 
-    An optimizer that is not accelerated is left alone, as in AADL.
+    The parameters stay, but for an extrapolation that is to be judged, which is rolled back. An
+    optimizer that is not accelerated is left alone, as in AADL.
     """
     hook = optimizer_hook.find(optimizer)
     if hook is not None:
+        hook.accelerator.roll_back()
         hook.remove()
+
+
+def settled(optimizer: Optimizer) -> AbstractContextManager[None]:
+    """Judged parameters, for as long as the block lasts; training then goes on as without it.
+
+    To evaluate and to save::
+
+        with aadl_ext.settled(optimizer):
+            evaluate(model)
+            torch.save(model.state_dict(), "model.pt")
+
+    After an extrapolation the parameters are provisional until the next step has judged them. Such
+    a point is set aside here: :meth:`Accelerator.settled`. Any optimizer may be given, also a plain
+    one. A step within raises RuntimeError.
+    """
+    hook = optimizer_hook.find(optimizer)
+    return nullcontext() if hook is None else hook.accelerator.settled()
+
+
+def finish(optimizer: Optimizer) -> None:
+    """End training at judged parameters: roll an extrapolation back that is still to be judged.
+
+    Where the number of steps is known beforehand, ``accelerate(..., total_steps=...)`` does it.
+    """
+    hook = optimizer_hook.find(optimizer)
+    if hook is not None:
+        hook.accelerator.roll_back()
 
 
 def _find(optimizer: Optimizer) -> optimizer_hook.OptimizerHook:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,16 +32,24 @@ Groups = list[dict[str, Any]]
 class Accelerator:
     """Obtained with :func:`aadl_ext.get_accelerator`.
 
-    ``stats`` tells what was done, ``state_dict`` and ``load_state_dict`` carry it over a restart,
-    ``roll_back`` undoes an extrapolation that no step has judged yet.
+    ``stats`` tells what was done, ``state_dict`` and ``load_state_dict`` carry it over a restart.
+    An extrapolation that no step has judged yet is set aside within ``settled``, and undone by
+    ``roll_back``.
     """
 
     layout: Layout
     iteration: AndersonIteration | NewtonIteration
     rates: tuple[float, ...]  # learning rate of each segment
 
-    def __init__(self, param_groups: Groups, options: Method) -> None:
+    def __init__(
+        self, param_groups: Groups, options: Method, total_steps: int | None = None
+    ) -> None:
+        if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
+            raise ValueError(f"total_steps is {total_steps!r}; it must be an integer >= 1, or None")
         self.options = options
+        self.total_steps = total_steps
+        self._calls = 0  # of step()
+        self._settled = False  # whether a pending extrapolation is set aside
         self.loaded: set[str] = set()  # since the last step: "optimizer" state, or own "history"
         self._skip: str | None = None
         self._journal = Journal()
@@ -90,19 +100,52 @@ class Accelerator:
         extrapolation to where all gradients overflow would stay. Counted as
         ``rejected["request"]``. Waits for the device.
         """
-        if not self.pending:
+        if self._pending_point() is None:
             return False
         iteration, verdicts = self.iteration, self.iteration.verdicts
-        point = self.layout.vector()
-        self.layout.read(point)
-        if ops.differs(point, iteration.left_at):
-            return False
         iteration.roll_back()
         verdicts.number.rejected_request += 1
         verdicts.now.rejections += 1
         if isinstance(iteration, AndersonIteration) and verdicts.now.rejections >= PATIENCE:
             self._restart("rejections")
         return True
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Within it a pending extrapolation is set aside: evaluate and save judged parameters.
+
+        At the end it is back, bit for bit, for the next step to judge, unless something else has
+        moved the parameters meanwhile. A state that is saved within goes on from the extrapolation
+        when it is loaded, the model's before the accelerator's. Waits for the device.
+        """
+        point = None if self._settled else self._pending_point()
+        if point is None:
+            yield
+            return
+        fallback = self.iteration.fallback
+        self._settled = True
+        self._change(point, fallback)
+        try:
+            yield
+        finally:
+            self._settled = False
+            self._change(fallback, point)
+
+    @torch.no_grad()
+    def _pending_point(self) -> Tensor | None:
+        """Where the parameters are, if that is an extrapolation that is to be judged."""
+        if not self.pending:
+            return None
+        point = self.layout.vector()
+        self.layout.read(point)
+        return None if self.iteration.has_moved(point) else point
+
+    @torch.no_grad()
+    def _change(self, start: Tensor, end: Tensor) -> None:
+        """Move the parameters from one point to another, unless something else has moved them."""
+        now = self.layout.vector()
+        self.layout.read(now)
+        self.layout.write(end, when=~ops.differs(now, start))
 
     # ---- what the hooks of an optimizer ask and tell ------------------------------------
 
@@ -112,11 +155,14 @@ class Accelerator:
         """Look at w^k; ``skip`` names why this step does not count.
 
         Raises:
-            RuntimeError: ``safeguard="loss"`` and there is no closure.
+            RuntimeError: ``safeguard="loss"`` and there is no closure, or within ``settled``.
         """
+        if self._settled:
+            raise RuntimeError("step() within settled(): leave it first, to train on")
         if self.loaded:
             self._tell_if_resumed_without_history()
         self._skip = skip or self._follow(param_groups, rates)
+        self._calls += self._skip != "zero_lr"
         if self._counts_now:
             ask_for_closure(self.options, has_closure)
             self.iteration.before()
@@ -124,10 +170,17 @@ class Accelerator:
     @property
     def wants_gradient(self) -> bool:
         """Whether the gradient at w^k has to be seen before the base optimizer uses it."""
-        return self._counts_now and self.iteration.wants_gradient
+        return self._skip == "zero_lr" or (self._counts_now and self.iteration.wants_gradient)
 
     def see_gradient(self, gradients: Gradients) -> Tensor | None:
         """Look at the gradient at w^k; ``[]`` bool whether the base step is to be left out."""
+        if self._skip == "zero_lr":
+            # Such a step cannot judge, nor perhaps any after it. With a gradient of zero it is none
+            # at all: checkpoints make them to create the optimizer's state.
+            if gradients.squared_norm(self.layout.device) != 0:
+                self._calls += 1
+                self.roll_back()
+            return None
         return self.iteration.see_gradient(gradients)
 
     def after_step(self, evaluate: Evaluate | None) -> None:
@@ -141,6 +194,8 @@ class Accelerator:
             self.iteration.step(self.rates, evaluate)
         else:
             self.iteration.k += 1
+        if self._calls == self.total_steps:
+            self.roll_back()
         self._journal.look(self.iteration.verdicts, self._counts, self.iteration.k)
 
     @property
@@ -203,6 +258,8 @@ class Accelerator:
         return {
             **self._signature(),
             "rates": self.rates,
+            "calls": self._calls,
+            "settled": self._settled,
             "counts": {name: dict(counts) for name, counts in self._counts.items()},
             "iteration": state.state_dict(self.iteration),
         }
@@ -223,7 +280,10 @@ class Accelerator:
                 )
         self._wait()
         state.load_state_dict(self.iteration, saved["iteration"])
+        if saved["settled"]:
+            self._change(self.iteration.fallback, self.iteration.left_at)
         self.loaded.add("history")
+        self._calls = saved["calls"]
         self.rates = tuple(saved["rates"])
         self._counts = {name: Counter(counts) for name, counts in saved["counts"].items()}
         self._journal.take_over(Stats.read(self.iteration.verdicts, self._counts, self.iteration.k))

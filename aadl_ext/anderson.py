@@ -41,6 +41,7 @@ class AndersonIteration:
     window: MovingAverage | None
     next: Tensor  #: where the parameters were left, unless there is a window; then a spare vector
     fallback: Tensor  #: w + r where the pending extrapolation began
+    largest: Tensor  #: [] entry of the last extrapolation
     k: int = 0
     pending: bool = False  #: whether the last step may have extrapolated, so that this one judges
     tracked: bool = False  #: whether the parameters are expected where they were left
@@ -61,6 +62,7 @@ class AndersonIteration:
             window=MovingAverage.empty(layout, average, verdicts) if average else None,
             next=layout.vector(),
             fallback=layout.vector(),
+            largest=layout.number(),
         )
 
     # ---- Algorithm 1 ------------------------------------------------------------------------
@@ -73,7 +75,7 @@ class AndersonIteration:
         w = self.history.pair[0]
         self.layout.read(w)
         if self.tracked:
-            self.moved = ops.differs(w, self.left_at)
+            self.moved = self.has_moved(w)
         if self.window:
             self.window.start_at(w, self.moved)
 
@@ -133,10 +135,10 @@ class AndersonIteration:
             gamma = o.relaxation * solution.gamma
         else:  # classic: (w - W gamma) + beta (r - R gamma)
             gamma, rates = solution.gamma, tuple(o.relaxation * rate for rate in rates)
-        largest = h.extrapolate_(self.next, w, base, gamma, rates)
+        self.largest = h.extrapolate_(self.next, w, base, gamma, rates)
         possible = solution.rank.any()
         candidate = Candidate(
-            self.layout, v, base, self.next, largest, solution.gamma, possible, evaluate
+            self.layout, v, base, self.next, self.largest, solution.gamma, possible, evaluate
         )
         arm(candidate, o.tests, guarded="residual" in o.tests, patient=True)
         ops.gather((base,), self.next, when=v.when.declined)
@@ -168,6 +170,10 @@ class AndersonIteration:
     def left_at(self) -> Tensor:
         """Where the last step has left the parameters."""
         return self.window.newest if self.window else self.next
+
+    def has_moved(self, point: Tensor) -> Tensor:
+        """Whether ``point`` is elsewhere; swapping values out and in again rounds them."""
+        return ops.differs(point, self.left_at, self.largest, self.layout.tolerance)
 
     def clear(self) -> None:
         """Forget all pairs."""

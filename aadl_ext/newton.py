@@ -46,6 +46,7 @@ class NewtonIteration:
     next: Tensor  #: where the last step has led
     fallback: Tensor  #: where it began
     direction: Tensor  #: the way between, d
+    largest: Tensor  #: [] entry of ``next``
     k: int = 0
     pending: bool = False  #: whether the last step may have been one, so that this one judges
     on_line: bool = False  #: whether the block under way began with one
@@ -70,6 +71,7 @@ class NewtonIteration:
             next=layout.vector(),
             fallback=layout.vector(),
             direction=layout.vector(),
+            largest=layout.number(),
         )
 
     # ---- the method -------------------------------------------------------------------------
@@ -88,7 +90,7 @@ class NewtonIteration:
             return None
         o, v = self.options, self.verdicts
         growth = o.max_gradient_growth if "residual" in o.tests else math.inf
-        moved = ops.differs(self.point, self.next)
+        moved = self.has_moved(self.point)
         ops.judge_gradient_(*v.tensors, ops.squared_norm([self.gradient]), moved, growth, False)
         return self._rejected
 
@@ -127,7 +129,7 @@ class NewtonIteration:
         damping = v.now.damping if "limits" in o.tests else 1.0
         y, slope = self.solution.coefficients * damping, (self.solution.slope * damping).sum()
         self.layout.read(self.fallback)
-        largest = ops.extrapolate_(
+        self.largest = ops.extrapolate_(
             self.next,
             self.fallback,
             self.fallback,
@@ -139,7 +141,7 @@ class NewtonIteration:
         )
         possible = y.any()  # else there is nothing but noise
         candidate = Candidate(
-            self.layout, v, self.fallback, self.next, largest, y, possible, evaluate, slope
+            self.layout, v, self.fallback, self.next, self.largest, y, possible, evaluate, slope
         )
         tests = tuple(name for name in o.tests if name != "limits")  # the radius is one
         arm(candidate, tests, guarded=True, patient=False)
@@ -162,6 +164,10 @@ class NewtonIteration:
     def left_at(self) -> Tensor:
         """Where the last step has left the parameters, if it is pending."""
         return self.next
+
+    def has_moved(self, point: Tensor) -> Tensor:
+        """Whether ``point`` is elsewhere; swapping values out and in again rounds them."""
+        return ops.differs(point, self.left_at, self.largest, self.layout.tolerance)
 
     def clear(self) -> None:
         """Forget all blocks."""

@@ -79,6 +79,11 @@ class Layout:
         return self.signature == _signature(param_groups)
 
     @property
+    def tolerance(self) -> float:
+        """Relative to the largest entry: what swapping other values in and out may change."""
+        return 8 * max(self.rounding, default=0.0)
+
+    @property
     def padded(self) -> int:
         """Length of a working vector."""
         return self.offsets[-1]
@@ -87,6 +92,10 @@ class Layout:
         """Zeros: ``[N]``, or ``[rows, N]``."""
         shape = (self.padded,) if rows is None else (rows, self.padded)
         return zeros(shape, dtype or self.dtype, self.device)
+
+    def number(self) -> Tensor:
+        """Zero: ``[]`` of the dtype of vectors."""
+        return zeros((), self.dtype, self.device)
 
     def matrices(self, *shape: int) -> Tensor:
         """Zeros for small problems, one a segment: ``[S, *shape]`` float64."""

@@ -43,14 +43,23 @@ struct Entries {
   Type type;
 };
 
-// *difference = whether one[i] != other[i] for some i.
+// *difference = whether |one[i] - other[i]| > tolerance * *scale for some i; NaN differs from all.
 template <class T>
 struct Difference {
   const T* one;
   const T* other;
+  const T* scale;  // null for zero
+  double tolerance;
   int64_t size;
   bool* difference;
 };
+
+// Equal infinities have no difference.
+template <class T>
+AADL_INLINE bool differ(T one, T other, T within) {
+  const T difference = one < other ? other - one : one - other;
+  return one != other && !(difference <= within);
+}
 
 // ---- secants ----------------------------------------------------------------------
 

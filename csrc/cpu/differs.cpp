@@ -1,4 +1,4 @@
-// Whether two vectors are the same: reads both, and stops a block where they are not.
+// Whether two vectors are the same, or nearly: reads both, and stops a block where they are not.
 #include <atomic>
 
 #include "../common/range.h"
@@ -10,11 +10,14 @@ namespace {
 template <class T>
 AADL_INLINE bool block_differs(const Difference<T>& args, const Block& block) {
   bool differs = false;
+  const T within = args.scale ? static_cast<T>(args.tolerance) * *args.scale : 0;
   for (int64_t begin = block.begin; begin < block.end && !differs; begin += kChunk) {
     const int64_t end = std::min(begin + kChunk, block.end);
     typename Range<T>::Bits found = 0;  // NaN differs from all
 #pragma omp simd reduction(| : found)
-    for (int64_t j = begin; j < end; ++j) found |= args.one[j] != args.other[j];
+    for (int64_t j = begin; j < end; ++j) {
+      found |= differ(args.one[j], args.other[j], within);
+    }
     differs = found != 0;
   }
   return differs;

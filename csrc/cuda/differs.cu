@@ -1,4 +1,4 @@
-// Whether two vectors are the same. Reads both once; a tile a block leaves 0 or 1, and one block
+// Whether two vectors are the same, or nearly. Reads both once; a tile a block leaves 0 or 1, and one block
 // brings these together.
 #include "chunk.h"
 #include "kernels.h"
@@ -20,6 +20,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) differs_tiles(DifferenceTiles<T> own) {
   const int64_t size = own.args.size, begin = blockIdx.x * own.tile;
   const int64_t end = begin + own.tile < size ? begin + own.tile : size;
+  const T within = own.args.scale ? static_cast<T>(own.args.tolerance) * *own.args.scale : 0;
   double found = 0;
   for_chunks<T, T>(begin, end, own.aligned, [&](const auto& share) {
     T one[kHeld<T>], other[kHeld<T>];
@@ -27,7 +28,7 @@ __global__ void __launch_bounds__(kThreads) differs_tiles(DifferenceTiles<T> own
     share.load(own.args.other, other);
 #pragma unroll
     for (int j = 0; j < kHeld<T>; ++j) {
-      if (one[j] != other[j]) found = 1;  // NaN differs from all
+      if (differ(one[j], other[j], within)) found = 1;
     }
   });
   found = sum_block(found);

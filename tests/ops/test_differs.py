@@ -105,3 +105,28 @@ def test_no_temporary_has_the_size_of_the_vectors() -> None:
 def test_misfit_is_refused_and_named(one: Any, other: Any, fragments: list[str]) -> None:
     with pytest.raises(ValueError, match=mentions(*fragments)):
         ops.differs(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_entries_may_differ_by_a_share_of_the_scale(dtype: torch.dtype) -> None:
+    one = normal(5003, seed=0, dtype=dtype)
+    scale = one.abs().max()
+    for place in (0, 1023, 5002):
+        near, far = one.clone(), one.clone()
+        near[place] += 0.9e-3 * scale
+        far[place] -= 1.1e-3 * scale
+        assert not ops.differs(near, one, scale, 1e-3)
+        assert ops.differs(far, one, scale, 1e-3)
+        far[place] = torch.nan
+        assert ops.differs(far, one, scale, 1e3)
+        far[place] = torch.inf
+        assert ops.differs(far, one, scale, 1e3)
+        assert not ops.differs(far, far.clone(), scale, 1e-3)
+
+
+def test_a_scale_of_another_kind_and_a_negative_tolerance_are_refused() -> None:
+    one = torch.ones(3)
+    with pytest.raises(ValueError, match=r"expected torch.float32 of shape \(\)"):
+        ops.differs(one, one, torch.ones(1), 0.1)
+    with pytest.raises(ValueError, match="tolerance is -1"):
+        ops.differs(one, one, torch.tensor(1.0), -1.0)
