@@ -162,7 +162,7 @@ class Accelerator:
         if self.loaded:
             self._tell_if_resumed_without_history()
         self._skip = skip or self._follow(param_groups, rates)
-        self._calls += self._skip != "zero_lr"
+        self._calls += not self._skip
         if self._counts_now:
             ask_for_closure(self.options, has_closure)
             self.iteration.before()
