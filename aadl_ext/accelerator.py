@@ -73,6 +73,8 @@ class Accelerator:
         stats.bytes_held = sum(buffers.values())
         if isinstance(iteration, NewtonIteration):
             stats.trust_radius, stats.damping = now.trust_radius.item(), now.damping.item()
+        else:
+            stats.unresolved = int(iteration.history.unresolved)
         solution = iteration.solution
         if isinstance(solution, ops.SecantSolution):
             stats.gamma, stats.rank, stats.condition, stats.predicted_reduction = solution
