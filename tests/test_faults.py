@@ -97,8 +97,10 @@ def bad_state(patient: Patient) -> None:
 
 
 def bad_history(patient: Patient) -> None:
-    held = state.tensors(get_accelerator(patient.optimizer).iteration)
-    victim = patient.dice.choice([x for x in held if x.is_floating_point() and x.numel()])
+    iteration = get_accelerator(patient.optimizer).iteration
+    held = [x for x in state.tensors(iteration) if x.is_floating_point() and x.numel()]
+    # Not the point that a rejected step goes back to: it is the parameters themselves.
+    victim = patient.dice.choice([x for x in held if x is not iteration.fallback])
     victim.view(-1)[patient.dice.randrange(victim.numel())] = patient.dice.choice(BAD)
 
 
