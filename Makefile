@@ -1,6 +1,6 @@
 # make demo      train with and without acceleration; options: make demo ARGS="--data FILE.csv"
 # make test      the whole test suite
-# make fallback  the same without the compiled library
+# make fallback  the same without the compiled library, but for tests/ops: they run both ways anyway
 # make check     linters and type checks
 # make compat    real frameworks and optimizers of other packages, in an environment of its own
 # make lab       the kernels under AddressSanitizer and UBSan, those of CUDA emulated on the host
@@ -24,7 +24,7 @@ test: .venv/ready
 	$(PYTEST) $(ARGS)
 
 fallback: .venv/ready
-	AADL_EXT_NATIVE=0 $(PYTEST) $(ARGS)
+	AADL_EXT_NATIVE=0 $(PYTEST) --ignore tests/ops $(ARGS)
 
 check: .venv/ready
 	$(BIN)/ruff check .

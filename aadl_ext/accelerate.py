@@ -78,7 +78,8 @@ def accelerate(
         sync_frequency: likewise.
         acceleration_type: AADL's name of ``method``.
         total_steps: how often ``step()`` will be called in all, if that is known: the last call
-            leaves no extrapolation that nobody has judged.
+            leaves no extrapolation that nobody has judged. Under ``GradScaler``, which leaves steps
+            out, call :func:`finish` instead.
 
     Returns:
         The same optimizer.

@@ -79,6 +79,8 @@ class Accelerator:
         stats.bytes_held = sum(buffers.values())
         if isinstance(iteration, NewtonIteration):
             stats.trust_radius, stats.damping = now.trust_radius.item(), now.damping.item()
+        else:
+            stats.unresolved = int(iteration.history.unresolved)
         solution = iteration.solution
         if isinstance(solution, ops.SecantSolution):
             stats.gamma, stats.rank, stats.condition, stats.predicted_reduction = solution
@@ -168,7 +170,7 @@ class Accelerator:
         if self.loaded:
             self._tell_if_resumed_without_history()
         self._skip = skip or self._follow(param_groups, rates)
-        self._calls += self._skip != "zero_lr"
+        self._calls += not self._skip
         if self._counts_now:
             ask_for_closure(self.options, has_closure)
             self.iteration.before()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import ops
 from .buffers import zeros
+from .ops.solve_secants import FEW
 from .options import Anderson
 from .parameters import Layout
 from .state import Scratch
@@ -108,6 +109,16 @@ class SecantHistory:
             if self.systems is None:
                 self.live[slot] = 1
         return figures
+
+    @property
+    def unresolved(self) -> Tensor:
+        """How many rows are hardly more than rounding, or underflow in their dtype."""
+        if self.systems is None:
+            squares = self.residual_rows.double().square().sum(dim=1)
+        else:
+            squares = self.systems.diagonal(dim1=1, dim2=2)[:, :-1].sum(dim=0)
+        noise = self.noise.sum(dim=0)
+        return ((noise > 0) & (squares <= FEW**2 * noise)).sum()
 
     def _rounding(self, rates: tuple[float, ...]) -> list[float]:
         """Half the last digit of a parameter, per unit of the smaller rate of the two pairs."""

@@ -56,6 +56,7 @@ class Stats:
     rank: Tensor | None = None  #: [systems] columns that were independent
     condition: Tensor | None = None  #: [systems] condition estimate of the scaled columns
     predicted_reduction: Tensor | None = None  #: [systems] |r - R gamma| / |r|
+    unresolved: int | None = None  #: rows held that are rounding, or underflow in float16
     actual_reduction: float | None = None  #: |r| at the last judged one over |r| before it
     trust_radius: float | None = None  #: longest step, in ways between block means
     damping: float | None = None  #: share of a step that is taken

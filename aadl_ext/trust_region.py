@@ -58,5 +58,6 @@ class BlockLength:
     def follow(self, level_change: Tensor) -> None:
         """Become longer or shorter as the block before the last has asked."""
         if self.adaptive:
-            level = self.level + int(self.change.exchange(level_change))
+            asked = self.change.exchange(level_change)  # -1, 0 or 1
+            level = self.level + (asked > 0) - (asked < 0)
             self.level = min(max(level, SHORTEST), LONGEST)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aadl_ext.parameters import HUGE, PADDING, Layout, zeros
+from aadl_ext.buffers import HUGE, zeros
+from aadl_ext.parameters import PADDING, Layout
 
 
 def parameter(*shape: int, dtype: torch.dtype = torch.float32, trained: bool = True) -> Tensor:

@@ -100,6 +100,7 @@ def test_a_constant_gradient_is_never_extrapolated(
     assert stats.extrapolations == 0
     assert not stats.gamma.any()
     assert stats.rank.tolist() == [0]
+    assert stats.unresolved == 15
     assert torch.equal(w, twin)
 
 
@@ -121,3 +122,17 @@ def test_averaging_keeps_weights_of_ordinary_size(dtype: torch.dtype) -> None:
         _, reach = losses(kind, dtype, make, None)
         _, largest = losses(kind, dtype, make, Anderson(average=Averaging()))
         assert largest < 10 * max(reach, 1)
+
+
+@pytest.mark.parametrize("solver", ["gram", "tsqr"])
+@pytest.mark.parametrize(("rows", "lost"), [(torch.float16, 3), (torch.bfloat16, 0)], ids=str)
+def test_rows_that_underflow_are_told(rows: torch.dtype, lost: int, solver: str) -> None:
+    options = Anderson(history_depth=3, storage=Storage(dtype=rows), solver=solver)
+    w = nn.Parameter(torch.tensor([0.7, 1.1, -0.4, 2.3]) * 1e-7)
+    optimizer = accelerate(SGD([w], lr=0.1), options)
+    for _ in range(6):
+        w.grad = (w * torch.tensor([1.0, 2.0, 3.0, 4.0])).detach()
+        optimizer.step()
+    stats = get_accelerator(optimizer).stats
+    assert stats.unresolved == lost
+    assert (stats.extrapolations == 0) == (lost == 3)

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from training import JUMPY, NEWTON, Method, Training, adam, as_if_exact, methods, sgd, variants
 
-from aadl_ext import Anderson, Averaging, accelerate, get_accelerator, remove_acceleration
+from aadl_ext import (
+    Anderson,
+    Averaging,
+    accelerate,
+    get_accelerator,
+    remove_acceleration,
+    reset_acceleration_history,
+)
 
 STEPS = 16
 NARROW_STEPS = 12  # later the points are too near the minimum
@@ -258,6 +265,7 @@ def test_changed_parameters_restart_the_history_and_log_one_line(
             training.step()
         EVENTS[event](training)
     assert "parameters" not in caplog.text
+    reset_acceleration_history(renewed.optimizer)  # the parameters stay
     remove_acceleration(renewed.optimizer)
     accelerate(renewed.optimizer, options)
     assert torch.equal(changed.run(STEPS), renewed.run(STEPS))

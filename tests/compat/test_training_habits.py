@@ -194,6 +194,7 @@ def test_after_remove_the_optimizer_is_a_plain_one(
 ) -> None:
     training = Training(make, options)
     training.run(moment)
+    training.accelerator.roll_back()
     plain, point = plain_twin(training, make), training.point()
     remove_acceleration(training.optimizer)
     remove_acceleration(training.optimizer)  # a second time does nothing, as in AADL
