@@ -40,7 +40,7 @@ compat: .venv/ready
 	AADL_EXT_NATIVE=0 $(COMPAT)/$(PIP) --no-build-isolation --no-deps -e .
 	grep -v '^#' requirements-compat.txt | while read -r package; do \
 		$(COMPAT)/$(PIP) -c requirements.txt "$$package" || echo "not installed: $$package"; done
-	$(COMPAT)/python -c "import torchvision" || $(COMPAT)/pip uninstall --quiet --yes torchvision
+	$(COMPAT)/python -c "import torchvision" 2>/dev/null || $(COMPAT)/pip uninstall --quiet --yes torchvision
 	AADL_COMPAT_RESULTS=research/results/compat.json OMP_NUM_THREADS=1 \
 		$(COMPAT)/python -m pytest --numprocesses auto tests/compat/frameworks $(ARGS)
 	$(BIN)/python tests/compat/frameworks/table.py
