@@ -2,6 +2,7 @@
 # make test      the whole test suite
 # make fallback  the same without the compiled library, but for tests/ops: they run both ways anyway
 # make check     linters and type checks
+# make compat    real frameworks and optimizers of other packages, in an environment of its own
 # make lab       the kernels under AddressSanitizer and UBSan, those of CUDA emulated on the host
 # make races     the CUDA kernels on the host, a thread for a thread, under ThreadSanitizer
 # make cuda      the CUDA kernels compiled, and their registers and stack within their limits
@@ -14,7 +15,7 @@ PIP := pip install --quiet --disable-pip-version-check
 # A process for each core; torch's own threads would only stand in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
-.PHONY: demo test fallback check lab races cuda gpu wheel clean
+.PHONY: demo test fallback check compat lab races cuda gpu wheel clean
 
 demo: .venv/ready
 	$(BIN)/python -m aadl_ext demo $(ARGS)
@@ -29,6 +30,20 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The library is compiled already. Packages one by one, so that what cannot be installed is left out
+# alone. torchvision, which some bring, stops all that import it if its build is for another torch.
+COMPAT := build/compat/bin
+compat: .venv/ready
+	$(PYTHON) -m venv build/compat
+	$(COMPAT)/$(PIP) -r requirements.txt
+	AADL_EXT_NATIVE=0 $(COMPAT)/$(PIP) --no-build-isolation --no-deps -e .
+	grep -v '^#' requirements-compat.txt | while read -r package; do \
+		$(COMPAT)/$(PIP) -c requirements.txt "$$package" || echo "not installed: $$package"; done
+	$(COMPAT)/python -c "import torchvision" 2>/dev/null || $(COMPAT)/pip uninstall --quiet --yes torchvision
+	AADL_COMPAT_RESULTS=research/results/compat.json OMP_NUM_THREADS=1 \
+		$(COMPAT)/python -m pytest --numprocesses auto tests/compat/frameworks $(ARGS)
+	$(BIN)/python tests/compat/frameworks/table.py
 
 # No build isolation: the tools of the build are pinned with the rest, nothing is fetched twice.
 .venv/ready: requirements.txt pyproject.toml setup.py $(SOURCES)

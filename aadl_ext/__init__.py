@@ -5,6 +5,7 @@ One line, :func:`accelerate`, after the optimizer is made; the training loop sta
 
 from importlib.metadata import version
 
+from . import integrations
 from .accelerate import (
     accelerate,
     distributed_accelerate,
@@ -31,6 +32,7 @@ __all__ = [
     "distributed_accelerate",
     "finish",
     "get_accelerator",
+    "integrations",
     "remove_acceleration",
     "reset_acceleration_history",
     "settled",

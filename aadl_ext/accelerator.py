@@ -28,6 +28,12 @@ logger = logging.getLogger("aadl_ext")
 
 Groups = list[dict[str, Any]]
 
+#: What the host counts.
+CAUSES = {
+    "skipped": ("found_inf", "zero_lr"),
+    "restarts": ("learning_rate", "parameters", "rejections", "request"),
+}
+
 
 class Accelerator:
     """Obtained with :func:`aadl_ext.get_accelerator`.
@@ -39,7 +45,7 @@ class Accelerator:
 
     layout: Layout
     iteration: AndersonIteration | NewtonIteration
-    rates: tuple[float, ...]  # learning rate of each segment
+    rates: tuple[float, ...]  # learning rate of each segment; infinite before the first step
 
     def __init__(
         self, param_groups: Groups, options: Method, total_steps: int | None = None
@@ -53,7 +59,7 @@ class Accelerator:
         self.loaded: set[str] = set()  # since the last step: "optimizer" state, or own "history"
         self._skip: str | None = None
         self._journal = Journal()
-        self._counts: dict[str, Counter[str]] = {"skipped": Counter(), "restarts": Counter()}
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in CAUSES}
         self._lay_out(param_groups)
 
     # ---- what users ask and tell --------------------------------------------------------
@@ -215,7 +221,8 @@ class Accelerator:
         now = tuple(rates[index] for index in self.layout.groups)
         if now and not any(now):
             return "zero_lr"
-        if self.rates and [not rate for rate in now] != [not rate for rate in self.rates]:
+        begun = math.inf not in self.rates
+        if begun and [not rate for rate in now] != [not rate for rate in self.rates]:
             self._restart("learning_rate")
         self.rates = now
         return None
@@ -241,7 +248,7 @@ class Accelerator:
     def _lay_out(self, param_groups: Groups) -> None:
         storage, last = self.options.storage, getattr(self, "iteration", None)
         self.layout = Layout.build(param_groups, self.options.scope, storage.device)
-        self.rates = ()
+        self.rates = (math.inf,) * len(self.layout.groups)
         verdicts = ops.Verdicts.on(self.layout.device)
         if isinstance(self.options, Anderson):
             self.iteration = AndersonIteration.empty(self.layout, self.options, verdicts)
@@ -262,7 +269,7 @@ class Accelerator:
             "rates": self.rates,
             "calls": self._calls,
             "settled": self._settled,
-            "counts": {name: dict(counts) for name, counts in self._counts.items()},
+            "counts": {x: {y: self._counts[x][y] for y in CAUSES[x]} for x in CAUSES},
             "iteration": state.state_dict(self.iteration),
         }
 
@@ -287,7 +294,7 @@ class Accelerator:
         self.loaded.add("history")
         self._calls = saved["calls"]
         self.rates = tuple(saved["rates"])
-        self._counts = {name: Counter(counts) for name, counts in saved["counts"].items()}
+        self._counts = {name: +Counter(counts) for name, counts in saved["counts"].items()}
         self._journal.take_over(Stats.read(self.iteration.verdicts, self._counts, self.iteration.k))
 
     def _wait(self) -> None:
@@ -297,7 +304,7 @@ class Accelerator:
 
     def _signature(self) -> dict[str, Any]:
         return {
-            "version": 2,
+            "version": 3,
             "options": as_dict(self.options),
             "offsets": self.layout.offsets,
             "dtype": self.layout.dtype,

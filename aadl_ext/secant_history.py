@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,10 +36,10 @@ class SecantHistory:
     systems: Tensor | None  #: [S, m + 1, m + 1] Gram matrices of [R | r]; TSQR needs none,
     noise: Tensor  #: [S, m] |error|^2 of each row of residuals: rounding
     live: Tensor  #: but [m + 1] float64, 1 for columns that are not forgotten
+    row_rates: list[tuple[float, ...]]  #: [m] rates of each row
+    last_rates: tuple[float, ...]  #: those of the last stored pair; infinite for none
     slot: int = 0  #: the next row to write
     begun: bool = False  #: whether there is a pair
-    row_rates: list[tuple[float, ...]] = field(default_factory=list)  #: rates of each row
-    last_rates: tuple[float, ...] = ()  #: those of the last stored pair
 
     @classmethod
     def empty(cls, layout: Layout, options: Anderson, verdicts: ops.Verdicts) -> SecantHistory:
@@ -47,6 +48,7 @@ class SecantHistory:
         gram = options.solver_for(dtype) == "gram"
         live = zeros((m + 1,), torch.float64, layout.device)
         live[m:] = 1  # the residual
+        none = (math.inf,) * len(layout.groups)
         return cls(
             layout,
             options,
@@ -58,11 +60,13 @@ class SecantHistory:
             systems=layout.matrices(m + 1, m + 1) if gram else None,
             noise=layout.matrices(m),
             live=live,
+            row_rates=[none] * m,
+            last_rates=none,
         )
 
     def clear(self) -> None:
         """Forget all pairs."""
-        self.slot, self.begun, self.row_rates = 0, False, []
+        self.slot, self.begun = 0, False
         self.verdicts.when.paired.zero_()
         self.verdicts.when.restart.fill_(True)
         self._clear_if_asked()
@@ -97,8 +101,10 @@ class SecantHistory:
         )
         if store:
             self.last_rates = rates
+            if not self.begun:  # no row is at another rate
+                self.row_rates = [rates] * self.options.history_depth
         if slot >= 0:
-            self.row_rates[slot : slot + 1] = [rates]
+            self.row_rates[slot] = rates
             self.slot = (slot + 1) % self.options.history_depth
             if self.systems is None:
                 self.live[slot] = 1
@@ -116,7 +122,7 @@ class SecantHistory:
 
     def _rounding(self, rates: tuple[float, ...]) -> list[float]:
         """Half the last digit of a parameter, per unit of the smaller rate of the two pairs."""
-        smaller = map(min, rates, self.last_rates or rates)
+        smaller = map(min, rates, self.last_rates)
         pairs = zip(self.layout.rounding, smaller, strict=True)
         return [error / rate if rate else 0.0 for error, rate in pairs]
 
@@ -168,8 +174,7 @@ class SecantHistory:
         )
         # Rows hold W + R at the rate of their own step: correct those made at another one.
         if any(row != rates for row in self.row_rates):
-            unused = [rates] * (self.options.history_depth - len(self.row_rates))
-            made_at = zip(*self.row_rates, *unused, strict=True)
+            made_at = zip(*self.row_rates, strict=True)
             excess = [[now - x for x in made] for now, made in zip(rates, made_at, strict=True)]
             gamma = gamma * _beside(gamma, excess)
             rows = self.residual_rows

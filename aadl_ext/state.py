@@ -1,4 +1,9 @@
-"""What a checkpoint holds: the fields of dataclasses, whatever they are."""
+"""What a checkpoint holds: the fields of dataclasses, whatever they are.
+
+That has the same names, lengths, shapes and types at all times: some loaders
+(``torch.distributed.checkpoint``) fill a state that they first ask for. So no field is None, or
+shorter, for as long as there is nothing to keep.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +57,7 @@ def _restored(value: Any, saved: Any) -> Any:
         return value
     if isinstance(value, list) and value and isinstance(value[0], Tensor):
         return [x.copy_(y) for x, y in zip(value, saved, strict=True)]
-    return saved
+    return list(saved) if isinstance(value, list) else saved
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -259,7 +259,7 @@ def test_steps_with_neither_rate_nor_gradient_leave_no_trace_in_the_accelerator(
         training.optimizer.step()
     group["lr"] = rate
     after = training.accelerator.state_dict()
-    assert after["counts"].pop("skipped") == {"zero_lr": 2}
+    assert after["counts"].pop("skipped")["zero_lr"] == 2
     del before["counts"]["skipped"]
     assert same(after, before)
     assert torch.equal(training.point(), point)

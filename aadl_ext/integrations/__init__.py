@@ -1,0 +1,24 @@
+"""For frameworks that own the training loop: a callback each, one line for the user.
+
+=====================  ==========================================================
+TrainerCallback        transformers: ``Trainer(..., callbacks=[TrainerCallback()])``
+LightningCallback      lightning: ``Trainer(callbacks=[LightningCallback()])``
+=====================  ==========================================================
+
+Others take the accelerator as it is: HF Accelerate by
+``register_for_checkpointing(get_accelerator(optimizer))``, and it is a ``Stateful`` of
+``torch.distributed.checkpoint``. A framework is imported when its callback is first asked for.
+"""
+
+from importlib import import_module
+from typing import Any
+
+MODULES = {"TrainerCallback": ".trainer", "LightningCallback": ".pytorch_lightning"}
+
+__all__ = ["LightningCallback", "TrainerCallback"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(MODULES[name], __name__), name)
