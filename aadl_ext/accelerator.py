@@ -153,7 +153,9 @@ class Accelerator:
         """Move the parameters from one point to another, unless something else has moved them."""
         now = self.layout.vector()
         self.layout.read(now)
-        self.layout.write(end, when=~ops.differs(now, start))
+        # Swapping values out and in again, as schedule-free optimizers do, rounds them.
+        moved = ops.differs(now, start, self.iteration.largest, self.layout.tolerance)
+        self.layout.write(end, when=~moved)
 
     # ---- what the hooks of an optimizer ask and tell ------------------------------------
 

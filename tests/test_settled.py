@@ -192,3 +192,14 @@ def test_swapping_other_values_in_and_out_leaves_a_step_to_be_judged(
     stats = get_accelerator(training.optimizer).stats
     assert stats.dropped == 0
     assert stats.accepted + stats.rejected.total() > 0
+
+
+@methods
+def test_values_swapped_within_and_back_leave_the_step_to_be_judged(options: Method) -> None:
+    training, plain = (until_pending(Training(sgd, options)) for _ in range(2))
+    with settled(training.optimizer), torch.no_grad():
+        for weight in (1 - 1 / 0.9, 0.1):  # as schedule-free optimizers do it, which rounds
+            for parameter in training.parameters:
+                parameter.lerp_(torch.ones_like(parameter), weight)
+    assert torch.equal(training.point(), plain.point())
+    assert torch.equal(training.run(20), plain.run(20))

@@ -209,6 +209,7 @@ def test_weights_projected_after_every_step_take_each_plain_step_from_there(
 def test_pruned_entries_stay_zero(options: Method) -> None:
     training = Training(sgd, None)
     layer = training.model[0]
+    torch.manual_seed(0)
     prune.random_unstructured(layer, "weight", amount=0.5)
     training.optimizer = sgd(training.model.parameters())
     accelerate(training.optimizer, options)

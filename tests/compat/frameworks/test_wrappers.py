@@ -120,3 +120,19 @@ def test_wrappers_that_move_the_parameters_themselves_are_refused(
     optimizer = getattr(package, name)(SGD(model.parameters(), lr=0.05), **options)
     with pytest.raises(TypeError, match="inside"):
         aadl_ext.accelerate(optimizer)
+
+
+def test_schedule_free_evaluated_within_settled() -> None:
+    package = pytest.importorskip("schedulefree", exc_type=ImportError)
+    model, inputs = problem()
+    optimizer = package.AdamWScheduleFree(model.parameters(), lr=0.01)
+    aadl_ext.accelerate(optimizer)
+    optimizer.train()
+
+    def loss() -> Tensor:
+        with aadl_ext.settled(optimizer):
+            optimizer.eval()
+            optimizer.train()
+        return (model(inputs) - 1).square().mean()
+
+    assert trained(optimizer, loss).dropped == 0
