@@ -92,7 +92,7 @@ wheel: .venv/ready
 	build/wheel/bin/$(PIP) -r requirements.txt dist/*.whl
 	cp -r tests pyproject.toml build/wheel/
 	cd build/wheel && AADL_EXT_NATIVE=1 OMP_NUM_THREADS=1 bin/pytest -q --numprocesses auto $(ARGS) \
-		tests/native tests/compat tests/test_demo.py tests/test_stats.py
+		tests/native tests/test_demo.py tests/test_settled.py tests/test_stats.py
 
 clean:
 	rm -rf .venv build dist *.egg-info aadl_ext/_native*
