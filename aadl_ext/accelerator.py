@@ -172,7 +172,6 @@ class Accelerator:
         if self.loaded:
             self._tell_if_resumed_without_history()
         self._skip = skip or self._follow(param_groups, rates)
-        self._calls += not self._skip
         if self._counts_now:
             ask_for_closure(self.options, has_closure)
             self.iteration.before()
@@ -198,6 +197,7 @@ class Accelerator:
 
         ``evaluate`` returns the loss at the present parameters.
         """
+        self._calls += not self._skip
         if self._skip:
             self._counts["skipped"][self._skip] += 1
         elif self._counts_now:

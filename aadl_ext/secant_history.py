@@ -114,7 +114,7 @@ class SecantHistory:
     def unresolved(self) -> Tensor:
         """How many rows are hardly more than rounding, or underflow in their dtype."""
         if self.systems is None:
-            squares = self.residual_rows.double().square().sum(dim=1)
+            squares = torch.stack([ops.squared_norm([row]) for row in self.residual_rows])
         else:
             squares = self.systems.diagonal(dim1=1, dim2=2)[:, :-1].sum(dim=0)
         noise = self.noise.sum(dim=0)
