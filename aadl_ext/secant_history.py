@@ -113,11 +113,13 @@ class SecantHistory:
     @property
     def unresolved(self) -> Tensor:
         """How many rows are hardly more than rounding, or underflow in their dtype."""
+        noise = self.noise.sum(dim=0)
         if self.systems is None:
-            squares = torch.stack([ops.squared_norm([row]) for row in self.residual_rows])
+            squares = torch.zeros_like(noise)
+            for square, row in zip(squares, self.residual_rows, strict=True):
+                square.copy_(ops.squared_norm([row]))
         else:
             squares = self.systems.diagonal(dim1=1, dim2=2)[:, :-1].sum(dim=0)
-        noise = self.noise.sum(dim=0)
         return ((noise > 0) & (squares <= FEW**2 * noise)).sum()
 
     def _rounding(self, rates: tuple[float, ...]) -> list[float]:
