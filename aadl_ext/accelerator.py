@@ -146,16 +146,15 @@ class Accelerator:
             return None
         point = self.layout.vector()
         self.layout.read(point)
-        return None if self.iteration.has_moved(point) else point
+        moved = self.layout.differ(point, self.iteration.left_at, self.iteration.largest)
+        return None if moved else point
 
     @torch.no_grad()
     def _change(self, start: Tensor, end: Tensor) -> None:
         """Move the parameters from one point to another, unless something else has moved them."""
         now = self.layout.vector()
         self.layout.read(now)
-        # Swapping values out and in again, as schedule-free optimizers do, rounds them.
-        moved = ops.differs(now, start, self.iteration.largest, self.layout.tolerance)
-        self.layout.write(end, when=~moved)
+        self.layout.write(end, when=~self.layout.differ(now, start, self.iteration.largest))
 
     # ---- what the hooks of an optimizer ask and tell ------------------------------------
 

@@ -75,7 +75,7 @@ class AndersonIteration:
         w = self.history.pair[0]
         self.layout.read(w)
         if self.tracked:
-            self.moved = self.has_moved(w)
+            self.moved = self.layout.differ(w, self.left_at, self.largest)
         if self.window:
             self.window.start_at(w, self.moved)
 
@@ -170,10 +170,6 @@ class AndersonIteration:
     def left_at(self) -> Tensor:
         """Where the last step has left the parameters."""
         return self.window.newest if self.window else self.next
-
-    def has_moved(self, point: Tensor) -> Tensor:
-        """Whether ``point`` is elsewhere; swapping values out and in again rounds them."""
-        return ops.differs(point, self.left_at, self.largest, self.layout.tolerance)
 
     def clear(self) -> None:
         """Forget all pairs."""

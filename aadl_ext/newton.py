@@ -90,7 +90,7 @@ class NewtonIteration:
             return None
         o, v = self.options, self.verdicts
         growth = o.max_gradient_growth if "residual" in o.tests else math.inf
-        moved = self.has_moved(self.point)
+        moved = self.layout.differ(self.point, self.left_at, self.largest)
         ops.judge_gradient_(*v.tensors, ops.squared_norm([self.gradient]), moved, growth, False)
         return self._rejected
 
@@ -164,10 +164,6 @@ class NewtonIteration:
     def left_at(self) -> Tensor:
         """Where the last step has left the parameters, if it is pending."""
         return self.next
-
-    def has_moved(self, point: Tensor) -> Tensor:
-        """Whether ``point`` is elsewhere; swapping values out and in again rounds them."""
-        return ops.differs(point, self.left_at, self.largest, self.layout.tolerance)
 
     def clear(self) -> None:
         """Forget all blocks."""

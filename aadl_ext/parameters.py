@@ -79,11 +79,6 @@ class Layout:
         return self.signature == _signature(param_groups)
 
     @property
-    def tolerance(self) -> float:
-        """Relative to the largest entry: what swapping other values in and out may change."""
-        return 8 * max(self.rounding, default=0.0)
-
-    @property
     def padded(self) -> int:
         """Length of a working vector."""
         return self.offsets[-1]
@@ -100,6 +95,13 @@ class Layout:
     def matrices(self, *shape: int) -> Tensor:
         """Zeros for small problems, one a segment: ``[S, *shape]`` float64."""
         return zeros((len(self.groups), *shape), torch.float64, self.device)
+
+    def differ(self, now: Tensor, before: Tensor, largest: Tensor) -> Tensor:
+        """``[]`` bool, whether two points are not the same, up to eight roundings of the largest.
+
+        Swapping other values in and out again, as schedule-free optimizers do, rounds them.
+        """
+        return ops.differs(now, before, largest, 8 * max(self.rounding, default=0.0))
 
     def read(self, out: Tensor) -> None:
         """Copy the parameters into ``out``, zeros into its padding."""

@@ -8,3 +8,8 @@ settings.load_profile("repeatable")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, default=10, help="fuzzed trainings of each kind [10]")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "fuzz" in metafunc.fixturenames:
+        metafunc.parametrize("fuzz", range(metafunc.config.getoption("fuzz")))

@@ -147,16 +147,11 @@ FAULTS: list[Callable[[Patient], None]] = [
 ]  # fmt: skip
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "seed" in metafunc.fixturenames:
-        metafunc.parametrize("seed", range(metafunc.config.getoption("fuzz")))
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_no_fault_makes_parameters_worse_than_the_base_optimizer_does(
-    method: str, seed: int
+    method: str, fuzz: int
 ) -> None:
-    dice = random.Random(f"{method} {seed}")
+    dice = random.Random(f"{method} {fuzz}")
     patient = Patient(dice, method)
     accelerator = get_accelerator(patient.optimizer)
     rate = dice.choice([0.05, 0.2, 0.5])
