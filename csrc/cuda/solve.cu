@@ -10,14 +10,15 @@ namespace {
 // systems [problems, k, k]; out: gamma [problems, k - 1], rank, condition, reduction [problems].
 __global__ void __launch_bounds__(kTeam, 1)
     solve_secants_kernel(const double* systems, int64_t k, bool factored, double ridge,
-                         double tolerance, const double* noise, double* workspace, double* gamma, int64_t* rank,
-                         double* condition, double* reduction) {
+                         double tolerance, const double* noise, double* workspace, double* gamma,
+                         int64_t* rank, double* condition, double* reduction) {
   AADL_DYNAMIC_SHARED(double, shared);
   AADL_SHARED(int, votes, kTeam / kWarp);
   const Desk at = desk(shared, votes, k, workspace, solve_workspace(k));
   const int64_t problem = blockIdx.x;
+  const double* const own = noise ? noise + problem * (k - 1) : nullptr;
   const Directions found = solve_system(at.team, systems + problem * k * k, k, factored, ridge,
-                                        tolerance, noise ? noise + problem * (k - 1) : nullptr, at.work, gamma + problem * (k - 1));
+                                        tolerance, own, at.work, gamma + problem * (k - 1));
   if (threadIdx.x != 0) return;
   rank[problem] = found.rank;
   condition[problem] = found.condition;

@@ -137,6 +137,18 @@ inline const Tensor* address(const std::optional<Tensor>& tensor) {
   return tensor ? &*tensor : nullptr;
 }
 
+// Where the squared errors of columns are; null for none.
+template <class On>
+double* check_noise(const On& on, const std::optional<Tensor>& noise, int64_t problems,
+                    int64_t columns) {
+  if (!noise) return nullptr;
+  on.check("noise", *noise);
+  STD_TORCH_CHECK(noise->dim() == 2 && noise->size(0) == problems && noise->size(1) == columns &&
+                      noise->is_contiguous() && noise->scalar_type() == ScalarType::Double,
+                  "noise must be contiguous float64 [", problems, ", ", columns, "]");
+  return out<double>(*noise);
+}
+
 // Where a flag is; null for none, which counts as true.
 template <class On>
 const bool* check_flag(const On& on, const char* name, const std::optional<Tensor>& flag) {

@@ -32,13 +32,9 @@ Tensor push_secant(const Tensor& before, const Tensor& after, std::vector<double
                                systems->size(2) == k && k > rows && systems->is_contiguous() &&
                                systems->scalar_type() == ScalarType::Double),
                   "systems must be contiguous float64 [", segments, ", k, k] with k > ", rows);
-  if (noise) on.check("noise", *noise);
-  STD_TORCH_CHECK(!noise || (noise->dim() == 2 && noise->size(0) == segments &&
-                             noise->size(1) == rows && noise->is_contiguous() &&
-                             noise->scalar_type() == ScalarType::Double &&
-                             static_cast<int64_t>(rounding.size()) == segments),
-                  "noise must be contiguous float64 [", segments, ", ", rows,
-                  "], with as many roundings");
+  double* const errors = check_noise(on, noise, segments, rows);
+  STD_TORCH_CHECK(!noise || static_cast<int64_t>(rounding.size()) == segments, "got ",
+                  rounding.size(), " roundings for ", segments, " segments");
   const bool* const has_pair = check_flag(on, "paired", paired);
   check_apart({&residual, &step_rows, &residual_rows, address(systems), address(noise)},
               {&before, &after, &last_point, &last_residual});
@@ -49,8 +45,8 @@ Tensor push_secant(const Tensor& before, const Tensor& after, std::vector<double
     push(Push<T, S>{in<T>(before), in<T>(after), in<T>(last_point), in<T>(last_residual),
                     rates.data(), offsets.data(), segments, out<T>(residual), out<S>(step_rows),
                     out<S>(residual_rows), residual_rows.stride(0), rows, slot, has_pair,
-                    systems ? out<double>(*systems) : nullptr, k, out<double>(figures), rounding.data(),
-                    noise ? out<double>(*noise) : nullptr},
+                    systems ? out<double>(*systems) : nullptr, k, out<double>(figures),
+                    rounding.data(), errors},
          on.how);
   });
   return figures;

@@ -15,17 +15,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> solve_secants(const Tensor& system, b
                   "system must be contiguous float64 [S, m + 1, m + 1]");
   const int64_t problems = system.size(0), k = system.size(1);
   STD_TORCH_CHECK(ridge >= 0 && tolerance >= 0, "ridge and tolerance must be >= 0");
-  if (noise) on.check("noise", *noise);
-  STD_TORCH_CHECK(!noise || (noise->dim() == 2 && noise->size(0) == problems &&
-                             noise->size(1) == k - 1 && noise->is_contiguous() &&
-                             noise->scalar_type() == ScalarType::Double),
-                  "noise must be contiguous float64 [", problems, ", ", k - 1, "]");
+  const double* const errors = check_noise(on, noise, problems, k - 1);
   Tensor gamma = doubles(system, {problems, k - 1});
   Tensor rank = torch::stable::new_empty(system, {problems}, ScalarType::Long);
   Tensor condition = doubles(system, {problems}), reduction = doubles(system, {problems});
   solve_secants(
       Secants{in<double>(system), problems, k, factored, ridge, tolerance,
-              noise ? in<double>(*noise) : nullptr, out<double>(gamma),
+              errors, out<double>(gamma),
               out<int64_t>(rank), out<double>(condition), out<double>(reduction)},
       on.how);
   return {gamma, rank, condition, reduction};
