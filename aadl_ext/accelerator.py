@@ -30,7 +30,7 @@ Groups = list[dict[str, Any]]
 
 #: What the host counts.
 CAUSES = {
-    "skipped": ("found_inf", "zero_lr"),
+    "skipped": ("found_inf", "zero_lr", "rolled_back"),
     "restarts": ("learning_rate", "parameters", "rejections", "request"),
 }
 
@@ -60,7 +60,7 @@ class Accelerator:
         self._skip: str | None = None
         self._journal = Journal()
         self._counts: dict[str, Counter[str]] = {name: Counter() for name in CAUSES}
-        self._lay_out(param_groups)
+        self._begin(self._lay_out(param_groups))
 
     # ---- what users ask and tell --------------------------------------------------------
 
@@ -96,6 +96,7 @@ class Accelerator:
         """Forget pairs, iterates and a pending extrapolation; the parameters stay."""
         self._restart("request")
         self._drop_pending()
+        self._settled = False  # what is set aside is forgotten, too
         self.iteration.forget_place()
 
     @torch.no_grad()
@@ -110,6 +111,7 @@ class Accelerator:
         """
         if self._pending_point() is None:
             return False
+        self._settled = False  # what is set aside does not come back
         iteration, verdicts = self.iteration, self.iteration.verdicts
         iteration.roll_back()
         verdicts.number.rejected_request += 1
@@ -136,18 +138,19 @@ class Accelerator:
         try:
             yield
         finally:
-            self._settled = False
-            self._change(fallback, point)
+            if self._settled:
+                self._settled = False
+                self._change(fallback, point)
 
     @torch.no_grad()
     def _pending_point(self) -> Tensor | None:
-        """Where the parameters are, if that is an extrapolation that is to be judged."""
+        """Where the parameters are, if that is where an extrapolation or ``settled`` left them."""
         if not self.pending:
             return None
-        point = self.layout.vector()
+        point, iteration = self.layout.vector(), self.iteration
         self.layout.read(point)
-        moved = self.layout.differ(point, self.iteration.left_at, self.iteration.largest)
-        return None if moved else point
+        expected = iteration.fallback if self._settled else iteration.left_at
+        return None if self.layout.differ(point, expected, iteration.largest) else point
 
     @torch.no_grad()
     def _change(self, start: Tensor, end: Tensor) -> None:
@@ -178,7 +181,8 @@ class Accelerator:
     @property
     def wants_gradient(self) -> bool:
         """Whether the gradient at w^k has to be seen before the base optimizer uses it."""
-        return self._skip == "zero_lr" or (self._counts_now and self.iteration.wants_gradient)
+        alone = self._skip in ("zero_lr", "rolled_back")
+        return alone or (self._counts_now and self.iteration.wants_gradient)
 
     def see_gradient(self, gradients: Gradients) -> Tensor | None:
         """Look at the gradient at w^k; ``[]`` bool whether the base step is to be left out."""
@@ -189,6 +193,8 @@ class Accelerator:
                 self._calls += 1
                 self.roll_back()
             return None
+        if self._skip == "rolled_back":  # the gradient is that of the point that was left
+            return torch.ones((), dtype=torch.bool, device="cpu")
         return self.iteration.see_gradient(gradients)
 
     def after_step(self, evaluate: Evaluate | None) -> None:
@@ -217,8 +223,14 @@ class Accelerator:
         """Notice changed parameters and learning rates; returns why this step cannot count."""
         if not self.layout.fits(param_groups):
             self._counts["restarts"]["parameters"] += 1
-            self._drop_pending()
-            self._lay_out(param_groups)
+            layout = self._lay_out(param_groups)  # or an error, before anything is done
+            rolled_back = self.layout.holds and self.roll_back()
+            if not rolled_back:
+                self._drop_pending()
+            self._begin(layout)
+            if rolled_back:  # the new history cannot judge it
+                self._calls += 1
+                return "rolled_back"
         now = tuple(rates[index] for index in self.layout.groups)
         if now and not any(now):
             return "zero_lr"
@@ -246,9 +258,11 @@ class Accelerator:
         verdicts = self.iteration.verdicts
         verdicts.number.dropped += verdicts.when.pending
 
-    def _lay_out(self, param_groups: Groups) -> None:
-        storage, last = self.options.storage, getattr(self, "iteration", None)
-        self.layout = Layout.build(param_groups, self.options.scope, storage.device)
+    def _lay_out(self, param_groups: Groups) -> Layout:
+        return Layout.build(param_groups, self.options.scope, self.options.storage.device)
+
+    def _begin(self, layout: Layout) -> None:
+        self.layout, last = layout, getattr(self, "iteration", None)
         self.rates = (math.inf,) * len(self.layout.groups)
         verdicts = ops.Verdicts.on(self.layout.device)
         if isinstance(self.options, Anderson):

@@ -79,6 +79,12 @@ class Layout:
         return self.signature == _signature(param_groups)
 
     @property
+    def holds(self) -> bool:
+        """Whether its own parameters still have their shapes and places, trained or not."""
+        known = {parameter: (shape, device) for _, parameter, _, shape, _, device in self.signature}
+        return all(known[id(p)] == (p.shape, p.device) for p in self.parameters)
+
+    @property
     def padded(self) -> int:
         """Length of a working vector."""
         return self.offsets[-1]

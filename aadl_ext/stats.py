@@ -47,7 +47,8 @@ class Stats:
     #: extrapolations that were not taken, or were rolled back: "residual", "loss", "descent",
     #: "limits", "nonfinite" (bad gradient, step or point), "request" (``roll_back``)
     rejected: Counter[str] = field(default_factory=Counter)
-    #: steps that left no trace: "nonfinite", "found_inf", "zero_lr", "no_gradient"
+    #: steps that left no trace: "nonfinite", "found_inf", "zero_lr", "no_gradient",
+    #: "rolled_back" (other parameters are trained from there on)
     skipped: Counter[str] = field(default_factory=Counter)
     #: history thrown away: "rejections" (two in a row), "parameters", "learning_rate",
     #: "request"; or only window and pending extrapolation: "moved_outside"

@@ -22,7 +22,14 @@ from training import (
     variants,
 )
 
-from aadl_ext import accelerate, finish, get_accelerator, remove_acceleration, settled
+from aadl_ext import (
+    accelerate,
+    finish,
+    get_accelerator,
+    remove_acceleration,
+    reset_acceleration_history,
+    settled,
+)
 
 optimizers = pytest.mark.parametrize("make", [sgd, momentum, adam], ids=["sgd", "momentum", "adam"])
 
@@ -136,6 +143,59 @@ def test_training_ends_at_judged_parameters(options: Method, end: Any) -> None:
     assert accelerator.stats.rejected["request"] == 1
     end(training.optimizer)
     assert torch.equal(training.point(), expected)
+
+
+@methods
+@pytest.mark.parametrize("end", [finish, remove_acceleration], ids=lambda end: end.__name__)
+def test_training_may_end_within(options: Method, end: Any) -> None:
+    training = until_pending(Training(sgd, options))
+    expected, accelerator = judged(training), training.accelerator
+    with settled(training.optimizer):
+        end(training.optimizer)
+        assert torch.equal(training.point(), expected)
+    assert torch.equal(training.point(), expected)
+    assert not accelerator.pending
+    assert accelerator.stats.rejected["request"] == 1
+
+
+@methods
+def test_a_history_that_is_forgotten_within_brings_no_point_back(options: Method) -> None:
+    training = until_pending(Training(sgd, options))
+    expected = judged(training)
+    with settled(training.optimizer):
+        reset_acceleration_history(training.optimizer)
+    assert torch.equal(training.point(), expected)
+    assert training.accelerator.stats.dropped == 1
+
+
+@methods
+def test_parameters_that_change_leave_no_point_that_nobody_judges(options: Method) -> None:
+    training = until_pending(Training(sgd, options))
+    expected = judged(training)
+    assert not torch.equal(training.point(), expected)
+    training.parameters[0].requires_grad_(False)
+    for parameter in training.parameters[1:]:
+        parameter.grad = torch.full_like(parameter, torch.inf)  # what such a point may have
+    training.optimizer.step()
+    assert torch.equal(training.point(), expected)
+    stats = training.accelerator.stats
+    assert (stats.rejected["request"], stats.dropped) == (1, 0)
+    assert stats.skipped == {"rolled_back": 1}
+    training.run(20)
+    size = training.parameters[0].numel()
+    assert torch.equal(training.point()[:size], expected[:size])
+
+
+@methods
+def test_parameters_of_another_shape_leave_it_where_it_is(options: Method) -> None:
+    training = until_pending(Training(sgd, options))
+    first = training.parameters[0]
+    training.optimizer.param_groups[0]["params"] = training.parameters[1:]
+    first.data = torch.zeros(3, dtype=first.dtype)
+    for parameter in training.parameters[1:]:
+        parameter.grad = torch.zeros_like(parameter)
+    training.optimizer.step()
+    assert training.accelerator.stats.dropped == 1
 
 
 @methods
