@@ -60,6 +60,16 @@ def present_archs() -> list[str]:
     return sorted((arch for arch in found if arch.isdigit()), key=int)
 
 
+def known_archs(toolkit: Path | None) -> list[str] | None:
+    """The architectures that nvcc has code for; None where there is no nvcc."""
+    if toolkit is None:
+        return None
+    command = [toolkit / "bin" / "nvcc", "--list-gpu-arch"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = [line.strip().removeprefix("compute_") for line in told.stdout.splitlines()]
+    return sorted((arch for arch in found if arch.isdigit()), key=int)
+
+
 class CudaChoice(NamedTuple):
     """Architectures to compile for, none without CUDA kernels, and what to say of it."""
 
@@ -67,22 +77,32 @@ class CudaChoice(NamedTuple):
     reason: str
 
 
-def cuda_choice(choice: str, asked: str, nvcc: bool, present: list[str]) -> CudaChoice:
+def cuda_choice(choice: str, asked: str, known: list[str] | None, present: list[str]) -> CudaChoice:
     """What AADL_EXT_CUDA, AADL_EXT_CUDA_ARCHS and the machine together mean."""
     if choice == "0":
         return CudaChoice([], "AADL_EXT_CUDA=0")
-    if not nvcc:
+    if known is None:
         return CudaChoice([], "there is no nvcc: put it on PATH or set CUDA_HOME")
     named = asked.replace(",", " ").split()
     if named:
         return CudaChoice(named, "AADL_EXT_CUDA_ARCHS")
     if present:
-        return CudaChoice(present, "the GPUs here")
+        return for_gpus(present, known)
     if choice == "1":
-        return CudaChoice(CUDA_ARCHS.split(), "AADL_EXT_CUDA=1")
+        return CudaChoice([arch for arch in CUDA_ARCHS.split() if arch in known], "AADL_EXT_CUDA=1")
     return CudaChoice(
         [], 'there is no GPU: AADL_EXT_CUDA=1 or AADL_EXT_CUDA_ARCHS="90" asks for them'
     )
+
+
+def for_gpus(present: list[str], known: list[str]) -> CudaChoice:
+    """A GPU newer than nvcc gets the newest code there is, whose PTX its driver translates."""
+    fitting = [[arch for arch in known if int(arch) <= int(gpu)] for gpu in present]
+    archs = sorted({archs[-1] for archs in fitting if archs}, key=int)
+    if archs:
+        return CudaChoice(archs, "the GPUs here")
+    gpus = " ".join(present)
+    return CudaChoice([], f"nvcc has no code for compute capability {gpus}: use an older nvcc")
 
 
 def say(message: str) -> None:
@@ -97,7 +117,7 @@ def cuda_objects(folder: Path) -> list[str]:
     """
     choice, toolkit = wanted("AADL_EXT_CUDA"), cuda_toolkit()
     asked = os.environ.get("AADL_EXT_CUDA_ARCHS", "")
-    archs, reason = cuda_choice(choice, asked, toolkit is not None, present_archs())
+    archs, reason = cuda_choice(choice, asked, known_archs(toolkit), present_archs())
     if toolkit is None or not archs:
         if choice == "1":
             sys.exit(f"AADL_EXT_CUDA=1, but {reason}")

@@ -28,7 +28,10 @@ from aadl_ext import Anderson, Averaging, Storage, SubspaceNewton, accelerate, g
 
 RECORDED = Path(__file__).with_name("recorded")
 STEPS, EVERY = 32, 8
-BOUNDS = {torch.float32: 1e-6, torch.float64: 1e-12}
+BOUNDS = {
+    torch.float32: 1e-6,
+    torch.float64: 1e-11,
+}  # other processors round otherwise: 1.2e-12 was seen
 
 # Strong steps that are accepted and rejected within a few steps.
 ANDERSON = Anderson(

@@ -25,31 +25,55 @@ def build() -> ModuleType:
     return module
 
 
+OLD = ["75", "80", "86", "90"]  # what nvcc 12.4 has
+
+
 @pytest.mark.parametrize(
-    ("choice", "asked", "nvcc", "present", "archs"),
+    ("choice", "asked", "known", "present", "archs"),
     [
-        ("auto", "", True, ["90"], ["90"]),
-        ("auto", "", True, [], []),
-        ("auto", "", False, ["90"], []),
-        ("auto", "80, 86", True, ["90"], ["80", "86"]),
-        ("auto", "80 86", True, [], ["80", "86"]),
-        ("auto", "90", False, [], []),
-        ("1", "", True, ["80", "90"], ["80", "90"]),
-        ("1", "", True, [], ALL),
-        ("1", "90", True, ["80"], ["90"]),
-        ("1", "", False, [], []),
-        ("0", "90", True, ["90"], []),
+        ("auto", "", ALL, ["90"], ["90"]),
+        ("auto", "", ALL, [], []),
+        ("auto", "", None, ["90"], []),
+        ("auto", "80, 86", ALL, ["90"], ["80", "86"]),
+        ("auto", "80 86", ALL, [], ["80", "86"]),
+        ("auto", "90", None, [], []),
+        ("1", "", ALL, ["80", "90"], ["80", "90"]),
+        ("1", "", ALL, [], ALL),
+        ("1", "90", ALL, ["80"], ["90"]),
+        ("1", "", None, [], []),
+        ("0", "90", ALL, ["90"], []),
+        # A GPU newer than nvcc, and one whose code it has dropped.
+        ("1", "", OLD, [], OLD),
+        ("auto", "", OLD, ["80", "120"], ["80", "90"]),
+        ("auto", "", OLD, ["100", "120"], ["90"]),
+        ("auto", "", ALL, ["70"], []),
+        ("auto", "", ALL, ["70", "80"], ["80"]),
     ],
 )
 def test_kernels_are_built_for_what_is_here_or_asked_for(
-    build: ModuleType, choice: str, asked: str, nvcc: bool, present: list[str], archs: list[str]
+    build: ModuleType,
+    choice: str,
+    asked: str,
+    known: list[str] | None,
+    present: list[str],
+    archs: list[str],
 ) -> None:
-    assert build.cuda_choice(choice, asked, nvcc, present).archs == archs
+    assert build.cuda_choice(choice, asked, known, present).archs == archs
 
 
 def test_a_build_without_kernels_says_how_to_ask_for_them(build: ModuleType) -> None:
-    assert "AADL_EXT_CUDA=1" in build.cuda_choice("auto", "", True, []).reason
-    assert "no nvcc" in build.cuda_choice("auto", "90", False, []).reason
+    assert "AADL_EXT_CUDA=1" in build.cuda_choice("auto", "", ALL, []).reason
+    assert "no nvcc" in build.cuda_choice("auto", "90", None, []).reason
+    assert "older nvcc" in build.cuda_choice("auto", "", ALL, ["70"]).reason
+
+
+def test_nvcc_tells_what_it_has_code_for(build: ModuleType, tmp_path: Path) -> None:
+    assert build.known_archs(None) is None
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\nprintf 'compute_90\\ncompute_75\\ncompute_100\\n'\n")
+    nvcc.chmod(0o755)
+    assert build.known_archs(tmp_path) == ["75", "90", "100"]
 
 
 def fake_smi(folder: Path, script: str) -> None:
@@ -85,6 +109,7 @@ def test_a_build_says_that_there_are_no_kernels_and_why(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(build, "cuda_toolkit", lambda: tmp_path)
+    monkeypatch.setattr(build, "known_archs", lambda _: ALL)
     monkeypatch.setattr(build, "present_archs", list)
     monkeypatch.setenv("AADL_EXT_CUDA", "auto")
     monkeypatch.delenv("AADL_EXT_CUDA_ARCHS", raising=False)
