@@ -6,7 +6,7 @@
 # make lab       the kernels under AddressSanitizer and UBSan, those of CUDA emulated on the host
 # make races     the CUDA kernels on the host, a thread for a thread, under ThreadSanitizer
 # make cuda      the CUDA kernels compiled, and their registers and stack within their limits
-# make gpu       everything that needs a GPU: tests, sanitizers, benchmarks
+# make gpu       everything that needs a GPU, in two calls: PART=check and PART=measure
 # make wheel     build a wheel and test it in an environment of its own
 
 PYTHON ?= python3
@@ -81,7 +81,7 @@ cuda: .venv/ready
 	$(BIN)/python .ci/cuda_limits.py build/temp*/cuda_*
 
 gpu:
-	.ci/gpu
+	$(PYTHON) .ci/gpu.py $(PART)
 
 # The tests run from a copy, so that the package is imported from the wheel, not from here.
 wheel: .venv/ready

@@ -1,16 +1,20 @@
-"""Whole accelerated steps on a GPU: alone, and within the training of a ResNet-50.
+"""Whole accelerated steps on a GPU: alone, and within the training of two networks.
 
     python benchmarks/cuda_steps.py [--aadl PATH] [--out DIR] [--minutes 4]
 
-The first table has ``optimizer.step()`` alone, on the parameters of a ResNet-50 with gradients of a
-quadratic bowl: the base step, the accelerated one with the compiled kernels and with the PyTorch
-definitions, and AADL's formulation, which keeps iterates and solves by ``torch.linalg.lstsq`` over
-the long matrix; AADL's own code where a checkout of it is given. The second has training steps of
-64 random images under bfloat16 autocast in channels_last. Times are means over whole cycles of
-steps, on the device (CUDA events) and of the host, in milliseconds.
+Each row runs a bare optimizer and an accelerated one in turn, a cycle of steps each, and has the
+time that a step of the second takes more: median and half the interquartile range over the
+cycles, on the device (CUDA events) and of the host, in milliseconds.
+
+The first tables have training steps: a ResNet-50 on 64 random images in channels_last with Nesterov
+momentum, and a transformer of the size of GPT-2 small on 8 x 1024 tokens with AdamW, both under
+bfloat16 autocast. The last has ``optimizer.step()`` alone, on the parameters of the ResNet-50 with
+gradients of a quadratic bowl: with the compiled kernels and with the PyTorch definitions, and by
+AADL's formulation, which keeps iterates and solves by ``torch.linalg.lstsq`` over the long matrix,
+besides AADL's own code where a checkout of it is given.
 
 What does not fit into ``--minutes`` is left out. With ``--device cpu --width 4 --batch 2
---image 32 --steps 10`` it can be tried anywhere.
+--image 32 --cycles 2`` it can be tried anywhere.
 """
 
 from __future__ import annotations
@@ -26,17 +30,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from networks import Transformer, resnet50
 from records import RESULTS, save
-from resnet import resnet50
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer
 
 from aadl_ext import Anderson, SubspaceNewton, accelerate
 from aadl_ext.ops.library import definitions_only
 
 DEPTH, PERIOD, RELAXATION = 20, 5, 0.1
-Accelerate = Callable[[SGD], object]
+CYCLE = 10  # steps; of all methods, blocks that change their length aside
+WARM_UP = 12  # cycles, until the history is full
+Accelerate = Callable[[Any], object]
 
 
 def anderson(**options: Any) -> Accelerate:
@@ -47,7 +53,6 @@ def anderson(**options: Any) -> Accelerate:
 
 
 METHODS: dict[str, Accelerate] = {
-    "bare": lambda _: None,
     "m = 20, p = q = 5": anderson(),
     "m = 20, p = q = 5, average": anderson(average=True),
     "subspace Newton": lambda optimizer: accelerate(optimizer, SubspaceNewton()),
@@ -98,58 +103,81 @@ def original(apply: Callable[..., Any], period: int, device: torch.device) -> Ac
     )  # fmt: skip
 
 
-class Clock:
-    """Adds up the time of calls, on the device and of the host."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.host = 0.0
-        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-
-    def __call__(self, call: Callable[[], object]) -> None:
-        """Time a call."""
-        if self.device.type == "cuda":
-            self.events.append(
-                (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-            )
-            self.events[-1][0].record()
-        start = time.perf_counter()
-        call()
-        self.host += 1e3 * (time.perf_counter() - start)
-        if self.device.type == "cuda":
-            self.events[-1][1].record()
-
-    def means(self, calls: int) -> dict[str, float]:
-        """Milliseconds a call; those of the device are those of the host on a CPU."""
-        if not self.events:
-            return {"device": self.host / calls, "host": self.host / calls}
-        torch.cuda.synchronize()
-        total = sum(start.elapsed_time(stop) for start, stop in self.events)
-        return {"device": total / calls, "host": self.host / calls}
+Step = Callable[[], object]
 
 
-def in_a_bowl(given: argparse.Namespace, method: Accelerate) -> dict[str, float]:
-    """Time of ``optimizer.step()`` with gradients of a quadratic function."""
+def cycle(step: Step, device: torch.device) -> tuple[float, float]:
+    """Milliseconds a step, on the device and of the host, over one cycle of all methods."""
+    if device.type == "cuda":
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+    begin = time.perf_counter()
+    for _ in range(CYCLE):
+        step()
+    host = 1e3 * (time.perf_counter() - begin) / CYCLE
+    if device.type != "cuda":
+        return host, host
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / CYCLE, host
+
+
+def added(given: argparse.Namespace, make: Callable[[Accelerate], Step], method: Accelerate) -> Any:
+    """What a step takes more with a method than without, measured in turn."""
+    pair = make(lambda _: None), make(method)
+    for step in pair:
+        for _ in range(min(given.cycles, WARM_UP)):
+            cycle(step, given.device)
+    times = torch.tensor(
+        [[cycle(step, given.device) for step in pair] for _ in range(given.cycles)]
+    )
+    figures: dict[str, float] = {}
+    for index, clock in enumerate(("device", "host")):
+        bare, more = times[:, 0, index], times[:, 1, index] - times[:, 0, index]
+        low, middle, high = more.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+        figures |= {clock: bare.median().item(), f"{clock} added": middle}
+        figures[f"{clock} spread"] = (high - low) / 2
+    if given.device.type == "cuda":
+        figures["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
+        torch.cuda.reset_peak_memory_stats()
+    return figures
+
+
+def in_a_bowl(given: argparse.Namespace, method: Accelerate) -> Step:
+    """``optimizer.step()`` with gradients of a quadratic function, which cost as much each time."""
     torch.manual_seed(0)
     shapes = [parameter.shape for parameter in resnet50(given.width).parameters()]
     parameters = [nn.Parameter(torch.randn(shape, device=given.device)) for shape in shapes]
     curvatures = [0.9 * torch.rand_like(parameter) + 0.1 for parameter in parameters]
     optimizer = SGD(parameters, lr=0.5)
     method(optimizer)
-    clock = Clock(given.device)
-    for k in range(warm_up(given.steps) + given.steps):
+
+    def step() -> None:
         gradients = torch._foreach_mul([p.detach() for p in parameters], curvatures)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        if k < warm_up(given.steps):
-            optimizer.step()
-        else:
-            clock(optimizer.step)
-    return clock.means(given.steps)
+        optimizer.step()
+
+    return step
 
 
-def in_training(given: argparse.Namespace, method: Accelerate) -> dict[str, float]:
-    """Time of a training step of the network."""
+def training(device: torch.device, model: nn.Module, optimizer: Optimizer, data: Any) -> Step:
+    """Training steps on the same data, under autocast."""
+    inputs, labels = data
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16):
+            outputs = model(inputs)
+            loss = nn.functional.cross_entropy(outputs.flatten(0, -2), labels.flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def in_resnet(given: argparse.Namespace, method: Accelerate) -> Step:
+    """A training step of a ResNet-50."""
     torch.manual_seed(0)
     device = given.device
     model = resnet50(given.width).to(device, memory_format=torch.channels_last)
@@ -158,30 +186,20 @@ def in_training(given: argparse.Namespace, method: Accelerate) -> dict[str, floa
     labels = torch.randint(1000, (given.batch,), device=device)
     optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
     method(optimizer)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = nn.functional.cross_entropy(model(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    clock = Clock(device)
-    for k in range(warm_up(given.steps) + given.steps):
-        if k < warm_up(given.steps):
-            step()
-        else:
-            clock(step)
-    figures = clock.means(given.steps)
-    if device.type == "cuda":
-        figures["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
-        torch.cuda.reset_peak_memory_stats()
-    return figures
+    return training(device, model, optimizer, (images, labels))
 
 
-def warm_up(steps: int) -> int:
-    """Steps until the history is full, or fewer where few are timed."""
-    return min(3 * steps, (DEPTH + 2) * PERIOD)
+def in_transformer(given: argparse.Namespace, method: Accelerate) -> Step:
+    """A training step of a transformer."""
+    torch.manual_seed(0)
+    device, small = given.device, given.width < 64
+    sizes = {"width": 48, "layers": 2, "heads": 4, "tokens": 100, "length": 16} if small else {}
+    model = Transformer(**sizes).to(device)
+    tokens, length = len(model.embedding.weight), len(model.position)
+    text = torch.randint(tokens, (max(given.batch // 8, 1), length + 1), device=device)
+    optimizer = AdamW(model.parameters(), lr=3e-4)
+    method(optimizer)
+    return training(device, model, optimizer, (text[:, :-1], text[:, 1:]))
 
 
 class Report:
@@ -208,7 +226,6 @@ class Report:
             return
         rows = self.record.setdefault(table, {})
         rows[name] = figures
-        figures["added"] = figures["device"] - next(iter(rows.values()))["device"]
         print(title, *(f"{key} {value:9.3f}" for key, value in figures.items()), flush=True)
         save("cuda_steps", self.record, self.out)
 
@@ -224,25 +241,27 @@ def main() -> int:
     add("--width", type=int, default=64)
     add("--batch", type=int, default=64)
     add("--image", type=int, default=224)
-    add("--steps", type=int, default=40, help="a multiple of 10, the cycle of all methods")
+    add("--cycles", type=int, default=20, help=f"of {CYCLE} steps each")
     given = parser.parse_args()
     torch.backends.cudnn.benchmark = True
     report = Report(given)
-    for name, method in METHODS.items():
-        report.add("training step", name, partial(in_training, given, method))
+    for table, make in (("ResNet-50", in_resnet), ("transformer", in_transformer)):
+        for name, method in METHODS.items():
+            report.add(table, name, partial(added, given, partial(make, given), method))
+    bowl = partial(in_a_bowl, given)
     for name, method in (METHODS | EACH_STEP).items():
-        report.add("optimizer.step()", name, partial(in_a_bowl, given, method))
-    for name, method in list((METHODS | EACH_STEP).items())[1:]:
+        report.add("optimizer.step()", name, partial(added, given, bowl, method))
+    for name, method in (METHODS | EACH_STEP).items():
         with definitions_only():
             title = f"{name}, PyTorch definition"
-            report.add("optimizer.step()", title, partial(in_a_bowl, given, method))
+            report.add("optimizer.step()", title, partial(added, given, bowl, method))
     others = {"AADL's formulation, p = q = 5": formulation(PERIOD)}
     if given.aadl is not None:
         sys.path.insert(0, str(given.aadl))
         package = importlib.import_module("AADL")
         others["AADL, p = q = 5"] = original(package.accelerate, PERIOD, given.device)
     for name, method in others.items():
-        report.add("optimizer.step()", name, partial(in_a_bowl, given, method))
+        report.add("optimizer.step()", name, partial(added, given, bowl, method))
     return int(report.failed)
 
 

@@ -1,7 +1,12 @@
-"""ResNet-50 (He et al. 2016) with the stride in the 3 x 3 convolutions: 25,557,032 parameters."""
+"""Networks of the size that people train.
+
+ResNet-50 (He et al. 2016) with the stride in the 3 x 3 convolutions: 25,557,032 parameters; and a
+causal transformer of the size of GPT-2 small (Radford et al. 2019): 124,439,808 parameters.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -44,3 +49,33 @@ def resnet50(width: int = 64, classes: int = 1000) -> nn.Sequential:
             inputs = 4 * width << stage
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)]
     return nn.Sequential(*layers, *head)
+
+
+class Transformer(nn.Module):
+    """Predicts the next token; the embedding of tokens serves as the output layer, too."""
+
+    def __init__(
+        self,
+        width: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        tokens: int = 50257,
+        length: int = 1024,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(tokens, width)
+        self.position = nn.Parameter(0.02 * torch.randn(length, width))
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, 0.0, nn.functional.gelu, batch_first=True, norm_first=True
+        )
+        norm = nn.LayerNorm(width)
+        self.layers = nn.TransformerEncoder(layer, layers, norm, enable_nested_tensor=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[B, T]`` int64 to ``[B, T, tokens]``."""
+        length = tokens.shape[1]
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=tokens.device)
+        x = self.embedding(tokens) + self.position[:length]
+        states: Tensor = self.layers(x, mask=mask, is_causal=True)
+        return states @ self.embedding.weight.T
