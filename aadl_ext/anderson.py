@@ -103,7 +103,7 @@ class AndersonIteration:
         self.layout.read(base)
         if self.judged:  # a step that was left out measures nothing
             base[:1].masked_fill_(v.when.rejected, math.nan)
-        figures = h.push(base, rates, stores)  # Eq. 1 to 3
+        figures = h.push(base, rates, stores, extrapolates)  # Eq. 1 to 3
         guarded, averages = "residual" in o.tests, self.window is not None
         ops.judge_residual_(*v.tensors, figures, self.moved, guarded, stores, averages)
         if stores:

@@ -75,10 +75,11 @@ class SecantHistory:
         rows = self.live[:-1] if self.systems is None else self.systems
         rows.masked_fill_(self.verdicts.when.restart, 0)
 
-    def push(self, after: Tensor, rates: tuple[float, ...], store: bool) -> Tensor:
+    def push(self, after: Tensor, rates: tuple[float, ...], store: bool, solve: bool) -> Tensor:
         """Measure the step from w, the first of ``pair``, to ``after``; ``store`` makes it a row.
 
-        Returns the figures of ``ops.push_secant``.
+        Without either nor ``solve``, that a solution is to follow, no row is read. Returns the
+        figures of ``ops.push_secant``.
         """
         self._clear_if_asked()
         slot = self.slot if store and self.begun else -1
@@ -95,7 +96,7 @@ class SecantHistory:
             residual_rows=self.residual_rows,
             slot=slot,
             paired=self.verdicts.when.paired,
-            systems=self.systems,
+            systems=self.systems if store or solve else None,
             rounding=self._rounding(rates),
             noise=self.noise,
         )

@@ -43,7 +43,7 @@ class Ring:
         if spoil:
             after[1] = torch.nan
         self.history.pair[0].copy_(self.flat(w))
-        figures = self.history.push(after, (rate,), store=True)
+        figures = self.history.push(after, (rate,), store=True, solve=True)
         ops.judge_residual_(*self.verdicts.tensors, figures, None, True, True, False)
         self.history.keep()
         if not spoil:
