@@ -1,8 +1,8 @@
 // The new secant pair and its products with all rows, in one pass: see Push in records.h.
 //
 // A block takes a tile, chunk after chunk. Threads form their entries of the pair and keep them in
-// registers; rows pass by in groups of eight, whose 16 sums over a chunk are brought together by
-// the lanes (sums.h) and added up in shared memory, so that registers do not depend on how many
+// registers; rows pass by in groups of four, whose 8 sums over a chunk are brought together by the
+// lanes (sums.h) and added up in shared memory, so that registers do not depend on how many
 // rows there are. Every vector is read once: 4 + m of them, 3 are written. About 2 m float64
 // multiply-adds and m conversions an entry, which an H100 does several times faster than it reads.
 #include <algorithm>
@@ -17,7 +17,7 @@
 namespace aadl::cuda {
 namespace {
 
-constexpr int kRowGroup = 8;
+constexpr int kRowGroup = 4;
 constexpr int kRowsAtOnce = 128;  // in shared memory
 
 // Values of a tile: right_side [rows], gram_row [rows], then these.
@@ -94,7 +94,9 @@ __device__ __forceinline__ void form_pair(const Push<T, S>& args, double exact_r
   share.store(args.step_rows + args.slot * args.stride, step_row);
 }
 
-// Adds the products of a chunk to sums [2, rows] of this warp.
+// Adds the products of a chunk to sums [2, rows] of this warp. All rows of a group are under way
+// before the first is used. The new row is read back like any other, from what this very thread has
+// stored. Places past the last row are computed with the last, and not written.
 template <class Sum, class T, class S, bool packed>
 __device__ __forceinline__ void multiply_rows(const PushTile<T, S>& tile,
                                               const Share<T, S, packed>& share, const Pair<T>& pair,
@@ -102,24 +104,20 @@ __device__ __forceinline__ void multiply_rows(const PushTile<T, S>& tile,
   using Factor = typename Sum::Factor;
   const Push<T, S>& args = tile.args;
   const int lane = threadIdx.x % kWarp, rows = static_cast<int>(tile.rows);
+  const S* const first = args.residual_rows + tile.first_row * args.stride;
   for (int begin = 0; begin < rows; begin += kRowGroup) {
-    Sum dots[2 * kRowGroup];
-    const S* next = args.residual_rows + (tile.first_row + begin) * args.stride;
-    const int slot = static_cast<int>(args.slot - tile.first_row) - begin;
+    T x[kRowGroup][kHeld<T>];
 #pragma unroll
     for (int k = 0; k < kRowGroup; ++k) {
-      if (begin + k >= rows) continue;
-      T x[kHeld<T>];
-      if (k == slot) {
+      const int row = begin + k < rows ? begin + k : rows - 1;
+      share.load(first + row * args.stride, x[k]);
+    }
+    Sum dots[2 * kRowGroup];
 #pragma unroll
-        for (int j = 0; j < kHeld<T>; ++j) x[j] = pair.row[j];
-      } else {
-        share.load(next, x);
-      }
-      next += args.stride;
+    for (int k = 0; k < kRowGroup; ++k) {
 #pragma unroll
       for (int j = 0; j < kHeld<T>; ++j) {
-        const Factor factor = static_cast<Factor>(x[j]);
+        const Factor factor = static_cast<Factor>(x[k][j]);
         dots[k].add(factor, static_cast<Factor>(pair.residual[j]));
         dots[kRowGroup + k].add(factor, static_cast<Factor>(pair.row[j]));
       }
