@@ -17,6 +17,7 @@ from .registry import op
     "extrapolate_(Tensor(a!) out, Tensor before, Tensor after, float relaxation, Tensor rows, "
     "Tensor coefficients, int[] offsets, *, Tensor? accept=None) -> Tensor",
     same=True,
+    fresh=("out",),
 )
 def extrapolate_(
     out: Tensor,

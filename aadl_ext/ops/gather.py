@@ -15,6 +15,7 @@ from .registry import asked, op, seen
 @op(
     "gather(Tensor[] tensors, Tensor(a!) out, *, Tensor? when=None) -> ()",
     any_device=True,
+    fresh=("out",),
 )
 def gather(tensors: Sequence[Tensor], out: Tensor, *, when: Tensor | None = None) -> None:
     """Copy ``tensors`` one behind the other into the flat vector ``out``.
@@ -41,6 +42,7 @@ def gather(tensors: Sequence[Tensor], out: Tensor, *, when: Tensor | None = None
 @op(
     "scatter_(Tensor(a!)[] tensors, Tensor flat, *, Tensor? when=None) -> ()",
     any_device=True,
+    fresh=("tensors",),
 )
 def scatter_(tensors: Sequence[Tensor], flat: Tensor, *, when: Tensor | None = None) -> None:
     """Inverse of :func:`gather`: copy a flat vector back into ``tensors``, in place.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,13 +11,20 @@ from torch import Tensor
 from .add_sample import three_sums
 from .checks import check_flag, check_rows, check_vector, names
 from .chunks import chunks
-from .registry import op
+from .registry import Shares, op
+
+
+def _shares(given: dict[str, Any]) -> Shares:
+    """One row of each ring is written."""
+    rows = ("step_rows", "slot"), ("gradient_rows", "slot"), ("noise_rows", "noise_slot")
+    return {name: (0, given[name][:1].nbytes * (given[slot] >= 0)) for name, slot in rows}
 
 
 @op(
     "push_block(Tensor(a!)[] sums, int count, *, Tensor(b!) last_point, Tensor(c!) last_gradient, "
     "Tensor(d!) step_rows, Tensor(e!) gradient_rows, Tensor(f!) noise_rows, int slot, "
     "int noise_slot, Tensor? paired=None, Tensor? accept=None) -> ()",
+    shares=_shares,
 )
 def push_block(
     sums: Sequence[Tensor],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +19,23 @@ from .checks import (
     check_vector,
 )
 from .chunks import chunks
-from .registry import asked, op
+from .registry import Shares, asked, op
 
 ARITHMETIC = 4  # errors of rho that the base optimizer makes
+
+
+def _shares(given: dict[str, Any]) -> Shares:
+    """A pair is compared with the last one if it is stored; with it, or for systems, rows pass."""
+    rows, vector = given["residual_rows"], given["before"].nbytes
+    stored, multiplied = given["slot"] >= 0, given.get("systems") is not None
+    row = rows[:1].nbytes
+    return {
+        "residual": (0, vector),
+        "last_point": (vector * stored, 0),
+        "last_residual": (vector * stored, 0),
+        "step_rows": (0, row * stored),
+        "residual_rows": ((rows.nbytes - row * stored) * multiplied, row * stored),
+    }
 
 
 @op(
@@ -28,6 +43,7 @@ ARITHMETIC = 4  # errors of rho that the base optimizer makes
     "Tensor(a!) residual, Tensor last_point, Tensor last_residual, Tensor(b!) step_rows, "
     "Tensor(c!) residual_rows, int slot, Tensor? paired=None, Tensor(d!)? systems=None, "
     "float[] rounding=[], Tensor(e!)? noise=None) -> Tensor",
+    shares=_shares,
 )
 def push_secant(
     before: Tensor,

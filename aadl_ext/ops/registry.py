@@ -26,6 +26,10 @@ NOT_LAUNCHED = "could not be launched"  # in the message of a kernel that failed
 REFUSED = object()
 AUTOCAST = ("cpu", "cuda")  # kinds of devices that have one
 TENSORS = ("Tensor", "Optional[Tensor]", "List[Tensor]")
+#: Bytes that an op reads and writes of an argument, where that is not all of it once.
+Shares = dict[str, tuple[int, int]]
+SHARES: dict[str, Callable[[dict[str, Any]], Shares] | None] = {}
+FRESH: dict[str, tuple[str, ...]] = {}
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -37,6 +41,8 @@ def op(
     any_device: bool = False,
     same: bool = False,
     infinite: tuple[str, ...] = (),
+    fresh: tuple[str, ...] = (),
+    shares: Callable[[dict[str, Any]], Shares] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make an op of its definition: a function that checks its arguments and does what is asked.
 
@@ -50,11 +56,14 @@ def op(
         any_device: whether tensors may lie on several devices.
         same: whether what is changed in place may be another argument, entry by entry.
         infinite: names of numbers that may be so; others have to be finite.
+        fresh: what is written without being read (``traffic``).
+        shares: of the arguments by name, what is read and written of those that are not all needed.
     """
 
     def register(definition: Callable[P, R]) -> Callable[P, R]:
         name = schema.partition("(")[0]
         _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+        FRESH[name], SHARES[name] = fresh, shares
         compiled = getattr(torch.ops.aadl_ext, name).default
         arguments = [(x.name, str(x.type), x.is_write) for x in compiled._schema.arguments]
         changed = [(i, x) for i, (x, _, is_written) in enumerate(arguments) if is_written]

@@ -14,6 +14,7 @@ from .registry import op
 
 @op(
     "window_statistics(Tensor[] window, Tensor(a!) out) -> Tensor",
+    fresh=("out",),
 )
 def window_statistics(window: Sequence[Tensor], out: Tensor) -> Tensor:
     """Mean and largest standard deviation over a window of iterates (Eq. 11, 15, 16).

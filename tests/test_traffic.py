@@ -1,0 +1,113 @@
+"""Bytes that whole steps move, by what the ops declare: bounds that a change must not lose."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from aadl_ext import Anderson, Averaging, Storage, SubspaceNewton, accelerate, get_accelerator, ops
+from aadl_ext.ops import library
+from aadl_ext.ops.traffic import Traffic
+
+SHAPE, CYCLE = (70, 64, 3, 3), 10
+EVERY = Anderson(history_depth=20, frequency=1, safeguard="residual")
+PAPER = replace(EVERY, frequency=5, store_each_nth=5)
+NARROW = Storage(torch.bfloat16)
+
+
+@pytest.fixture(autouse=True)
+def _counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls are counted in the dispatcher, which finds definitions where nothing is compiled."""
+    monkeypatch.setattr(library, "use_kernels", True)
+
+
+def moved(options: Any, memory_format: torch.memory_format) -> list[float]:
+    """Bytes an entry of the last steps, beyond those of the base optimizer."""
+    start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    curvature = 10 ** (-3 * torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)))
+    steps: list[list[float]] = []
+    for method in (None, options):
+        weight = nn.Parameter(start.contiguous(memory_format=memory_format))
+        optimizer = SGD([weight], lr=0.02)
+        if method is not None:
+            accelerate(optimizer, method)
+        steps.append([])
+        for _ in range(12 * CYCLE):
+            weight.grad = weight.detach() * curvature
+            with Traffic() as traffic:
+                optimizer.step()
+            steps[-1].append((traffic.read + traffic.written) / weight.numel())
+    assert get_accelerator(optimizer).stats.accepted > 4
+    return [more - bare for bare, more in zip(*steps, strict=True)][-CYCLE:]
+
+
+# A gather and a scatter move 8 bytes an entry each, push 20 + 4 (m + 1) where it stores, else 12,
+# extrapolate 12 + 4 m; the mean over a cycle is what counts for the paper's method.
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    ("options", "bound"),
+    [
+        (EVERY, 241),
+        (PAPER, 53),
+        (replace(PAPER, average=Averaging()), 106),
+        (replace(PAPER, storage=NARROW), 37),
+    ],
+    ids=["every step", "every fifth", "averaged", "narrow rows"],
+)
+def test_anderson(options: Any, bound: float, memory_format: torch.memory_format) -> None:
+    found = moved(options, memory_format)
+    assert bound - 10 < sum(found) / CYCLE <= bound
+    if options is PAPER:
+        assert sorted(found)[: CYCLE // 2] == [0] * (CYCLE // 2)  # most steps do nothing
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    ("storage", "block_end"), [(Storage(), 345), (NARROW, 245)], ids=["wide rows", "narrow rows"]
+)
+def test_subspace_newton(
+    storage: Storage, block_end: float, memory_format: torch.memory_format
+) -> None:
+    """An ordinary step, one that judges, one that ends a block."""
+    found = moved(SubspaceNewton(adaptive_blocks=False, storage=storage), memory_format)
+    assert sorted(found)[CYCLE // 2] <= 56.1
+    assert sorted(found)[-2] <= 93
+    assert block_end - 30 < max(found) <= block_end
+
+
+def test_what_an_op_does_not_need_is_not_counted() -> None:
+    n, rows = 6400, torch.zeros(2, 4, 6400)
+    vectors = list(torch.zeros(5, n))
+    named: dict[str, Any] = {
+        "rates": [0.1], "offsets": [0, n], "residual": vectors[2], "last_point": vectors[3],
+        "last_residual": vectors[4], "step_rows": rows[0], "residual_rows": rows[1],
+    }  # fmt: skip
+
+    def bytes_of(call: Any) -> tuple[float, float]:
+        with Traffic() as traffic:
+            call()
+        return round(traffic.read / n, 1), round(traffic.written / n, 1)
+
+    systems = torch.zeros(1, 5, 5, dtype=torch.float64)
+    assert bytes_of(lambda: ops.push_secant(*vectors[:2], slot=-1, **named)) == (8, 4)
+    assert bytes_of(lambda: ops.push_secant(*vectors[:2], slot=0, **named)) == (16, 12)
+    pushed = bytes_of(lambda: ops.push_secant(*vectors[:2], slot=0, systems=systems, **named))
+    assert pushed == (28, 12)
+    no = torch.tensor(False)
+    assert bytes_of(lambda: ops.gather(vectors[:1], vectors[1])) == (4, 4)
+    assert bytes_of(lambda: ops.gather(vectors[:1], vectors[1], when=no)) == (0, 0)
+    assert bytes_of(lambda: vectors[0].copy_(vectors[1])) == (4, 4)
+    assert bytes_of(lambda: vectors[0].add_(vectors[1])) == (8, 4)
+    assert bytes_of(lambda: torch.sub(*vectors[:2], out=vectors[2])) == (8, 4)
+
+
+def test_views_move_nothing() -> None:
+    tensor: Tensor = torch.zeros(4, 6)
+    with Traffic() as traffic:
+        tensor[1:].T.reshape(6, 3).unbind()
+    assert (traffic.read, traffic.written, traffic.calls) == (0, 0, [])
