@@ -319,7 +319,7 @@ class Accelerator:
 
     def _signature(self) -> dict[str, Any]:
         return {
-            "version": 3,
+            "version": 4,
             "options": as_dict(self.options),
             "offsets": self.layout.offsets,
             "dtype": self.layout.dtype,

@@ -41,7 +41,7 @@ class AndersonIteration:
     window: MovingAverage | None
     next: Tensor  #: where the parameters were left, unless there is a window; then a spare vector
     fallback: Tensor  #: w + r where the pending extrapolation began
-    largest: Tensor  #: [] entry of the last extrapolation
+    sizes: Tensor  #: [2] of the last extrapolation (``ops.extrapolate_``)
     k: int = 0
     pending: bool = False  #: whether the last step may have extrapolated, so that this one judges
     tracked: bool = False  #: whether the parameters are expected where they were left
@@ -62,7 +62,7 @@ class AndersonIteration:
             window=MovingAverage.empty(layout, average, verdicts) if average else None,
             next=layout.vector(),
             fallback=layout.vector(),
-            largest=layout.number(),
+            sizes=layout.numbers(2),
         )
 
     # ---- Algorithm 1 ------------------------------------------------------------------------
@@ -113,7 +113,7 @@ class AndersonIteration:
         if extrapolates:  # lines 16 to 18
             self.next, self.fallback = self.fallback, base
             self.solution = h.solve(residual)  # Eq. 5
-            self._extrapolate(w, base, self.solution, rates, evaluate)
+            self._extrapolate(w, residual, base, self.solution, rates, evaluate)
             self.pending = guarded
         if self.window:  # lines 5 to 7 of the next pass: Eq. 11, 15 and 16
             self.next = self.window.push(self.next, pending)
@@ -124,6 +124,7 @@ class AndersonIteration:
     def _extrapolate(
         self,
         w: Tensor,
+        residual: Tensor,
         base: Tensor,
         solution: ops.SecantSolution,
         rates: tuple[float, ...],
@@ -135,15 +136,22 @@ class AndersonIteration:
             gamma = o.relaxation * solution.gamma
         else:  # classic: (w - W gamma) + beta (r - R gamma)
             gamma, rates = solution.gamma, tuple(o.relaxation * rate for rate in rates)
-        self.largest = h.extrapolate_(self.next, w, base, gamma, rates)
+        self.sizes = h.extrapolate_(self.next, w, base, gamma, rates)
         possible = solution.rank.any()
+        slope = h.slope(residual, base, self.next, rates) if "descent" in o.tests else None
+        ways = (self.sizes[1], h.path)
         candidate = Candidate(
-            self.layout, v, base, self.next, self.largest, solution.gamma, possible, evaluate
+            self.layout, v, base, self.next, self.largest, possible, evaluate, slope, ways
         )
         arm(candidate, o.tests, guarded="residual" in o.tests, patient=True)
         ops.gather((base,), self.next, when=v.when.declined)
 
     # ---- what is due, and where the parameters are ------------------------------------------
+
+    @property
+    def largest(self) -> Tensor:
+        """``[]`` entry of the last extrapolation."""
+        return self.sizes[0]
 
     @property
     def wants_gradient(self) -> bool:

@@ -46,7 +46,7 @@ class NewtonIteration:
     next: Tensor  #: where the last step has led
     fallback: Tensor  #: where it began
     direction: Tensor  #: the way between, d
-    largest: Tensor  #: [] entry of ``next``
+    sizes: Tensor  #: [2] of the last step (``ops.extrapolate_``)
     k: int = 0
     pending: bool = False  #: whether the last step may have been one, so that this one judges
     on_line: bool = False  #: whether the block under way began with one
@@ -71,7 +71,7 @@ class NewtonIteration:
             next=layout.vector(),
             fallback=layout.vector(),
             direction=layout.vector(),
-            largest=layout.number(),
+            sizes=layout.numbers(2),
         )
 
     # ---- the method -------------------------------------------------------------------------
@@ -129,7 +129,7 @@ class NewtonIteration:
         damping = v.now.damping if "limits" in o.tests else 1.0
         y, slope = self.solution.coefficients * damping, (self.solution.slope * damping).sum()
         self.layout.read(self.fallback)
-        self.largest = ops.extrapolate_(
+        self.sizes = ops.extrapolate_(
             self.next,
             self.fallback,
             self.fallback,
@@ -141,7 +141,7 @@ class NewtonIteration:
         )
         possible = y.any()  # else there is nothing but noise
         candidate = Candidate(
-            self.layout, v, self.fallback, self.next, self.largest, y, possible, evaluate, slope
+            self.layout, v, self.fallback, self.next, self.largest, possible, evaluate, slope
         )
         tests = tuple(name for name in o.tests if name != "limits")  # the radius is one
         arm(candidate, tests, guarded=True, patient=False)
@@ -150,6 +150,11 @@ class NewtonIteration:
         torch.sub(self.next, self.fallback, out=self.direction)
         v.now.slope.copy_(slope)
         v.when.limited.copy_(limited)
+
+    @property
+    def largest(self) -> Tensor:
+        """``[]`` entry of where the last step has led."""
+        return self.sizes[0]
 
     @property
     def _rejected(self) -> Tensor:

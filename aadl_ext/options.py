@@ -133,9 +133,9 @@ class Anderson:
             (Algorithm 1); no extra evaluation. "loss" calls the closure of ``step(closure)`` twice
             more and rejects it unless the loss of the batch is below that of the base step
             (BatchNorm statistics and gradients of parameters that are not this optimizer's see
-            the calls). "limits" rejects coefficients whose magnitudes sum to more than 100,
-            which columns that nearly depend on each other have: a point far from all that were
-            visited.
+            the calls). "descent" rejects ways that lead back, against the base optimizer's own
+            step: a small residual is sought at saddles, too, and only this keeps away from them.
+            "limits" rejects ways ten times as long as all that the columns have seen.
         scope: "all", one least-squares problem for all parameters; "group", one per parameter group
             (AADL); "tensor", one per parameter tensor.
         storage: where and how the history is kept.
@@ -153,7 +153,7 @@ class Anderson:
     average: Averaging | bool | None = None
     mixing: str = "paper"
     solver: str = "auto"
-    safeguard: str | Iterable[str] | None = ("residual", "limits")
+    safeguard: str | Iterable[str] | None = ("residual", "descent", "limits")
     scope: str = "all"
     storage: Storage = Storage()
 
@@ -169,7 +169,7 @@ class Anderson:
         _check_type(self, "average", Averaging, optional=True)
         _check_choice(self, "mixing", ("paper", "anderson"))
         _check_choice(self, "solver", ("auto", "gram", "tsqr"))
-        _check_safeguards(self, ("residual", "limits", "loss"))
+        _check_safeguards(self, ("residual", "descent", "limits", "loss"))
         _check_choice(self, "scope", SCOPES)
         _check_type(self, "storage", Storage)
 

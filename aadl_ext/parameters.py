@@ -94,9 +94,9 @@ class Layout:
         shape = (self.padded,) if rows is None else (rows, self.padded)
         return zeros(shape, dtype or self.dtype, self.device)
 
-    def number(self) -> Tensor:
-        """Zero: ``[]`` of the dtype of vectors."""
-        return zeros((), self.dtype, self.device)
+    def numbers(self, count: int) -> Tensor:
+        """Zeros: ``[count]`` of the dtype of vectors."""
+        return zeros((count,), self.dtype, self.device)
 
     def matrices(self, *shape: int) -> Tensor:
         """Zeros for small problems, one a segment: ``[S, *shape]`` float64."""

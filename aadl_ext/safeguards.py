@@ -22,7 +22,7 @@ from .options import Method
 from .parameters import Layout
 
 Evaluate = Callable[[], float]
-MAX_COEFFICIENTS = 100.0  # largest sum of magnitudes
+MAX_WAY = 10.0  # of an extrapolation, in units of the way that its columns have seen
 
 
 @dataclass
@@ -34,10 +34,10 @@ class Candidate:
     base: Tensor  #: [N]
     point: Tensor  #: [N]
     largest: Tensor  #: [] max |point|
-    coefficients: Tensor  #: [systems, m]
     possible: Tensor  #: [] bool, whether it is an extrapolation at all
     evaluate: Evaluate | None  #: the loss at the present parameters
     slope: Tensor | None = None  #: [] of the loss along the way to it, where that is known
+    way: tuple[Tensor, Tensor] | None = None  #: [] its largest entry, and that of all columns
     passed: list[Tensor] = field(default_factory=list)  #: results of the tests so far
 
 
@@ -66,12 +66,14 @@ def fits(candidate: Candidate) -> Tensor:
 
 
 def has_limits(candidate: Candidate) -> Tensor:
-    """The coefficients are not large: then the columns nearly depend on each other."""
-    return torch.le(candidate.coefficients.abs().sum(), MAX_COEFFICIENTS)
+    """The way is not long beside that which the columns have seen: they know nothing of it."""
+    assert candidate.way is not None
+    way, path = candidate.way
+    return torch.le(way, MAX_WAY * path)
 
 
 def descends(candidate: Candidate) -> Tensor:
-    """The loss falls along the way."""
+    """The loss falls along the way; or, as far as is known, it leads on, not back."""
     assert candidate.slope is not None
     return torch.lt(candidate.slope, 0)
 

@@ -33,9 +33,9 @@ class SecantHistory:
     last_pair: Tensor  #: those of the last stored pair
     step_rows: Tensor  #: [m, N]
     residual_rows: Tensor  #: [m, N]
-    systems: Tensor | None  #: [S, m + 1, m + 1] Gram matrices of [R | r]; TSQR needs none,
+    systems: Tensor | None  #: [S, m + 1, m + 1] Gram matrices of [R | r]; TSQR needs none
     noise: Tensor  #: [S, m] |error|^2 of each row of residuals: rounding
-    live: Tensor  #: but [m + 1] float64, 1 for columns that are not forgotten
+    lengths: Tensor  #: [m + 1] float64, largest entry of each step row, 0 once forgotten; 1 for r
     row_rates: list[tuple[float, ...]]  #: [m] rates of each row
     last_rates: tuple[float, ...]  #: those of the last stored pair; infinite for none
     slot: int = 0  #: the next row to write
@@ -46,8 +46,8 @@ class SecantHistory:
         """Allocate it."""
         m, dtype = options.history_depth, options.storage.dtype or layout.dtype
         gram = options.solver_for(dtype) == "gram"
-        live = zeros((m + 1,), torch.float64, layout.device)
-        live[m:] = 1  # the residual
+        lengths = zeros((m + 1,), torch.float64, layout.device)
+        lengths[m:] = 1
         none = (math.inf,) * len(layout.groups)
         return cls(
             layout,
@@ -59,7 +59,7 @@ class SecantHistory:
             residual_rows=layout.vector(m, dtype),
             systems=layout.matrices(m + 1, m + 1) if gram else None,
             noise=layout.matrices(m),
-            live=live,
+            lengths=lengths,
             row_rates=[none] * m,
             last_rates=none,
         )
@@ -72,8 +72,9 @@ class SecantHistory:
         self._clear_if_asked()
 
     def _clear_if_asked(self) -> None:
-        rows = self.live[:-1] if self.systems is None else self.systems
-        rows.masked_fill_(self.verdicts.when.restart, 0)
+        for figures in (self.lengths[:-1], self.systems):
+            if figures is not None:
+                figures.masked_fill_(self.verdicts.when.restart, 0)
 
     def push(self, after: Tensor, rates: tuple[float, ...], store: bool, solve: bool) -> Tensor:
         """Measure the step from w, the first of ``pair``, to ``after``; ``store`` makes it a row.
@@ -107,9 +108,23 @@ class SecantHistory:
         if slot >= 0:
             self.row_rates[slot] = rates
             self.slot = (slot + 1) % self.options.history_depth
-            if self.systems is None:
-                self.live[slot] = 1
+            self.lengths[slot].copy_(figures[3])
         return figures
+
+    @property
+    def path(self) -> Tensor:
+        """``[]`` length of the way that the rows have seen, in the largest entry of each step."""
+        return self.lengths[:-1].sum()
+
+    def slope(
+        self, residual: Tensor, start: Tensor, end: Tensor, rates: tuple[float, ...]
+    ) -> Tensor:
+        """``[]`` with the sign of -r . (end - start): < 0 where the way leads on, as r does."""
+        ends = ops.cross_products(residual[None], (start, end), self.layout.offsets)[:, 0]
+        slopes = ends[:, 0] - ends[:, 1]
+        if len(set(rates)) > 1:  # the residual is per unit of them
+            slopes = slopes * _beside(slopes, [list(rates)])
+        return slopes.sum()
 
     @property
     def unresolved(self) -> Tensor:
@@ -142,7 +157,7 @@ class SecantHistory:
         if self.systems is None:
             bounds = (0, offsets[-1]) if joint else offsets
             systems = ops.tsqr(self.residual_rows.T, append=residual, offsets=bounds)
-            systems = systems * self.live
+            systems = systems * (self.lengths > 0)
         else:
             systems = self.systems
             if joint and len(systems) > 1:
@@ -167,12 +182,12 @@ class SecantHistory:
     ) -> Tensor:
         """``out = before + relaxation (after - before) - (W + rate * R / lr) gamma`` (Eq. 4, 6).
 
-        ``rates`` holds the rate of each segment. Returns the largest ``|out|``. Where nothing is to
-        be extrapolated, ``out = after``.
+        ``rates`` holds the rate of each segment. Returns ``[2]`` the largest ``|out|``, and the
+        largest ``|out - after|`` or more. Where nothing is to be extrapolated, ``out = after``.
         """
         offsets, ready = self.layout.offsets, self.verdicts.when.ready
         relaxation = self.options.relaxation
-        largest = ops.extrapolate_(
+        sizes = ops.extrapolate_(
             out, before, after, relaxation, self.step_rows, gamma, offsets, accept=ready
         )
         # Rows hold W + R at the rate of their own step: correct those made at another one.
@@ -181,8 +196,9 @@ class SecantHistory:
             excess = [[now - x for x in made] for now, made in zip(rates, made_at, strict=True)]
             gamma = gamma * _beside(gamma, excess)
             rows = self.residual_rows
-            largest = ops.extrapolate_(out, out, out, 1.0, rows, gamma, offsets, accept=ready)
-        return largest
+            more = ops.extrapolate_(out, out, out, 1.0, rows, gamma, offsets, accept=ready)
+            sizes = torch.stack([more[0], sizes[1] + more[1]])
+        return sizes
 
 
 def _beside(like: Tensor, rows: list[list[float]]) -> Tensor:

@@ -15,7 +15,7 @@ from aadl_ext.options import as_dict
 INF, NAN = float("inf"), float("nan")
 CHOICES: dict[tuple[type, str], str] = {
     (Anderson, "mixing"): "'paper', 'anderson'",
-    (Anderson, "safeguard"): "'residual', 'limits', 'loss', several, or None",
+    (Anderson, "safeguard"): "'residual', 'descent', 'limits', 'loss', several, or None",
     (Anderson, "scope"): "'all', 'group', 'tensor'",
     (Anderson, "solver"): "'auto', 'gram', 'tsqr'",
     (SubspaceNewton, "safeguard"): "'residual', 'descent', 'limits', 'loss', several, or None",
@@ -68,7 +68,6 @@ INVALID: list[tuple[type, str, Any, str]] = [
         if name not in ("safeguard", "dtype")
     ],
     (Anderson, "mixing", "Paper", "'paper', 'anderson'"),  # only AADL's own names take any case
-    (Anderson, "safeguard", "descent", CHOICES[Anderson, "safeguard"]),
     *[
         (kind, name, value, f"an integer >= {least}")
         for (kind, name), least in INTEGERS.items()

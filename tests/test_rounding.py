@@ -127,7 +127,8 @@ def test_averaging_keeps_weights_of_ordinary_size(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("solver", ["gram", "tsqr"])
 @pytest.mark.parametrize(("rows", "lost"), [(torch.float16, 3), (torch.bfloat16, 0)], ids=str)
 def test_rows_that_underflow_are_told(rows: torch.dtype, lost: int, solver: str) -> None:
-    options = Anderson(history_depth=3, storage=Storage(dtype=rows), solver=solver)
+    storage = Storage(dtype=rows)
+    options = Anderson(history_depth=3, storage=storage, solver=solver, safeguard="residual")
     w = nn.Parameter(torch.tensor([0.7, 1.1, -0.4, 2.3]) * 1e-7)
     optimizer = accelerate(SGD([w], lr=0.1), options)
     for _ in range(6):

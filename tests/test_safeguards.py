@@ -49,11 +49,11 @@ def land(monkeypatch: pytest.MonkeyPatch) -> Land:
 
     def displace(by: float) -> None:
         def extrapolate(self: SecantHistory, out: Tensor, *args: Any) -> Tensor:
-            largest = honest(self, out, *args)
+            sizes = honest(self, out, *args)
             if not self.verdicts.when.ready:
-                return largest
+                return sizes
             out[:SIZE] += by  # what follows is padding
-            return out.abs().max()
+            return torch.stack([out.abs().max(), (out - args[1]).abs().max()])
 
         monkeypatch.setattr(SecantHistory, "extrapolate_", extrapolate)
 
@@ -155,7 +155,7 @@ def test_an_extrapolation_reaches_as_far_as_the_parameters_do(
     def extrapolate(self: SecantHistory, out: Tensor, *args: Any) -> Tensor:
         honest(self, out, *args)
         out[SIZE - 1] = value
-        return out.abs().max()
+        return torch.stack([out.abs().max(), (out - args[1]).abs().max()])
 
     monkeypatch.setattr(SecantHistory, "extrapolate_", extrapolate)
     step(training)
@@ -333,7 +333,7 @@ def unexpected() -> float:
 
 def candidate(
     losses: Iterator[float] | None = None,
-    coefficients: float = 1.0,
+    way: float = 1.0,
     slope: float = -1.0,
     largest: float = 2.0,
 ) -> Candidate:
@@ -350,10 +350,10 @@ def candidate(
         plain,
         point,
         torch.tensor(largest),
-        torch.full((1, 2), coefficients / 2, dtype=torch.float64),
         torch.tensor(True),
         evaluate,
         torch.tensor(slope),
+        (torch.tensor(way), torch.tensor(0.5, dtype=torch.float64)),
     )
 
 
@@ -385,7 +385,7 @@ def test_an_extrapolation_stands_on_a_smaller_finite_loss_only(
 
 
 TESTS: dict[str, tuple[str, list[tuple[float, bool]]]] = {
-    "limits": ("coefficients", [(99.9, True), (-99.9, True), (100.1, False), (NAN, False)]),
+    "limits": ("way", [(4.9, True), (5.1, False), (NAN, False)]),
     "descent": ("slope", [(-1e-30, True), (0.0, False), (1.0, False), (NAN, False)]),
     "nonfinite": ("largest", [(3e38, True), (INF, False), (NAN, False)]),
 }
@@ -409,17 +409,15 @@ def test_tests_hold_at_their_bounds_and_the_first_that_fails_is_counted(
 
 @pytest.mark.parametrize("missing", ["ready", "possible"])
 def test_what_is_no_extrapolation_is_neither_counted_nor_tested(missing: str) -> None:
-    it = candidate(coefficients=NAN)
+    it = candidate(way=NAN)
     (it.verdicts.when.ready if missing == "ready" else it.possible).fill_(False)
     arm(it, ("loss", "limits", "descent"), guarded=True, patient=True)
     assert not it.verdicts.counts.any()
     assert not it.verdicts.when.accepted
 
 
-def test_large_coefficients_are_not_used_under_limits_only(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("aadl_ext.safeguards.MAX_COEFFICIENTS", 1e-9)
+def test_long_ways_are_not_gone_under_limits_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aadl_ext.safeguards.MAX_WAY", 1e-9)
     limited = Training(sgd, replace(JUMPY, safeguard="limits"))
     assert torch.equal(limited.run(16), Training(sgd, None).run(16))
     stats = limited.accelerator.stats
@@ -427,6 +425,30 @@ def test_large_coefficients_are_not_used_under_limits_only(
     free = Training(sgd, replace(JUMPY, safeguard=None))
     free.run(16)
     assert free.accelerator.stats.rejected == {}
+
+
+@pytest.mark.parametrize("rates", [(0.05, 0.05), (0.05, 0.1)], ids=["one rate", "two rates"])
+def test_a_saddle_is_left_as_fast_as_without_acceleration(rates: tuple[float, float]) -> None:
+    def final(options: Anderson | None) -> tuple[float, Any]:
+        x, y = nn.Parameter(torch.tensor([1.0, 2.0])), nn.Parameter(torch.tensor([1e-3]))
+        groups = [{"params": [p], "lr": lr} for p, lr in zip((x, y), rates, strict=True)]
+        optimizer = torch.optim.SGD(groups)
+        if options is not None:
+            accelerate(optimizer, options)
+        for _ in range(100):
+            optimizer.zero_grad()
+            loss = (torch.tensor([1.0, 0.3]) * x**2).sum() - 0.5 * (1 - (-(y**2)).exp()).sum()
+            loss.backward()
+            optimizer.step()
+        return loss.item(), None if options is None else get_accelerator(optimizer).stats
+
+    plain, _ = final(None)
+    often = Anderson(frequency=1, relaxation=1.0)
+    trapped, _ = final(replace(often, safeguard="residual"))
+    escaped, stats = final(often)
+    assert trapped > -1e-3  # the saddle is at 0
+    assert stats.rejected["descent"]
+    assert escaped <= plain < -3e-3
 
 
 @pytest.mark.parametrize("safeguard", ["residual", "loss", None])

@@ -125,7 +125,7 @@ def usable_rows(training: Training) -> int:
     if iteration.verdicts.when.restart:  # they are forgotten as the next step begins
         return 0
     if history.systems is None:
-        return int((history.residual_rows.any(dim=1) & (history.live[:-1] == 1)).sum())
+        return int((history.residual_rows.any(dim=1) & (history.lengths[:-1] > 0)).sum())
     return int((history.systems.diagonal(dim1=1, dim2=2).sum(dim=0)[:-1] > 0).sum())
 
 

@@ -48,7 +48,7 @@ def extrapolate_(
         accept: ``[]`` bool on the device of ``out``, read there; None for true.
 
     Returns:
-        ``[]`` the largest ``|out|``, NaN if an entry is.
+        ``[2]`` the largest ``|out|`` and the largest ``|out - after|``, NaN if an entry is.
 
     Raises:
         ValueError: shapes, dtypes, offsets or the device of ``accept`` do not fit together.
@@ -66,11 +66,14 @@ def extrapolate_(
         )
     check_flag("accept", accept, out.device)
     weights = coefficients.to(out.dtype).expand(len(offsets) - 1, -1)
-    largest = out.new_zeros(())
+    sizes = out.new_zeros(2)
     for index, (start, stop) in enumerate(pairwise(offsets)):
         for chunk in chunks(start, stop):
             point = torch.lerp(before[chunk], after[chunk], relaxation)
             point.addmv_(rows[:, chunk].to(out.dtype).T, weights[index], alpha=-1)
-            out[chunk] = point if accept is None else torch.where(accept, point, after[chunk])
-            largest = torch.maximum(largest, out[chunk].abs().amax())  # NaN passes through
-    return largest
+            if accept is not None:
+                point = torch.where(accept, point, after[chunk])
+            both = torch.stack([point.abs().amax(), (point - after[chunk]).abs().amax()])
+            sizes = torch.maximum(sizes, both)  # NaN passes through
+            out[chunk] = point
+    return sizes

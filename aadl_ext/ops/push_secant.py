@@ -102,9 +102,10 @@ def push_secant(
         noise: ``[S, m]`` float64, column ``slot`` changed in place; None not to measure it.
 
     Returns:
-        ``[3]`` float64: the largest ``|r|``, ``|rho|^2``, and the sum of squares of both new
-        rows as stored (0 without a slot). NaN or infinite for a step (the first two) or row
-        (the third) that cannot be used. Sums are accumulated in float64.
+        ``[4]`` float64: the largest ``|r|``, ``|rho|^2``, the sum of squares of both new rows as
+        stored, and the largest entry of the new step row (0 without a slot, the last also for a row
+        that cannot be used). NaN or infinite for a step (the first two) or row (the third) that
+        cannot be used. Sums are accumulated in float64.
 
     Raises:
         ValueError: shapes, dtypes or offsets do not fit together.
@@ -156,17 +157,19 @@ def push_secant(
             entry.copy_(torch.where(sound, product, entry))
         if slot >= 0:
             systems[:, :n, slot] = systems[:, slot, :n] = dots[:, :-1, 1]
+    way = [squared_norm.new_zeros(())]
     if slot >= 0:
         usable = sound & row_norm.isfinite()
         useless = ~(usable if paired is None else usable & paired)
         _zero(useless, step_rows[slot], residual_rows[slot])
+        way += [step_rows[slot, chunk].abs().amax().double() for chunk in chunks(0, size)]
         if systems is not None:
             _zero(useless, systems[:, slot], systems[:, :, slot])
         if noise is not None:
             errors = ((rounding, after), (rounding, last_point), (own, residual))
             noise[:, slot] = _noise(errors, offsets, residual_rows)
             _zero(useless, noise[:, slot])
-    return torch.stack([max_step.double(), squared_norm, row_norm])
+    return torch.stack([max_step.double(), squared_norm, row_norm, torch.stack(way).amax()])
 
 
 def _noise(

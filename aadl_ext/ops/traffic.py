@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from .registry import FRESH, SHARES, asked
 
 
-class Traffic(TorchDispatchMode):
+class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what is read and written while it is entered; on device "meta" nothing is moved.
 
     An op reads its arguments once, writes those that it changes once, and reads those, too, unless
@@ -25,7 +25,7 @@ class Traffic(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.read = self.written = 0
         self.calls: list[tuple[str, int, int]] = []
 

@@ -225,7 +225,7 @@ def judge_residual_(
     extrapolated to than where it came from. ``figures`` are those of ``push_secant``.
     """
     _release(c, f, n, moved, averages)
-    max_step, squared_norm, _ = _numbers(figures)
+    max_step, squared_norm, *_ = _numbers(figures)
     norm = _root(squared_norm)
     sound = _finite(norm)
     f.rejected = f.pending & _not(norm < c.norm) & guarded  # NaN is not smaller

@@ -86,8 +86,8 @@ struct Push {
   const bool* paired;  // whether last_point and last_residual are a pair
   double* systems;  // [segments, systems_size, systems_size] or null: no products
   int64_t systems_size;
-  double* figures;  // [3]: max |after - before| (NaN if there is one), |rho|^2, and the sum of
-                    // squares of both new rows as stored
+  double* figures;  // [4]: max |after - before| (NaN if there is one), |rho|^2, the sum of squares
+                    // of both new rows as stored, and the largest entry of the new step row
   const double* rounding;  // [segments]: error of an entry of rho, relative to that of the points
   double* noise;           // [segments, rows] or null: column `slot` gets row_noise()
 };
@@ -103,9 +103,9 @@ AADL_INLINE double row_noise(double rounding, double points, double squared_norm
 }
 
 // out = before + beta (after - before) - coefficients[s] . rows, entry by entry, or `after` where
-// `accept` is false; *largest = max |out|, NaN if there is one. Exact at beta = 1: out starts from
-// `after` then. Rows with a zero coefficient have no part. `out` may be `before` or `after`. Reads
-// 2 + m vectors, writes 1.
+// `accept` is false; sizes = max |out| and max |out - after|, NaN if an entry is. Exact at beta = 1:
+// out starts from `after` then. Rows with a zero coefficient have no part. `out` may be `before` or
+// `after`. Reads 2 + m vectors, writes 1.
 template <class T, class S>
 struct Extrapolate {
   const T* before;
@@ -119,7 +119,7 @@ struct Extrapolate {
   int64_t segments;
   const bool* accept;
   T* out;
-  T* largest;
+  T* sizes;  // [2]
 };
 
 // With d_i = x_i - x_newest: mean = x_newest + sum d / t, variance = (sum d^2 - (sum d)^2 / t) / t;

@@ -3,7 +3,7 @@
 // In chunks: the combination of the rows is gathered in L1, four rows at a time, and joined with
 // the point at the end. So each vector is read once, and the combination, small against the point,
 // is rounded at the size of the point only once. Reads 2 + m vectors (1 + m at beta = 1), writes 1,
-// past the caches where it is large and was not read. The largest entry comes for free.
+// past the caches where it is large and was not read. The largest entries come for free.
 #include "blocks.h"
 
 namespace aadl::cpu {
@@ -38,15 +38,20 @@ AADL_INLINE void add_rows(const S* const* rows, const T* weights, T* sum, int64_
   }
 }
 
-// Returns max |out|.
+// Largest entries of the point, and of the way to it.
+template <class T>
+struct Sizes {
+  Magnitude<T> point = 0, way = 0;
+};
+
 template <class T, class S>
-AADL_INLINE Magnitude<T> extrapolate_block(const Extrapolate<T, S>& args, const Block& block,
+AADL_INLINE Sizes<T> extrapolate_block(const Extrapolate<T, S>& args, const Block& block,
                                            bool stream) {
   alignas(64) T sum[kChunk];
   const double* coefficients =
       args.coefficients + (args.sets == 1 ? 0 : block.segment) * args.count;
   const T beta = static_cast<T>(args.beta);
-  Magnitude<T> peak = 0;
+  Magnitude<T> point = 0, way = 0;
   for (int64_t begin = block.begin; begin < block.end; begin += kChunk) {
     const int64_t n = std::min(kChunk, block.end - begin);
     const S* rows[4];
@@ -72,29 +77,31 @@ AADL_INLINE Magnitude<T> extrapolate_block(const Extrapolate<T, S>& args, const 
       if (beta != 1) fetch_ahead<kChunk>(args.before + begin + j);
     }
     if (beta == 1) {
-#pragma omp simd reduction(max : peak)
+#pragma omp simd reduction(max : point, way)
       for (int64_t j = 0; j < n; ++j) {
         sum[j] = after[j] - sum[j];
-        peak = std::max(peak, magnitude(sum[j]));
+        point = std::max(point, magnitude(sum[j]));
+        way = std::max(way, magnitude(sum[j] - after[j]));
       }
     } else {
       const T* before = args.before + begin;
-#pragma omp simd reduction(max : peak)
+#pragma omp simd reduction(max : point, way)
       for (int64_t j = 0; j < n; ++j) {
         sum[j] = (before[j] + beta * (after[j] - before[j])) - sum[j];
-        peak = std::max(peak, magnitude(sum[j]));
+        point = std::max(point, magnitude(sum[j]));
+        way = std::max(way, magnitude(sum[j] - after[j]));
       }
     }
     store(args.out + begin, sum, n, stream);
   }
   finish_stores(stream);
-  return peak;
+  return {point, way};
 }
 
-#define AADL_EXTRAPOLATE(T, S)                                                             \
-  AADL_TARGETS Magnitude<T> extrapolate_one(const Extrapolate<T, S>& args, const Block& b, \
-                                            bool stream) {                                 \
-    return extrapolate_block(args, b, stream);                                             \
+#define AADL_EXTRAPOLATE(T, S)                                                         \
+  AADL_TARGETS Sizes<T> extrapolate_one(const Extrapolate<T, S>& args, const Block& b, \
+                                        bool stream) {                                 \
+    return extrapolate_block(args, b, stream);                                         \
   }
 AADL_EXTRAPOLATE(float, float)
 AADL_EXTRAPOLATE(double, double)
@@ -112,12 +119,14 @@ void extrapolate(const Extrapolate<T, S>& given, const Threads& threads) {
   const int64_t size = args.offsets[args.segments];
   const bool read = args.out == args.after || (args.out == args.before && args.beta != 1);
   const bool stream = !read && exceeds_cache(size * (args.count * sizeof(S) + 3 * sizeof(T)));
-  std::vector<Magnitude<T>> peaks(blocks.size());
+  std::vector<Sizes<T>> sizes(blocks.size());
   run_blocks(blocks, threads,
-             [&](int64_t i) { peaks[i] = extrapolate_one(args, blocks[i], stream); });
-  Magnitude<T> peak = 0;
-  for (const Magnitude<T> one : peaks) peak = std::max(peak, one);
-  *args.largest = from_magnitude(peak);
+             [&](int64_t i) { sizes[i] = extrapolate_one(args, blocks[i], stream); });
+  Sizes<T> all;
+  for (const Sizes<T>& one : sizes) {
+    all = {std::max(all.point, one.point), std::max(all.way, one.way)};
+  }
+  args.sizes[0] = from_magnitude(all.point), args.sizes[1] = from_magnitude(all.way);
 }
 
 template void extrapolate(const Extrapolate<float, float>&, const Threads&);

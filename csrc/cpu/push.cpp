@@ -27,6 +27,7 @@ struct PushSums {
   double row_norm;    // of both new rows
   double points;      // |after|^2 + |last_point|^2
   Magnitude<T> peak;  // of after - before
+  Magnitude<double> way;  // of the step row
 };
 
 // A chunk of the new pair, widened: the residual and the new row as it is stored.
@@ -72,7 +73,8 @@ AADL_INLINE void form_pair(const Push<T, S>& args, double exact_rate, int64_t be
   double with_row = 0;
   double with_step = 0;
   double last_points = 0;
-#pragma omp simd reduction(+ : with_residual, with_row, with_step, last_points)
+  Magnitude<double> way = 0;
+#pragma omp simd reduction(max : way) reduction(+ : with_residual, with_row, with_step, last_points)
   for (int64_t j = 0; j < n; ++j) {
     const T difference = residual[j] - last_residual[j];
     residual_row[j] = narrow<S>(difference);
@@ -83,12 +85,14 @@ AADL_INLINE void form_pair(const Push<T, S>& args, double exact_rate, int64_t be
     with_row += stored * stored;
     const double step = widen(step_row[j]);
     with_step += step * step;
+    way = std::max(way, magnitude(step));
     last_points += static_cast<double>(last_point[j]) * last_point[j];
   }
   const int64_t to = args.slot * args.stride + begin;
   store(args.residual_rows + to, residual_row, n, stream);
   store(args.step_rows + to, step_row, n, stream);
   sums.row_norm += with_row + with_step;
+  sums.way = std::max(sums.way, way);
   sums.points += last_points;
   if (!args.systems) return;
   sums.right_side[args.slot] += with_residual;
@@ -282,7 +286,7 @@ void push(const Push<T, S>& args, const Threads& threads) {
   std::vector<PushSums<T>> sums(blocks.size());
   run_blocks(blocks, threads, [&](int64_t i) {
     double* own = products.data() + i * 2 * rows;
-    PushSums<T> result = {own, own + rows, 0, 0, 0, 0};
+    PushSums<T> result = {own, own + rows, 0, 0, 0, 0, 0};
     push_one(args, blocks[i], stream, result);
     sums[i] = result;
   });
@@ -293,6 +297,7 @@ void push(const Push<T, S>& args, const Threads& threads) {
   SegmentSums all = {none, none, zeros, zeros};
   double norm = 0, row_norm = 0;
   Magnitude<T> peak = 0;
+  Magnitude<double> way = 0;
   for (size_t i = 0; i < blocks.size(); ++i) {
     const int64_t segment = blocks[i].segment, first = segment * rows;
     all.squared_norm[segment] += sums[i].squared_norm;
@@ -303,6 +308,7 @@ void push(const Push<T, S>& args, const Threads& threads) {
       all.gram_row[first + k] += sums[i].gram_row[k];
     }
     peak = std::max(peak, sums[i].peak);
+    way = std::max(way, sums[i].way);
   }
   for (const double own : all.squared_norm) norm += own;
   if (args.systems && std::isfinite(norm)) write_systems(args, all);
@@ -311,6 +317,7 @@ void push(const Push<T, S>& args, const Threads& threads) {
   if (args.noise && args.slot >= 0) write_noise(args, all, usable);
   if (args.slot >= 0 && !usable) drop_row(args);
   args.figures[0] = from_magnitude(peak), args.figures[1] = norm, args.figures[2] = row_norm;
+  args.figures[3] = usable ? from_magnitude(way) : 0;
 }
 
 template void push(const Push<float, float>&, const Threads&);

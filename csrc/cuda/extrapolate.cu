@@ -16,10 +16,10 @@ template <class T, class S>
 struct ExtrapolateTile {
   Extrapolate<T, S> args;
   bool aligned;
-  T* partials;  // max |out| of each tile
+  T* partials;  // [2, total_tiles] max |out| and max |out - after| of each tile
   int64_t first_segment;
-  // Read on the host only, but not to be left out lightly: by the size of this struct nvcc 13
-  // chooses whether products of double vectors and of Half rows are rounded before they are added.
+  // By the size of this struct nvcc 13 chooses whether products of double vectors and of Half rows
+  // are rounded before they are added.
   int64_t total_tiles;
 };
 
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
 
-  Magnitude<T> peak = 0;
+  Magnitude<T> peak = 0, way = 0;
   for_chunks<T, S>(tile.begin, tile.end, own.aligned, [&](const auto& share) {
     T sum[kHeld<T>] = {}, x[kHeld<T>], point[kHeld<T>];
 #pragma unroll 4
@@ -48,22 +48,24 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int j = 0; j < kHeld<T>; ++j) sum[j] += weight == 0 ? T(0) : weight * x[j];
     }
-    share.load(args.after, point);
-    if (beta != 1) {
-      share.load(args.before, x);
-#pragma unroll
-      for (int j = 0; j < kHeld<T>; ++j) point[j] = x[j] + beta * (point[j] - x[j]);
-    }
+    T after[kHeld<T>];
+    share.load(args.after, after);
+    if (beta != 1) share.load(args.before, x);
 #pragma unroll
     for (int j = 0; j < kHeld<T>; ++j) {
-      point[j] -= sum[j];
-      const Magnitude<T> size = magnitude(point[j]);
+      point[j] = (beta == 1 ? after[j] : x[j] + beta * (after[j] - x[j])) - sum[j];
+      const Magnitude<T> size = magnitude(point[j]), step = magnitude(point[j] - after[j]);
       peak = size > peak ? size : peak;
+      way = step > way ? step : way;
     }
     share.store(args.out, point);
   });
   peak = max_block(peak);
-  if (threadIdx.x == 0) own.partials[blockIdx.x] = from_magnitude(peak);
+  way = max_block(way);
+  if (threadIdx.x == 0) {
+    own.partials[blockIdx.x] = from_magnitude(peak);
+    own.partials[own.total_tiles + blockIdx.x] = from_magnitude(way);
+  }
 }
 
 }  // namespace
@@ -72,7 +74,7 @@ template <class T, class S>
 void extrapolate(const Extrapolate<T, S>& args, const Launch& launch) {
   const int64_t tile = tile_size(args.offsets[args.segments], kChunkSize<T>, launch.most_tiles);
   const int64_t total = count_tiles(args.offsets, args.segments, tile);
-  T* const partials = workspace<T>(launch, total);
+  T* const partials = workspace<T>(launch, 2 * total);
   ExtrapolateTile<T, S> own = {args,
                                aligned(args.before) && aligned(args.after) && aligned(args.out) &&
                                    aligned(args.rows, args.stride, args.count),
@@ -87,7 +89,7 @@ void extrapolate(const Extrapolate<T, S>& args, const Launch& launch) {
                           launch.stream, own, tiles);
               check_launch("extrapolate_");
             });
-  finish_peak(partials, own.total_tiles, false, args.largest, launch.stream);
+  finish_peaks(partials, total, 2, false, args.sizes, launch.stream);
 }
 
 template void extrapolate(const Extrapolate<float, float>&, const Launch&);

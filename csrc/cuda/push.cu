@@ -21,7 +21,8 @@ constexpr int kRowGroup = 4;
 constexpr int kRowsAtOnce = 128;  // in shared memory
 
 // Values of a tile: right_side [rows], gram_row [rows], then these.
-enum PushValue { kSquaredNorm, kRowNorm, kNoise, kLargestStep, kPushValues };
+enum PushValue { kSquaredNorm, kRowNorm, kNoise, kLargestStep, kLargestWay, kPushValues };
+constexpr int kPeaks = 2;  // the last of them
 
 template <class T, class S>
 struct PushTile {
@@ -47,6 +48,7 @@ struct PairSums {
   Sum squared_norm, row_norm;
   Sum points;  // |after|^2 + |last_point|^2
   Magnitude<T> peak = 0;
+  Magnitude<T> way = 0;  // of the step row
 };
 
 template <class Sum, class T, class S, bool packed>
@@ -85,7 +87,9 @@ __device__ __forceinline__ void form_pair(const Push<T, S>& args, double exact_r
     step_row[j] = narrow<S>((before[j] - point[j]) + rate * difference);
     pair.row[j] = static_cast<T>(widen(residual_row[j]));
     const Factor row = static_cast<Factor>(pair.row[j]);
-    const Factor step = static_cast<Factor>(widen(step_row[j]));
+    const T way = static_cast<T>(widen(step_row[j]));
+    const Factor step = static_cast<Factor>(way);
+    sums.way = magnitude(way) > sums.way ? magnitude(way) : sums.way;
     sums.row_norm.add(row, row);
     sums.row_norm.add(step, step);
     sums.points.add(static_cast<Factor>(point[j]), static_cast<Factor>(point[j]));
@@ -169,6 +173,7 @@ __global__ void __launch_bounds__(kThreads, 2) push_tiles(PushTile<T, S> own, Ti
   const double row_norm = sum_block(norms.row_norm.value());
   const double points = sum_block(norms.points.value());
   const Magnitude<T> peak = max_block(norms.peak);
+  const Magnitude<T> way = max_block(norms.way);
   if (threadIdx.x == 0) {
     double* const rest = out + 2 * args.rows * own.total_tiles;
     rest[kSquaredNorm * own.total_tiles] = squared_norm;
@@ -176,6 +181,7 @@ __global__ void __launch_bounds__(kThreads, 2) push_tiles(PushTile<T, S> own, Ti
     rest[kNoise * own.total_tiles] = row_noise<T, S>(own.rounding[tile.segment], points,
                                                      squared_norm, tile.end - tile.begin);
     rest[kLargestStep * own.total_tiles] = from_magnitude(peak);
+    rest[kLargestWay * own.total_tiles] = from_magnitude(way);
   }
 }
 
@@ -188,25 +194,28 @@ __global__ void __launch_bounds__(kThreads)
     conclude_push(Push<T, S> args, const double* sums, int64_t size) {
   const int64_t values = 2 * args.rows + kPushValues, rows = args.rows, slot = args.slot;
   double norm = 0, row_norm = 0;
-  Magnitude<double> peak = 0;
+  Magnitude<double> peak = 0, way = 0;
   for (int64_t s = threadIdx.x; s < args.segments; s += kThreads) {
     const double* const own = sums + s * values + 2 * rows;
     norm += own[kSquaredNorm];
     row_norm += own[kRowNorm];
     const Magnitude<double> step = magnitude(own[kLargestStep]);
     peak = step > peak ? step : peak;
+    way = magnitude(own[kLargestWay]) > way ? magnitude(own[kLargestWay]) : way;
   }
   norm = sum_block(norm);
   row_norm = sum_block(row_norm);
   peak = max_block(peak);
+  way = max_block(way);
+  const bool paired = !args.paired || *args.paired;
+  const bool drops = slot >= 0 && !(is_finite(norm) && is_finite(row_norm) && paired);
   if (blockIdx.x == 0 && threadIdx.x == 0) {
     args.figures[0] = from_magnitude(peak);
     args.figures[1] = norm;
     args.figures[2] = row_norm;
+    args.figures[3] = drops ? 0 : from_magnitude(way);
   }
 
-  const bool paired = !args.paired || *args.paired;
-  const bool drops = slot >= 0 && !(is_finite(norm) && is_finite(row_norm) && paired);
   for (int64_t s = threadIdx.x; args.noise && slot >= 0 && s < args.segments; s += kThreads) {
     const double noise = sums[s * values + 2 * rows + kNoise];
     if (blockIdx.x == 0) args.noise[s * rows + slot] = drops ? 0 : noise;
@@ -297,7 +306,7 @@ void push(const Push<T, S>& args, const Launch& launch) {
                 if (tiles.first[tiles.segments] > 0) launch_tiles(own, tiles, launch);
                 check_launch("push_secant");
               }
-              finish_segments(partials, plan.tiles, first_tile, tiles, plan.values, 1,
+              finish_segments(partials, plan.tiles, first_tile, tiles, plan.values, kPeaks,
                               sums + first_segment * plan.values, launch.stream);
             });
   const int64_t blocks = std::max(std::clamp<int64_t>(args.segments, 1, 1024),

@@ -36,16 +36,17 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) out[blockIdx.x] = sum;
 }
 
-// One block.
+// One block a value.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     max_tiles(const T* partials, int64_t total, bool root, T* out) {
+  const T* const own = partials + blockIdx.x * total;
   Magnitude<T> most = 0;
   for (int64_t t = threadIdx.x; t < total; t += kThreads) {
-    most = magnitude(partials[t]) > most ? magnitude(partials[t]) : most;
+    most = magnitude(own[t]) > most ? magnitude(own[t]) : most;
   }
   most = max_block(most);
-  if (threadIdx.x == 0) *out = root ? std::sqrt(from_magnitude(most)) : from_magnitude(most);
+  if (threadIdx.x == 0) out[blockIdx.x] = root ? std::sqrt(from_magnitude(most)) : from_magnitude(most);
 }
 
 }  // namespace
@@ -64,13 +65,14 @@ void finish_sums(const double* partials, int64_t total, int values, double* out,
 }
 
 template <class T>
-void finish_peak(const T* partials, int64_t total, bool root, T* out, cudaStream_t stream) {
-  AADL_LAUNCH(max_tiles<T>, 1, kThreads, 0, stream, partials, total, root, out);
+void finish_peaks(const T* partials, int64_t total, int values, bool root, T* out,
+                  cudaStream_t stream) {
+  AADL_LAUNCH(max_tiles<T>, values, kThreads, 0, stream, partials, total, root, out);
   check_launch("maximum of tiles");
 }
 
-template void finish_peak(const float*, int64_t, bool, float*, cudaStream_t);
-template void finish_peak(const double*, int64_t, bool, double*, cudaStream_t);
+template void finish_peaks(const float*, int64_t, int, bool, float*, cudaStream_t);
+template void finish_peaks(const double*, int64_t, int, bool, double*, cudaStream_t);
 
 bool slow_float64(int device) {
 #ifdef __CUDACC__

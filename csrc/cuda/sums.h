@@ -115,6 +115,7 @@ void finish_sums(const double* partials, int64_t total, int values, double* out,
 
 // *out = the largest magnitude of all tiles, or its square root.
 template <class T>
-void finish_peak(const T* partials, int64_t total, bool root, T* out, cudaStream_t stream);
+void finish_peaks(const T* partials, int64_t total, int values, bool root, T* out,
+                  cudaStream_t stream);
 
 }  // namespace aadl::cuda

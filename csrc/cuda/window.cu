@@ -83,7 +83,7 @@ void window_statistics(const Window<T>& args, const Launch& launch) {
     AADL_LAUNCH(window_tiles<T>, static_cast<unsigned>(tiles), kThreads, 0, launch.stream, own);
     check_launch("window_statistics");
   }
-  finish_peak(own.partials, tiles, true, args.deviation, launch.stream);
+  finish_peaks(own.partials, tiles, 1, true, args.deviation, launch.stream);
 }
 
 template void window_statistics(const Window<float>&, const Launch&);

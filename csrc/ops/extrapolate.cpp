@@ -24,17 +24,17 @@ Tensor extrapolate_(Tensor result, const Tensor& before, const Tensor& after, do
   const bool* const accepts = check_flag(on, "accept", accept);
   check_apart({&result}, {&before, &after}, true);
   check_apart({&result}, {&rows, &coefficients});
-  Tensor largest = torch::stable::new_empty(before, {}, type);
+  Tensor sizes = torch::stable::new_empty(before, {2}, type);
   dispatch(type, rows.scalar_type(), [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);
     extrapolate(
         Extrapolate<T, S>{in<T>(before), in<T>(after), relaxation, in<S>(rows), rows.stride(0),
                           count, in<double>(coefficients), sets, offsets.data(), segments, accepts,
-                          out<T>(result), out<T>(largest)},
+                          out<T>(result), out<T>(sizes)},
         on.how);
   });
-  return largest;
+  return sizes;
 }
 
 }  // namespace

@@ -38,7 +38,7 @@ Tensor push_secant(const Tensor& before, const Tensor& after, std::vector<double
   const bool* const has_pair = check_flag(on, "paired", paired);
   check_apart({&residual, &step_rows, &residual_rows, address(systems), address(noise)},
               {&before, &after, &last_point, &last_residual});
-  Tensor figures = doubles(before, {3});
+  Tensor figures = doubles(before, {4});
   dispatch(type, residual_rows.scalar_type(), [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);

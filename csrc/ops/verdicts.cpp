@@ -44,7 +44,7 @@ template <class On>
 void judge_residual_(Tensor control, Tensor flags, Tensor counts, const Tensor& figures,
                      std::optional<Tensor> moved, bool guarded, bool stores, bool averages) {
   const On on(control);
-  judge(JudgeResidual{verdicts(on, control, flags, counts), numbers(on, "figures", figures, 3),
+  judge(JudgeResidual{verdicts(on, control, flags, counts), numbers(on, "figures", figures, 4),
                       check_flag(on, "moved", moved), guarded, stores, averages},
         on.how);
 }

@@ -47,9 +47,10 @@ def assert_extrapolated(
         assert ((found[segment].double() - exact).abs() <= (len(rows) + 4) * eps * scale).all()
 
 
-def assert_largest(found: Tensor, out: Tensor) -> None:
-    """Exactly, as one of the entries."""
-    assert same_bits(found, torch.cat([out.abs(), out.new_zeros(1)]).max())
+def assert_sizes(found: Tensor, out: Tensor, after: Tensor) -> None:
+    """Exactly, as one of the entries, and as one of the differences."""
+    sizes = torch.stack([out.abs(), (out - after).abs()], dim=1)
+    assert same_bits(found, torch.cat([sizes, sizes.new_zeros(1, 2)]).amax(dim=0))
 
 
 @given(
@@ -91,7 +92,7 @@ def check(
     copies = [tensor.clone() for tensor in inputs]
 
     out = torch.full_like(before, torch.nan)
-    assert_largest(ops.extrapolate_(out, *arguments), out)
+    assert_sizes(ops.extrapolate_(out, *arguments), out, after)
     assert_extrapolated(out, *arguments)
     assert all(map(same_bits, inputs, copies))
 
@@ -139,8 +140,8 @@ def test_one_set_of_coefficients_serves_all_segments() -> None:
 def test_out_may_be_one_of_the_points(place: int, relaxation: float) -> None:
     points, apart = list(normal(2, 50, seed=0, dtype=torch.float32)), torch.empty(50)
     rest = (relaxation, normal(2, 50, seed=1).float(), normal(1, 2, seed=2), [0, 50])
-    largest = ops.extrapolate_(apart, *points, *rest)
-    assert same_bits(ops.extrapolate_(points[place], *points, *rest), largest)
+    sizes = ops.extrapolate_(apart, *points, *rest)
+    assert same_bits(ops.extrapolate_(points[place], *points, *rest), sizes)
     assert same_bits(points[place], apart)
 
 
@@ -151,10 +152,12 @@ def test_point_after_the_step_is_taken_where_the_other_is_not_accepted(
     points = list(normal(3, bounds[-1], seed=0, dtype=torch.float32))
     rows = normal(count, bounds[-1], seed=1, dtype=storage)
     rest = (0.3, rows, normal(1, count, seed=2), bounds)
-    expected = points[1].clone()
+    after = points[1].clone()
+    expected = after.clone()
     if accept is None or accept:
         ops.extrapolate_(expected, *points[:2], *rest)
-    assert_largest(ops.extrapolate_(points[place], *points[:2], *rest, accept=accept), expected)
+    sizes = ops.extrapolate_(points[place], *points[:2], *rest, accept=accept)
+    assert_sizes(sizes, expected, after)
     assert same_bits(points[place], expected)
 
 
@@ -164,14 +167,14 @@ def test_what_is_not_finite_does_not_spoil_a_point_that_is_not_accepted(bad: flo
     no = torch.tensor(False)
     gamma = torch.full((1, 2), bad, dtype=torch.float64)
     spoilt = (torch.full((50,), bad), after, 0.3, torch.full((2, 50), bad), gamma)
-    assert_largest(ops.extrapolate_(out, *spoilt, [0, 50], accept=no), after)
+    assert_sizes(ops.extrapolate_(out, *spoilt, [0, 50], accept=no), after, after)
     assert same_bits(out, after)
 
 
 def test_full_relaxation_starts_exactly_from_after() -> None:
     before, after = normal(2, 50, seed=0, dtype=torch.float32)
     none, out = (torch.zeros(0, 50), torch.zeros(1, 0).double(), [0, 50]), torch.empty(50)
-    assert_largest(ops.extrapolate_(out, 1e8 * before, after, 1.0, *none), after)
+    assert_sizes(ops.extrapolate_(out, 1e8 * before, after, 1.0, *none), after, after)
     assert same_bits(out, after)
 
 
@@ -181,7 +184,7 @@ def test_long_segments_are_extrapolated_to_their_ends() -> None:
     rows = normal(3, bounds[-1], seed=1, dtype=torch.bfloat16)
     arguments = (before, after, 0.1, rows, normal(4, 3, seed=2), bounds)
     out = torch.empty_like(before)
-    assert_largest(ops.extrapolate_(out, *arguments), out)
+    assert_sizes(ops.extrapolate_(out, *arguments), out, after)
     assert_extrapolated(out, *arguments)
 
 
@@ -189,7 +192,7 @@ PLACES = [0, 2, 3, CHUNK + 2, CHUNK + 3, 3 * CHUNK + 3]  # ends of segments and 
 
 
 def extrapolated(after: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest entry and point after a step back along a row, in three segments."""
+    """Sizes and point after a step back along a row, in three segments."""
     out, bounds = torch.empty_like(after), [0, 3, CHUNK + 3, len(after)]
     gamma = torch.ones(3, 1, dtype=torch.float64)
     return ops.extrapolate_(out, after, after, 1.0, row[None], gamma, bounds), out
@@ -200,9 +203,10 @@ def extrapolated(after: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
 def test_largest_entry_is_found_wherever_it_is(value: float, place: int) -> None:
     after, row = normal(2, PLACES[-1] + 1, seed=0, dtype=torch.float32).clamp(-4, 4)
     after[place], row[place] = 1, 1 - value
-    largest, out = extrapolated(after, row)
+    sizes, out = extrapolated(after, row)
     assert out[place] == value
-    assert largest == abs(value)
+    assert sizes[0] == abs(value)
+    assert sizes[1] == (out - after).abs().max()
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -211,7 +215,7 @@ def test_nan_outweighs_all_other_entries(place: int, beside: float) -> None:
     after, row = normal(2, PLACES[-1] + 1, seed=0, dtype=torch.float32)
     after[[1, -2]] = beside
     row[place] = torch.nan
-    assert extrapolated(after, row)[0].isnan()
+    assert extrapolated(after, row)[0].isnan().all()
 
 
 @pytest.mark.not_on_cuda("allocates for itself")

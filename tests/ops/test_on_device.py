@@ -39,10 +39,10 @@ def test_what_shares_memory_still_does_and_only_copies_are_worked_on() -> None:
             return super().__torch_dispatch__(func, types, args, kwargs)
 
     with Spy("cpu"):
-        largest = torch.ops.aadl_ext.extrapolate_(
+        sizes = torch.ops.aadl_ext.extrapolate_(
             vectors[0], vectors[0], vectors[1], 1.0, vectors[2:], torch.ones(1, 2).double(), [0, 5]
         )
     assert vectors[0].tolist() == [-20, -21, -22, -23, -24]
-    assert largest == 24
+    assert sizes[0] == 24
     assert room[5:].tolist() == list(range(5, 20))
     assert addresses

@@ -115,15 +115,17 @@ def pushes(draw: st.DrawFn, store: bool) -> Push:
 
 
 def assert_figures(figures: Tensor, push: Push, old: Push) -> None:
-    """The largest step, and sums of squares with float64 accumulation."""
+    """The largest step, sums of squares with float64 accumulation, the largest way."""
     assert figures.dtype == torch.float64
-    assert figures.shape == (3,)
+    assert figures.shape == (4,)
     step = (old.after - old.before).double().abs()
     assert figures[0] == (step.max() if len(step) else 0)
     slot = slice(0) if push.slot < 0 else slice(push.slot, push.slot + 1)
     rows = torch.stack([push.residual_rows[slot], push.step_rows[slot]])
     exact = torch.stack([values.double().square().sum() for values in (push.residual, rows)])
-    assert_within(figures[1:], exact, 1e-13 * exact)
+    assert_within(figures[1:3], exact, 1e-13 * exact)
+    way = push.step_rows[slot].double().abs()
+    assert figures[3] == (way.max() if way.numel() else 0)
 
 
 def assert_systems(push: Push, old: Push) -> None:
@@ -413,6 +415,7 @@ def test_row_that_its_storage_cannot_hold_is_discarded_and_the_residual_kept(
     squared = step.double().square().sum()
     assert_within(figures[1], squared, 1e-13 * squared)
     assert figures[2] == float("inf")
+    assert figures[3] == 0
 
     old.residual, systems = push.residual, push.systems
     if systems is not None:  # the row, zero by now, is one of those that met the residual
@@ -432,6 +435,7 @@ def test_row_is_discarded_where_only_the_way_does_not_fit(with_systems: bool) ->
     figures = push()
     assert figures[:2].isfinite().all()
     assert figures[2] == float("inf")
+    assert figures[3] == 0
     assert not push.step_rows[1].any()
     assert not push.residual_rows[1].any()
 
@@ -463,7 +467,7 @@ def test_finite_step_is_stored_however_large(dtype: torch.dtype, large: float) -
 
 def test_rate_that_is_no_number_is_seen() -> None:
     push = random_push([0, 5], [float("nan")])
-    assert not push()[1:].isfinite().any()
+    assert not push()[1:3].isfinite().any()
 
 
 @pytest.mark.parametrize("slot", [np.int64(1), np.int32(1)])
