@@ -1,6 +1,6 @@
 # make demo      train with and without acceleration; options: make demo ARGS="--data FILE.csv"
 # make test      the whole test suite
-# make fallback  the same without the compiled library, but for tests/ops: they run both ways anyway
+# make fallback  the iteration without the compiled library; tests/ops run both ways anyway
 # make check     linters and type checks
 # make compat    real frameworks and optimizers of other packages, in an environment of its own
 # make lab       the kernels under AddressSanitizer and UBSan, those of CUDA emulated on the host
@@ -23,8 +23,10 @@ demo: .venv/ready
 test: .venv/ready
 	$(PYTEST) $(ARGS)
 
+FALLBACK := trajectories newton newton_dense moving_average nonfinite safeguards settled state \
+	stats secant_history block_history faults fuzz
 fallback: .venv/ready
-	AADL_EXT_NATIVE=0 $(PYTEST) --ignore tests/ops $(ARGS)
+	AADL_EXT_NATIVE=0 $(PYTEST) $(FALLBACK:%=tests/test_%.py) $(ARGS)
 
 check: .venv/ready
 	$(BIN)/ruff check .
