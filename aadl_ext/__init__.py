@@ -16,7 +16,8 @@ from .accelerate import (
     settled,
 )
 from .accelerator import Accelerator
-from .options import Anderson, Averaging, Storage, SubspaceNewton
+from .fixed_point import FixedPoint, fixed_point
+from .options import Anderson, AndersonMixing, Averaging, Storage, SubspaceNewton
 from .stats import Stats
 
 __version__ = version("aadl_ext")
@@ -24,13 +25,16 @@ __version__ = version("aadl_ext")
 __all__ = [
     "Accelerator",
     "Anderson",
+    "AndersonMixing",
     "Averaging",
+    "FixedPoint",
     "Stats",
     "Storage",
     "SubspaceNewton",
     "accelerate",
     "distributed_accelerate",
     "finish",
+    "fixed_point",
     "get_accelerator",
     "integrations",
     "remove_acceleration",

@@ -259,6 +259,68 @@ class SubspaceNewton:
         return cls(**{"history_depth": 5, "noise_samples": 3, **options})
 
 
+@dataclass(frozen=True)
+class AndersonMixing:
+    """Anderson acceleration of fixed points x = f(x), for :func:`aadl_ext.fixed_point`.
+
+    With r = f(x) - x and the differences W, R of the last m points and residuals the next point
+    is ``x - W gamma + beta (r - R gamma)`` (Walker and Ni 2011). Names shared with
+    :class:`Anderson` mean the same.
+
+    Attributes:
+        history_depth: m, columns of the least-squares problem. 0: plain iteration, damped by beta.
+        relaxation: beta, 0 < beta <= 1.
+        kind: "II", least ``|r - R gamma|``; on linear f with all the history this is GMRES. "I",
+            ``W (r - R gamma) = 0``, Broyden's good method.
+        store_each_nth: q, steps between two stored pairs.
+        frequency: p, steps between two extrapolations; between them are plain damped steps
+            (alternating Anderson, Pratapa, Suryanarayana and Pask 2016).
+        restart_each_nth: steps after which the history is forgotten; 0: never.
+        reg_acc: ridge of the least-squares problem in units of the squared column lengths; "II".
+        solver: "gram", float64 normal equations; "tsqr", orthogonal; "auto", "tsqr" for float64
+            and else "gram". "I" needs "gram".
+        safeguard: tests that the extrapolation of a sample must pass, one name or several, or
+            None. "residual": f is nearer there than at the last stored point; else the sample goes
+            back, forgets its history and takes a plain step. "limits": magnitudes of coefficients
+            sum to at most 100, else a plain step. A point where f is not finite is always left
+            like this.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    history_depth: int = 5
+    relaxation: float = 1.0
+    kind: str = "II"
+    store_each_nth: int = 1
+    frequency: int = 1
+    restart_each_nth: int = 0
+    reg_acc: float = 0.0
+    solver: str = "auto"
+    safeguard: str | Iterable[str] | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "kind", ("I", "II"))
+        _check_integer(self, "restart_each_nth", 0)
+        _check_safeguards(self, ("residual", "limits"))
+        if self.kind == "I" and (self.solver == "tsqr" or self.reg_acc):
+            raise ValueError('kind "I" has neither a ridge nor solver "tsqr"; leave them out')
+        self.per_sample()  # which checks what they share
+
+    def per_sample(self) -> Anderson:
+        """What the history asks for: a least-squares problem for each segment."""
+        return Anderson(
+            relaxation=self.relaxation,
+            history_depth=self.history_depth,
+            store_each_nth=self.store_each_nth,
+            frequency=self.frequency,
+            reg_acc=self.reg_acc,
+            solver="gram" if self.kind == "I" else self.solver,
+            safeguard=self.safeguard,
+            scope="tensor",
+        )
+
+
 Method = Anderson | SubspaceNewton
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -98,7 +99,7 @@ class SecantHistory:
             slot=slot,
             paired=self.verdicts.when.paired,
             systems=self.systems if store or solve else None,
-            rounding=self._rounding(rates),
+            rounding=_per_unit(self.layout.rounding, rates, self.last_rates),
             noise=self.noise,
         )
         if store:
@@ -138,12 +139,6 @@ class SecantHistory:
             squares = self.systems.diagonal(dim1=1, dim2=2)[:, :-1].sum(dim=0)
         return ((noise > 0) & (squares <= FEW**2 * noise)).sum()
 
-    def _rounding(self, rates: tuple[float, ...]) -> list[float]:
-        """Half the last digit of a parameter, per unit of the smaller rate of the two pairs."""
-        smaller = map(min, rates, self.last_rates)
-        pairs = zip(self.layout.rounding, smaller, strict=True)
-        return [error / rate if rate else 0.0 for error, rate in pairs]
-
     def keep(self) -> None:
         """Make the pair under way the last one, unless it cannot be used."""
         unsound = self.verdicts.when.unsound
@@ -151,8 +146,14 @@ class SecantHistory:
         self.pair, self.last_pair = self.last_pair, self.pair
         self.begun = True
 
-    def solve(self, residual: Tensor) -> ops.SecantSolution:
-        """Coefficients for the residual observed last, one problem per scope (Eq. 5)."""
+    def solve(
+        self, residual: Tensor, *, only: Tensor | None = None, condition: bool = True
+    ) -> ops.SecantSolution:
+        """Coefficients for the residual observed last, one problem per scope (Eq. 5).
+
+        ``only``: ``[k]`` int64, the problems to solve; None for all. ``condition``: whether its
+        number is asked for.
+        """
         joint, offsets = self.options.scope == "all", self.layout.offsets
         if self.systems is None:
             bounds = (0, offsets[-1]) if joint else offsets
@@ -165,6 +166,8 @@ class SecantHistory:
         noise = self.noise
         if len(systems) < len(noise):
             noise = noise.sum(dim=0, keepdim=True)
+        if only is not None:
+            systems, noise = systems[only], noise[only]
         elsewhere = self.options.storage.compute_device
         solution = ops.solve_secants(
             systems.to(elsewhere) if elsewhere else systems,
@@ -172,6 +175,7 @@ class SecantHistory:
             ridge=self.options.reg_acc,
             tolerance=8 * torch.finfo(self.step_rows.dtype).eps,
             noise=noise.to(elsewhere) if elsewhere else noise,
+            condition=condition,
         )
         if not elsewhere:
             return solution
@@ -191,7 +195,7 @@ class SecantHistory:
             out, before, after, relaxation, self.step_rows, gamma, offsets, accept=ready
         )
         # Rows hold W + R at the rate of their own step: correct those made at another one.
-        if any(row != rates for row in self.row_rates):
+        if any(row is not rates and row != rates for row in self.row_rates):
             made_at = zip(*self.row_rates, strict=True)
             excess = [[now - x for x in made] for now, made in zip(rates, made_at, strict=True)]
             gamma = gamma * _beside(gamma, excess)
@@ -199,6 +203,15 @@ class SecantHistory:
             more = ops.extrapolate_(out, out, out, 1.0, rows, gamma, offsets, accept=ready)
             sizes = torch.stack([more[0], sizes[1] + more[1]])
         return sizes
+
+
+@functools.lru_cache(maxsize=8)
+def _per_unit(
+    rounding: tuple[float, ...], rates: tuple[float, ...], last_rates: tuple[float, ...]
+) -> list[float]:
+    """Half the last digit of a parameter, per unit of the smaller rate of the two pairs."""
+    smaller = map(min, rates, last_rates)
+    return [error / rate if rate else 0.0 for error, rate in zip(rounding, smaller, strict=True)]
 
 
 def _beside(like: Tensor, rows: list[list[float]]) -> Tensor:

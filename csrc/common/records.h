@@ -153,6 +153,7 @@ struct Secants {
   int64_t problems, k;
   bool factored;
   double ridge, tolerance;
+  bool conditioned;     // whether the condition is asked for; else it is NaN
   const double* noise;  // [problems, m] |error|^2 of each column, or null for none
   double* gamma;        // [problems, m]
   int64_t* rank;  // [problems], as the others

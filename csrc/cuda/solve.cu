@@ -10,8 +10,9 @@ namespace {
 // systems [problems, k, k]; out: gamma [problems, k - 1], rank, condition, reduction [problems].
 __global__ void __launch_bounds__(kTeam, 1)
     solve_secants_kernel(const double* systems, int64_t k, bool factored, double ridge,
-                         double tolerance, const double* noise, double* workspace, double* gamma,
-                         int64_t* rank, double* condition, double* reduction) {
+                         double tolerance, bool conditioned, const double* noise,
+                         double* workspace, double* gamma, int64_t* rank, double* condition,
+                         double* reduction) {
   AADL_DYNAMIC_SHARED(double, shared);
   AADL_SHARED(int, votes, kTeam / kWarp);
   const Desk at = desk(shared, votes, k, workspace, solve_workspace(k));
@@ -21,7 +22,7 @@ __global__ void __launch_bounds__(kTeam, 1)
                                         tolerance, own, at.work, gamma + problem * (k - 1));
   if (threadIdx.x != 0) return;
   rank[problem] = found.rank;
-  condition[problem] = found.condition;
+  condition[problem] = conditioned ? found.condition : kNan;
   reduction[problem] = found.reduction;
 }
 
@@ -33,8 +34,8 @@ void solve_secants(const Secants& args, const Launch& launch) {
   double* const global = global_workspace(launch, args.problems, args.k, size);
   AADL_LAUNCH(solve_secants_kernel, static_cast<unsigned>(args.problems), kTeam,
               shared_bytes(args.k, size), launch.stream, args.systems, args.k, args.factored,
-              args.ridge, args.tolerance, args.noise, global, args.gamma, args.rank, args.condition,
-              args.reduction);
+              args.ridge, args.tolerance, args.conditioned, args.noise, global, args.gamma,
+              args.rank, args.condition, args.reduction);
   check_launch("solve_secants");
 }
 

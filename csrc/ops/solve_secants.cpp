@@ -8,7 +8,8 @@ namespace {
 template <class On>
 std::tuple<Tensor, Tensor, Tensor, Tensor> solve_secants(const Tensor& system, bool factored,
                                                          double ridge, double tolerance,
-                                                         std::optional<Tensor> noise) {
+                                                         std::optional<Tensor> noise,
+                                                         bool condition_asked) {
   const On on(system);
   STD_TORCH_CHECK(system.dim() == 3 && system.size(1) == system.size(2) && system.size(1) >= 2 &&
                       system.is_contiguous() && system.scalar_type() == ScalarType::Double,
@@ -21,7 +22,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> solve_secants(const Tensor& system, b
   Tensor condition = doubles(system, {problems}), reduction = doubles(system, {problems});
   solve_secants(
       Secants{in<double>(system), problems, k, factored, ridge, tolerance,
-              errors, out<double>(gamma),
+              condition_asked, errors, out<double>(gamma),
               out<int64_t>(rank), out<double>(condition), out<double>(reduction)},
       on.how);
   return {gamma, rank, condition, reduction};

@@ -299,6 +299,33 @@ def test_problems_of_a_batch_are_solved_as_if_alone(factored: bool) -> None:
 
 
 @FORMS
+@pytest.mark.parametrize("columns", [1, 5, 10, 31, 33])
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_without_the_condition_solutions_are_the_same(
+    factored: bool, columns: int, ridge: float
+) -> None:
+    matrix, right = normal(19, 80, columns, seed=0), normal(19, 80, seed=1)
+    matrix[1, :, 0] = matrix[1, :, -1]  # dependent, as long as there are two
+    matrix[3, :, 0] = 0
+    matrix[5] = 0
+    matrix[7, :, -1] = matrix[7, :, 0] + 1e-7 * matrix[7, :, -1]  # nearly dependent
+    right[9] = 0
+    matrix[11] *= 1e-100
+    small = system(matrix, right, factored)
+    small[13, 0, 0] = math.nan
+    noise = torch.zeros(19, columns, dtype=torch.float64)
+    noise[15, 0] = 1e9  # more than the column
+    noise[17] = 1.0
+    options = {"factored": factored, "ridge": ridge, "tolerance": 1e-6, "noise": noise}
+    expected = ops.solve_secants(small, **options)
+    found = ops.solve_secants(small, condition=False, **options)
+    assert found.condition.isnan().all()
+    assert (found.rank == expected.rank).all()
+    for value, other in ((found.gamma, expected.gamma), (found.reduction, expected.reduction)):
+        torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+@FORMS
 def test_float32_system_is_solved_in_float64(factored: bool) -> None:
     small = system(normal(30, 3, seed=23), normal(30, seed=24), factored)[None].float()
     found = ops.solve_secants(small, factored=factored)

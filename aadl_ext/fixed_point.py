@@ -1,0 +1,374 @@
+"""Fixed points x = f(x) of a batch of samples, by Anderson acceleration.
+
+x         point of each sample, f(x) = y, and r = y - x             rows of ``[B, n]``
+W, R      differences of stored x and r; rows hold W + R and R      ``history``
+gamma     coefficients of each sample: least |r - R gamma|, or W (r - R gamma) = 0
+x^{k+1}   x - W gamma + beta (r - R gamma)
+
+A sample is a segment of the flat vector, so the optimizer's history and ops do a batch as they do
+parameter tensors. What is known of a sample are entries of ``[B]`` tensors: nothing is read on the
+host between checks. A sample that has ended is kept where it is by f(x) = x, one that goes back by
+its last pair; so no number that is not finite gets into the history.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from . import implicit, ops
+from .ops.registry import asked
+from .options import AndersonMixing
+from .safeguards import MAX_COEFFICIENTS
+from .samples import Map, Samples, as_arrays, as_tensors, takes_arrays
+from .secant_history import SecantHistory
+from .type_one import GalerkinProducts
+
+REASONS = ("max_steps", "converged", "diverged", "stagnated")
+RUNNING, CONVERGED, DIVERGED, STAGNATED = range(4)  # a running sample has had all its steps
+PATIENCE, PROGRESS = 100, 0.999  # evaluations in which the residual has to fall below this share
+FORGOTTEN = 1e300  # |error|^2 of a row that is to have no part in a solution
+ELSEWHERE = 8  # steps between two checks on a device that the host would wait for
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """What :func:`fixed_point` has found.
+
+    Attributes:
+        solution: the visited point of least residual of each sample, in the structure of x0.
+        residual: ``[*batch]`` float64 ``|f(x) - x|`` there; infinite if f was never finite.
+        steps: ``[*batch]`` int64, evaluations of f until the sample ended.
+        status: ``[*batch]`` uint8, index into ``REASONS``.
+    """
+
+    solution: Any
+    residual: Any
+    steps: Any
+    status: Any
+
+    @property
+    def converged(self) -> Any:
+        """``[*batch]`` bool."""
+        return self.status == CONVERGED
+
+    @property
+    def reason(self) -> Any:
+        """Why each sample ended, a name or nested lists of them; waits for the device.
+
+        "converged"; "diverged": f is not finite, or too large, after a plain step; "stagnated":
+        the residual has not fallen by a thousandth in 100 evaluations; "max_steps".
+        """
+        return _named(self.status.tolist())
+
+
+def _named(status: Any) -> Any:
+    return [_named(x) for x in status] if isinstance(status, list) else REASONS[status]
+
+
+def fixed_point(
+    f: Map,
+    x0: Any,
+    *,
+    method: AndersonMixing | None = None,
+    tol: float = 1e-5,
+    abs_tol: float = 1e-8,
+    max_steps: int = 200,
+    batch_dims: int = 1,
+    check_every: int | None = None,
+    gradient: str | None = "implicit",
+    gradient_terms: int = 5,
+) -> FixedPoint:
+    """Solve x = f(x) for each sample of a batch, with a history and an end of its own.
+
+    A sample has converged when ``|f(x) - x| <= abs_tol + tol |f(x)|`` (Euclidean norms). It moves
+    no more then, whatever becomes of others.
+
+    Gradients flow to all that f depends on, x0 excepted, and no graph is kept of the iterations:
+
+    - "implicit": the adjoint equation ``u = g + J' u`` is solved by the same method and
+      tolerances; exact at a fixed point.
+    - "truncated": ``gradient_terms`` terms of its Neumann series; one ignores the Jacobian.
+    - "phantom": through ``gradient_terms`` damped plain steps from the solution, which is where
+      they end (Geng et al. 2021). Only these can be differentiated again.
+    - None: none.
+
+    Args:
+        f: takes a pytree like x0 and returns one. It must treat samples apart from each other and
+            must not change its argument, whose memory is used again: clone what is to be kept.
+        x0: a tensor ``[*batch, ...]`` or a pytree of them, float64, float32, bfloat16, float16 or
+            complex. Or NumPy arrays; f takes and returns arrays then, there are no gradients, and
+            the result is made of arrays.
+        method: :class:`AndersonMixing`; None for its defaults.
+        tol: relative tolerance.
+        abs_tol: absolute tolerance.
+        max_steps: most evaluations of f, at least 1. Gradients take one more.
+        batch_dims: leading dimensions of x0 that count samples; 0: one sample.
+        check_every: steps after which the host asks whether all samples have ended. None: 1 on the
+            CPU, 8 elsewhere.
+        gradient: see above.
+        gradient_terms: of "truncated" and "phantom", at least 1.
+
+    Returns:
+        :class:`FixedPoint`.
+
+    Raises:
+        ValueError: an argument is out of range, f returns another structure, shape or kind of
+            number than x0, or changes its argument in place.
+    """
+    method = method or AndersonMixing()
+    _check(method, tol, abs_tol, max_steps, check_every, gradient, gradient_terms)
+    again = functools.partial(
+        fixed_point,
+        method=method,
+        tol=tol,
+        max_steps=max_steps,
+        batch_dims=batch_dims,
+        check_every=check_every,
+    )
+    if any(isinstance(leaf, np.ndarray) for leaf in tree_leaves(x0)):
+        found = again(takes_arrays(f), as_tensors(x0), abs_tol=abs_tol, gradient=None)
+        figures = found.residual, found.steps, found.status
+        return FixedPoint(as_arrays(found.solution), *map(as_arrays, figures))
+    samples = Samples.of(x0, batch_dims)
+    if 0 in samples.shape:
+        none = torch.zeros(samples.batch, dtype=torch.int64, device=samples.device)
+        return FixedPoint(x0, none.double(), none, none.to(torch.uint8) + CONVERGED)
+    every = check_every or (1 if samples.device.type == "cpu" else ELSEWHERE)
+    it = Iteration.empty(samples, method, tol, abs_tol, samples.rows(x0))
+    with torch.no_grad():
+        while it.k < max_steps:
+            it.step(it.evaluate(f))
+            if it.k % every == 0 and not it.check():
+                break
+    solution = samples.tree(it.best)
+
+    def adjoint(h: Map, g: Any) -> Any:
+        found = again(h, g, abs_tol=0.0)
+        missed = int((~found.converged).sum())
+        if missed:
+            warnings.warn(
+                f"the adjoint equation did not converge for {missed} samples: their gradients are "
+                'inexact; allow more max_steps, or take gradient="truncated" or "phantom"',
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return found.solution
+
+    if gradient == "phantom" and torch.is_grad_enabled():
+        solution = implicit.phantom(f, solution, gradient_terms, method.relaxation)
+    elif gradient is not None and torch.is_grad_enabled():
+        exact = gradient == "implicit"
+        solution = implicit.attach(
+            f, solution, adjoint if exact else implicit.truncated(gradient_terms)
+        )
+    return FixedPoint(solution, *(x.view(samples.batch) for x in (it.least, it.steps, it.status)))
+
+
+def _check(
+    method: Any, tol: Any, abs_tol: Any, max_steps: Any, check_every: Any, gradient: Any, terms: Any
+) -> None:
+    if not isinstance(method, AndersonMixing):
+        raise ValueError(f"method is {method!r}; pass an AndersonMixing(...)")
+    for name, value in (("tol", tol), ("abs_tol", abs_tol)):
+        if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value!r}; it must be a number >= 0")
+    counts = {"max_steps": max_steps, "check_every": check_every, "gradient_terms": terms}
+    for name, value in counts.items():
+        if name == "check_every" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}; it must be an integer >= 1")
+    if gradient not in (None, *implicit.GRADIENTS):
+        allowed = ", ".join(map(repr, implicit.GRADIENTS))
+        raise ValueError(f"gradient is {gradient!r}; choose one of {allowed}, or None")
+
+
+@dataclass(eq=False)
+class Iteration:
+    """``evaluate`` gives y = f(x), ``step`` moves x on."""
+
+    samples: Samples
+    options: AndersonMixing
+    tolerances: tuple[float, float]  #: relative, absolute
+    rates: tuple[tuple[float, ...], tuple[float, ...]]  #: [B] ones, and beta
+    history: SecantHistory
+    products: GalerkinProducts | None  #: of type I
+    best: Tensor  #: [B, n] point of least residual
+    least: Tensor  #: [B] residual there
+    stored: Tensor  #: [B] residual of the last stored pair
+    mark: Tensor  #: [B] residual when there was progress last,
+    marked: Tensor  #: [B] int64 and after how many steps
+    steps: Tensor  #: [B] int64
+    status: Tensor  #: [B] uint8
+    extrapolated: Tensor  #: [B] bool, whether x was extrapolated
+    back: Tensor  #: [B] bool, whether it was left again
+    none: Tensor  #: [B, m] float64 coefficients of a plain step
+    busy: Tensor | None = None  #: samples that ran at the last check; None for all
+    k: int = 0
+
+    @classmethod
+    def empty(
+        cls, samples: Samples, options: AndersonMixing, tol: float, abs_tol: float, start: Tensor
+    ) -> Iteration:
+        """Allocate all buffers; ``start`` is ``[B, n]``."""
+        layout, (count, _) = samples.layout(), samples.shape
+        verdicts = ops.Verdicts.on(samples.device)
+        verdicts.when.ready.fill_(True)
+        history = SecantHistory.empty(layout, options.per_sample(), verdicts)
+        history.pair[0].copy_(start.view(-1))
+        infinite = torch.full((count,), math.inf, dtype=torch.float64, device=samples.device)
+        zero = torch.zeros(count, dtype=torch.int64, device=samples.device)
+        ones = (1.0,) * count
+        return cls(
+            samples,
+            options,
+            (tol, abs_tol),
+            (ones, ones if options.relaxation == 1 else (options.relaxation,) * count),
+            history,
+            products=GalerkinProducts.empty(history) if options.kind == "I" else None,
+            best=start.clone(),
+            least=infinite,
+            stored=infinite,
+            mark=infinite,
+            marked=zero,
+            steps=zero,
+            status=zero.to(torch.uint8),
+            extrapolated=zero.bool(),
+            back=zero.bool(),
+            none=layout.matrices(options.history_depth),
+        )
+
+    # ---- the iteration ----------------------------------------------------------------------
+
+    def evaluate(self, f: Map) -> Tensor:
+        """``[B, n]`` f(x); x becomes what the leaves can hold of it."""
+        x, samples = self.x, self.samples
+        point = samples.tree(x)
+        if self.history.layout.rounds:
+            x.copy_(samples.rows(point))
+        version = x._version
+        y = samples.rows(f(point))
+        if x._version != version:
+            raise ValueError("f changes its argument in place; let it return new tensors")
+        return y
+
+    def step(self, y: Tensor) -> None:
+        """From x and f(x) to the next x."""
+        o, h = self.options, self.history
+        y = self._end(*self._judge(y))
+        begun, stores = h.begun, o.history_depth > 0 and self.k % o.store_each_nth == 0
+        slot = h.slot if begun and stores else -1
+        self.k += 1
+        ones, relaxed = self.rates
+        due = begun and self.k % o.frequency == 0
+        h.push(y, ones, stores, due)
+        x, residual = h.pair
+        if self.products:
+            self.products.push(slot, residual)
+        gamma = self._coefficients(residual, due)
+        if stores:
+            h.keep()
+            h.verdicts.when.paired.fill_(True)
+        h.extrapolate_(h.pair[0], x, y, gamma, relaxed)
+        if o.restart_each_nth and self.k % o.restart_each_nth == 0:
+            h.clear()
+            h.verdicts.when.restart.zero_()
+
+    def _judge(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Who has ended, who goes back; keep the best points. Returns y and ``[B]`` |r|."""
+        x, running = self.x, self.running
+        norm = _norms(torch.sub(y, x, out=self._rows(self.history.pair[1])))
+        tol, abs_tol = self.tolerances
+        sound = norm <= torch.finfo(y.dtype).max ** 0.45  # its square is a number; NaN is none
+        done = running & sound & (norm <= abs_tol + tol * _norms(y))
+        nearer = sound & (norm < self.stored) if "residual" in self.tests else sound
+        self.back = running & self.extrapolated & ~nearer & ~done
+        better = running & sound & (norm < self.least)
+        if asked(better.any()):
+            torch.where(better[:, None], x, self.best, out=self.best)
+        self.least = torch.where(better, norm, self.least)
+        progress = norm < PROGRESS * self.mark
+        self.mark = torch.where(progress, norm, self.mark)
+        self.marked = self.marked.masked_fill(progress, self.k)
+        self.steps = self.steps + running
+        stalled = running & (self.k - self.marked >= PATIENCE) & ~done
+        lost = running & ~sound & ~self.back
+        for ended, reason in ((stalled, STAGNATED), (done, CONVERGED), (lost, DIVERGED)):
+            self.status = self.status.masked_fill(ended, reason)
+        return y, norm
+
+    def _end(self, y: Tensor, norm: Tensor) -> Tensor:
+        """``[N]`` y: x for samples that have ended; those that go back have their last pair."""
+        h, x = self.history, self.x
+        if asked(self.back.any()):
+            back = self.back[:, None]
+            last_x, last_r = map(self._rows, h.last_pair)
+            x.copy_(torch.where(back, last_x, x))
+            y = torch.where(back, last_x + last_r, y)
+            h.noise.masked_fill_(back, FORGOTTEN)
+        running = self.running
+        if asked((~running).any()):
+            y = torch.where(running[:, None], y, x)
+        if self.options.history_depth and self.k % self.options.store_each_nth == 0:
+            self.stored = torch.where(running & ~self.back, norm, self.stored)
+        return y.view(-1)
+
+    def _coefficients(self, residual: Tensor, due: bool) -> Tensor:
+        """``[B, m]`` gamma, zero for samples that take a plain step."""
+        if not due or not self.options.history_depth:
+            self.extrapolated = torch.zeros_like(self.back)
+            return self.none
+        only = self.busy
+        if self.products:
+            gamma = self.products.solve(only)
+        else:
+            gamma = self.history.solve(residual, only=only, condition=False).gamma
+        if only is not None:
+            gamma = self.none.index_copy(0, only, gamma)
+        size = gamma.abs().sum(dim=1)
+        fits = size <= MAX_COEFFICIENTS if "limits" in self.tests else size < math.inf
+        allowed = self.running & ~self.back & fits  # NaN does not fit
+        self.extrapolated = allowed & (size > 0)
+        return torch.where(allowed[:, None], gamma, 0.0)
+
+    def check(self) -> bool:
+        """Whether any sample still runs: the host waits. Others cost no solve from here on."""
+        running = self.running
+        count = int(running.sum())
+        self.busy = None if count == len(running) else running.nonzero().squeeze(1)
+        return count > 0
+
+    # ---- views ------------------------------------------------------------------------------
+
+    @property
+    def x(self) -> Tensor:
+        """``[B, n]``."""
+        return self._rows(self.history.pair[0])
+
+    @property
+    def running(self) -> Tensor:
+        """``[B]`` bool."""
+        return self.status == RUNNING
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """Names of the safeguards."""
+        return tuple(self.options.safeguard or ())
+
+    def _rows(self, flat: Tensor) -> Tensor:
+        return flat.view(self.samples.shape)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """``[B]`` float64."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms.double()
