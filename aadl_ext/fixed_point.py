@@ -152,7 +152,7 @@ def fixed_point(
     solution = samples.tree(it.best)
 
     def adjoint(h: Map, g: Any) -> Any:
-        found = again(h, g, abs_tol=0.0)
+        found = again(h, g, abs_tol=0.0, gradient=None)
         missed = int((~found.converged).sum())
         if missed:
             warnings.warn(

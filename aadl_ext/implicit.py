@@ -29,7 +29,7 @@ def attach(f: Map, solution: Any, adjoint: Callable[[Map, Any], Any]) -> Any:
     values, tangents = zip(*map(fa.unpack_dual, _values(f, points, spec)), strict=True)
     problem = Problem(spec, points, values, adjoint)
     if any(t is not None for t in tangents):
-        dy = [_or_zeros(t, x) for t, x in zip(tangents, leaves, strict=True)]
+        dy = [_or_zeros(t, x).detach() for t, x in zip(tangents, leaves, strict=True)]
         moved = problem.push_forward(dy)
         return tree_unflatten(list(map(fa.make_dual, leaves, moved)), spec)
     if not _others(values, points):
