@@ -64,8 +64,8 @@ class FixedPoint:
     def reason(self) -> Any:
         """Why each sample ended, a name or nested lists of them; waits for the device.
 
-        "converged"; "diverged": f is not finite, or too large, after a plain step; "stagnated":
-        the residual has not fallen by a thousandth in 100 evaluations; "max_steps".
+        "converged"; "diverged": f is not finite, or too large to be squared, after a plain step;
+        "stagnated": the residual has not fallen by a thousandth in 100 evaluations; "max_steps".
         """
         return _named(self.status.tolist())
 
@@ -287,9 +287,10 @@ class Iteration:
         """Who has ended, who goes back; keep the best points. Returns y and ``[B]`` |r|."""
         x, running = self.x, self.running
         norm = _norms(torch.sub(y, x, out=self._rows(self.history.pair[1])))
-        tol, abs_tol = self.tolerances
-        sound = norm <= torch.finfo(y.dtype).max ** 0.45  # its square is a number; NaN is none
-        done = running & sound & (norm <= abs_tol + tol * _norms(y))
+        size, (tol, abs_tol) = _norms(y), self.tolerances
+        limit = torch.finfo(y.dtype).max ** 0.45  # sums of squares are numbers
+        sound = (norm <= limit) & (size <= limit)  # NaN is not
+        done = running & sound & (norm <= abs_tol + tol * size)
         nearer = sound & (norm < self.stored) if "residual" in self.tests else sound
         self.back = running & self.extrapolated & ~nearer & ~done
         better = running & sound & (norm < self.least)

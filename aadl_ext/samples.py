@@ -80,13 +80,13 @@ class Samples:
         return math.prod(self.batch), self.bounds[-1]
 
     def layout(self) -> Layout:
-        """A segment for each sample. Points are rounded as the coarsest leaf is."""
+        """A segment for each sample, not empty. Points are rounded as the coarsest leaf is."""
         count, size = self.shape
         rounding = max(torch.finfo(leaf.dtype).eps for leaf in self.leaves) / 2
         return Layout(
             parameters=(),
             size=count * size,
-            offsets=tuple(size * sample for sample in range(count + 1)),
+            offsets=tuple(range(0, count * size + 1, size)),
             groups=(0,) * count,
             dtype=self.dtype,
             device=self.device,

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.linalg import lstsq, norm
-from torch import Tensor
+from torch import Tensor, is_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from aadl_ext import AndersonMixing, FixedPoint, fixed_point
 
@@ -207,6 +209,22 @@ def test_a_sample_does_not_notice_the_others(method: AndersonMixing) -> None:
         assert together.reason[s] == alone.reason[0]
         assert together.steps[s] == alone.steps[0]
         torch.testing.assert_close(together.solution[own], alone.solution, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_too_large_to_be_squared_do_not_reach_the_others(dtype: torch.dtype) -> None:
+    A, b = contraction(1, 8, 0.9)
+    A, b = A.to(dtype), b.to(dtype)
+    huge = torch.finfo(dtype).max / 4
+
+    def f(x: Tensor) -> Tensor:
+        return torch.cat([affine(A, b)(x[:1]), x[1:] + 1])
+
+    x0 = torch.cat([0 * b, torch.full_like(b, huge)])
+    found = fixed_point(f, x0)
+    alone = fixed_point(affine(A, b), 0 * b)
+    assert found.reason == ["converged", "diverged"]
+    assert found.steps[0] == alone.steps[0]
 
 
 def test_a_converged_sample_moves_no_more() -> None:
@@ -516,3 +534,55 @@ def test_bad_arguments_are_refused(options: dict[str, Any]) -> None:
 def test_bad_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         AndersonMixing(**options)
+
+
+# ---- what it costs --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("safeguard", [None, ("residual", "limits")])
+def test_nothing_is_read_between_checks(safeguard: Any) -> None:
+    """Meta tensors have no values: to ask for one is an error."""
+    b = torch.zeros(3, 5, device="meta")
+    method = AndersonMixing(2, 0.5, restart_each_nth=4, safeguard=safeguard)
+    options = {"method": method, "max_steps": 7, "gradient": None}
+    found = fixed_point(lambda x: torch.tanh(x) + b, b, check_every=8, **options)
+    assert found.solution.shape == b.shape
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        fixed_point(lambda x: torch.tanh(x) + b, b, check_every=1, **options)
+
+
+class Sizes(TorchDispatchMode):
+    """Notes how large what is made is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        inputs = {x.untyped_storage().data_ptr() for x in tree_leaves(args) if is_tensor(x)}
+        for x in tree_leaves(out):
+            if is_tensor(x) and x.untyped_storage().data_ptr() not in inputs:
+                self.largest = max(self.largest, x.numel())
+        return out
+
+
+def test_no_temporary_is_larger_than_a_point() -> None:
+    count, size = 2, 300_000  # definitions work in pieces
+    rates = torch.linspace(0.1, 0.99, count)[:, None]
+    options = {"method": AndersonMixing(history_depth=6), "tol": 1e-7, "gradient": None}
+    evaluations: list[int] = []
+    sizes = Sizes()
+
+    def f(x: Tensor) -> Tensor:
+        evaluations.append(0)
+        if len(evaluations) == 2:  # all is allocated
+            sizes.__enter__()
+        return torch.cos(rates * x)
+
+    try:
+        fixed_point(f, torch.zeros(count, size), **options)
+    finally:
+        sizes.__exit__(None, None, None)
+    assert len(evaluations) > 5
+    assert sizes.largest == count * size
