@@ -33,7 +33,7 @@ SIZES = ((64, 4096), (1, 1_000_000), (4096, 64))
 DEPTHS = (5, 10)
 TOLERANCES = (1e-3, 1e-5)
 MOST = 400  # evaluations
-BUDGET = 15  # seconds of one solver on one problem
+BUDGET = 6  # seconds of one solver on one problem
 Run = Callable[[], tuple[Any, int]]  # the solution, and how often f was evaluated for a sample
 
 

@@ -183,61 +183,72 @@ AADL_INLINE Directions weigh_directions(const Team& team, const double* sigma, b
 // Numbers of the workspace of solve_system.
 AADL_INLINE int64_t solve_workspace(int64_t k) { return 2 * k * k + 3 * k; }
 
+// The lengths of the columns that count; false if anything is not finite.
+template <class Team>
+AADL_INLINE bool known_lengths(const Team& team, const double* system, int64_t k, bool factored,
+                               const double* noise, double* lengths) {
+  if (!column_lengths(team, system, k, factored, lengths)) return false;
+  for (int64_t c = team.rank; noise && c < k - 1; c += team.size) {  // hardly more than an error
+    if (!(lengths[c] * lengths[c] > kFew * kFew * noise[c])) lengths[c] = 0;
+  }
+  team.sync();
+  return true;
+}
+
+// Workspace of one problem.
+struct Work {
+  double *lengths, *sigma, *projected, *a, *v;
+  AADL_INLINE Work(double* work, int64_t k)
+      : lengths(work), sigma(work + k), projected(work + 2 * k), a(work + 3 * k),
+        v(work + 3 * k + k * k) {}
+};
+
+// Of a Gram matrix; eigenvalues are squares.
+AADL_INLINE double gram_tolerance(double tolerance) {
+  return std::fmax(tolerance, std::sqrt(256 * kUnit));
+}
+
+// `a` [m, m] becomes the Gram matrix of columns of unit length, or zero.
+template <class Team>
+AADL_INLINE void scale_gram(const Team& team, const double* system, int64_t k,
+                            const double* lengths, double* a) {
+  const int64_t m = k - 1;
+  for (int64_t i = team.rank; i < m; i += team.size) {
+    for (int64_t c = i; c < m; ++c) {
+      const double entry = shrink(shrink(system[i * k + c], lengths[c]), lengths[i]);
+      a[i * m + c] = a[c * m + i] = entry;
+    }
+  }
+  team.sync();
+}
+
+// From the directions, in `a` for a factor and in `v` with the eigenvalues in `a` for a Gram matrix.
 // The same is returned to every member of the team.
 template <class Team>
-AADL_INLINE Directions solve_system(const Team& team, const double* system, int64_t k,
-                                    bool factored, double ridge, double tolerance,
-                                    const double* noise, double* work, double* gamma) {
+AADL_INLINE Directions combine_directions(const Team& team, const double* system, int64_t k,
+                                          bool factored, double ridge, double tolerance,
+                                          const double* noise, const Work& at, double* gamma) {
   const int64_t m = k - 1;
-  double *const lengths = work, *const sigma = lengths + k, *const projected = sigma + k;
-  double *const a = projected + k, *const v = a + k * k;
-  if (!column_lengths(team, system, k, factored, lengths)) {
-    for (int64_t c = team.rank; c < m; c += team.size) gamma[c] = kNan;
-    return {kNan, kNan, 0};
+  double *const lengths = at.lengths, *const sigma = at.sigma, *const projected = at.projected;
+  double *const a = at.a, *const v = at.v;
+  const double* const direction = factored ? a : v;  // rows `stride` apart
+  const int64_t stride = factored ? k : m;
+  for (int64_t i = team.rank; factored && i < m; i += team.size) {
+    double square = 0;
+    for (int64_t c = 0; c < m; ++c) square += a[i * k + c] * a[i * k + c];
+    sigma[i] = std::sqrt(square);
+    projected[i] = a[i * k + m];
   }
-  if (noise) {  // columns that are hardly more than their error
-    for (int64_t c = team.rank; c < m; c += team.size) {
-      if (!(lengths[c] * lengths[c] > kFew * kFew * noise[c])) lengths[c] = 0;
+  if (!factored) tolerance = gram_tolerance(tolerance);
+  for (int64_t i = team.rank; !factored && i < m; i += team.size) {
+    sigma[i] = std::sqrt(std::fmax(0.0, a[i * m + i]));
+    double dot = 0;
+    for (int64_t c = 0; c < m; ++c) {
+      dot += v[i * m + c] * shrink(shrink(system[c * k + m], lengths[m]), lengths[c]);
     }
-    team.sync();
+    projected[i] = dot / std::fmax(sigma[i], tolerance);
   }
-  const double* direction = a;  // rows `stride` apart
-  int64_t stride = k;
-  if (factored) {
-    for (int64_t i = team.rank; i < m; i += team.size) {
-      for (int64_t c = 0; c < k; ++c)
-        a[i * k + c] = c < i ? 0 : shrink(system[i * k + c], lengths[c]);
-    }
-    team.sync();
-    orthogonalize_rows(team, a, m);
-    for (int64_t i = team.rank; i < m; i += team.size) {
-      double square = 0;
-      for (int64_t c = 0; c < m; ++c) square += a[i * k + c] * a[i * k + c];
-      sigma[i] = std::sqrt(square);
-      projected[i] = a[i * k + m];
-    }
-  } else {
-    tolerance = std::fmax(tolerance, std::sqrt(256 * kUnit));  // eigenvalues are squares
-    for (int64_t i = team.rank; i < m; i += team.size) {
-      for (int64_t c = i; c < m; ++c) {
-        const double entry = shrink(shrink(system[i * k + c], lengths[c]), lengths[i]);
-        a[i * m + c] = a[c * m + i] = entry;
-      }
-    }
-    team.sync();
-    diagonalize(team, a, v, m, kUnit * kUnit);  // of unit diagonal and positive
-    for (int64_t i = team.rank; i < m; i += team.size) {
-      sigma[i] = std::sqrt(std::fmax(0.0, a[i * m + i]));
-      double dot = 0;
-      for (int64_t c = 0; c < m; ++c) {
-        dot += v[i * m + c] * shrink(shrink(system[c * k + m], lengths[m]), lengths[c]);
-      }
-      projected[i] = dot / std::fmax(sigma[i], tolerance);
-    }
-    direction = v;
-    stride = m;
-  }
-  for (int64_t i = team.rank; noise && i < m; i += team.size) {  // directions likewise
+  for (int64_t i = team.rank; noise && i < m; i += team.size) {  // hardly more than an error
     double error = 0;
     for (int64_t c = 0; c < m; ++c) {
       const double share = shrink(direction[i * stride + c], lengths[c]);
@@ -255,6 +266,31 @@ AADL_INLINE Directions solve_system(const Team& team, const double* system, int6
     gamma[c] = lengths[c] > 0 ? weight * (lengths[m] / lengths[c]) : 0;
   }
   return out;
+}
+
+// The same is returned to every member of the team.
+template <class Team>
+AADL_INLINE Directions solve_system(const Team& team, const double* system, int64_t k,
+                                    bool factored, double ridge, double tolerance,
+                                    const double* noise, double* work, double* gamma) {
+  const int64_t m = k - 1;
+  const Work at(work, k);
+  if (!known_lengths(team, system, k, factored, noise, at.lengths)) {
+    for (int64_t c = team.rank; c < m; c += team.size) gamma[c] = kNan;
+    return {kNan, kNan, 0};
+  }
+  if (factored) {
+    for (int64_t i = team.rank; i < m; i += team.size) {
+      for (int64_t c = 0; c < k; ++c)
+        at.a[i * k + c] = c < i ? 0 : shrink(system[i * k + c], at.lengths[c]);
+    }
+    team.sync();
+    orthogonalize_rows(team, at.a, m);
+  } else {
+    scale_gram(team, system, k, at.lengths, at.a);
+    diagonalize(team, at.a, at.v, m, kUnit * kUnit);  // of unit diagonal and positive
+  }
+  return combine_directions(team, system, k, factored, ridge, tolerance, noise, at, gamma);
 }
 
 }  // namespace aadl

@@ -3,7 +3,7 @@
 //
 // Many Gram matrices, one a sample, are solved side by side first, a lane each, by Cholesky factors.
 // That is enough where all directions count, which the factor proves: with trace m the scaled matrix
-// has no eigenvalue above m, and none below 1 / |L^-1|_F^2. Others are diagonalised.
+// has no eigenvalue above m, and none below 1 / |L^-1|_F^2. Others are diagonalised, side by side too.
 #include "../common/solve.h"
 
 #include <algorithm>
@@ -129,6 +129,95 @@ AADL_TARGETS void solve_side_by_side(const Secants& args, int64_t first, int64_t
   }
 }
 
+// solve.h's, for a problem a lane. Lanes that need a rotation no more are turned by nothing.
+AADL_TARGETS void diagonalize_side_by_side(Side* a, Side* v, int64_t size, double least) {
+  for (int64_t i = 0; i < size * size; ++i) {
+    for (int64_t l = 0; l < kSide; ++l) v[i][l] = i % (size + 1) == 0;
+  }
+  const auto rotate_rows = [&](Side* x, Side* y, const Side& cosine, const Side& sine) {
+    for (int64_t i = 0; i < size; ++i) {
+#pragma omp simd
+      for (int64_t l = 0; l < kSide; ++l) {
+        const double first = x[i][l], second = y[i][l];
+        x[i][l] = cosine[l] * first - sine[l] * second;
+        y[i][l] = sine[l] * first + cosine[l] * second;
+      }
+    }
+  };
+  bool done = false;
+  for (int sweep = 0; sweep < kSweeps && !done; ++sweep) {
+    done = true;
+    for (int64_t p = 0; p + 1 < size; ++p) {
+      for (int64_t q = p + 1; q < size; ++q) {
+        Side *const x = a + p * size, *const y = a + q * size;
+        Side cosine, sine, first, second;
+        int turning = 0;
+        for (int64_t l = 0; l < kSide; ++l) {
+          const bool turns = !counts_as_zero(x[p][l], x[q][l], y[q][l], least);
+          const double product = turns ? x[q][l] : 1;
+          const Rotation by = rotation(x[p][l], product, y[q][l]);
+          cosine[l] = turns ? by.cosine : 1;
+          sine[l] = turns ? by.sine : 0;
+          first[l] = turns ? x[p][l] - by.tangent * product : x[p][l];
+          second[l] = turns ? y[q][l] + by.tangent * product : y[q][l];
+          turning += turns;
+        }
+        if (!turning) continue;
+        done = false;
+        Side kept;
+        std::copy_n(x[q], kSide, kept);
+        rotate_rows(x, y, cosine, sine);
+        for (int64_t l = 0; l < kSide; ++l) {
+          x[p][l] = first[l];
+          y[q][l] = second[l];
+          x[q][l] = y[p][l] = sine[l] == 0 ? kept[l] : 0;
+        }
+        for (int64_t i = 0; i < size; ++i) {
+          if (i == p || i == q) continue;
+          std::copy_n(x[i], kSide, a[i * size + p]);
+          std::copy_n(y[i], kSide, a[i * size + q]);
+        }
+        rotate_rows(v + p * size, v + q * size, cosine, sine);
+      }
+    }
+  }
+}
+
+// Those of problems first .. first + count - 1 that are not solved yet.
+AADL_TARGETS void solve_rest(const Secants& args, int64_t first, int64_t count, bool* solved,
+                             double* work) {
+  const int64_t k = args.k, m = k - 1;
+  const Work at(work, k);
+  std::vector<double> memory(2 * m * m * kSide);
+  Side* const a = reinterpret_cast<Side*>(memory.data());
+  Side* const v = a + m * m;
+  bool finite[kSide];
+  const auto noise = [&](int64_t l) {
+    return args.noise ? args.noise + (first + l) * m : nullptr;
+  };
+  for (int64_t l = 0; l < count; ++l) {
+    const double* const system = args.systems + (first + l) * k * k;
+    finite[l] = !solved[l] && known_lengths(Alone(), system, k, false, noise(l), at.lengths);
+    if (!finite[l]) continue;
+    scale_gram(Alone(), system, k, at.lengths, at.a);
+    for (int64_t i = 0; i < m * m; ++i) a[i][l] = at.a[i];
+  }
+  diagonalize_side_by_side(a, v, m, kUnit * kUnit);
+  for (int64_t l = 0; l < count; ++l) {
+    if (!finite[l]) continue;
+    const double* const system = args.systems + (first + l) * k * k;
+    known_lengths(Alone(), system, k, false, noise(l), at.lengths);
+    for (int64_t i = 0; i < m * m; ++i) at.a[i] = a[i][l], at.v[i] = v[i][l];
+    const Directions found =
+        combine_directions(Alone(), system, k, false, args.ridge, args.tolerance, noise(l), at,
+                           args.gamma + (first + l) * m);
+    args.rank[first + l] = found.rank;
+    args.condition[first + l] = kNan;
+    args.reduction[first + l] = found.reduction;
+    solved[l] = true;
+  }
+}
+
 }  // namespace
 
 void solve_secants(const Secants& args, const Threads& threads) {
@@ -139,10 +228,14 @@ void solve_secants(const Secants& args, const Threads& threads) {
     std::vector<double> large(args.k > kSmall ? solve_workspace(args.k) : 0);
     const int64_t first = group * kSide, count = std::min(kSide, args.problems - first);
     bool solved[kSide] = {};
+    double* const work = args.k > kSmall ? large.data() : small;
     if (quick) solve_side_by_side(args, first, count, solved);
+    if (quick && std::count(solved, solved + count, false) > 1) {
+      solve_rest(args, first, count, solved, work);
+    }
     for (int64_t i = first; i < first + count; ++i) {
       if (solved[i - first]) continue;
-      const Directions found = solve(args, i, args.k > kSmall ? large.data() : small);
+      const Directions found = solve(args, i, work);
       args.rank[i] = found.rank;
       args.condition[i] = args.conditioned ? found.condition : kNan;
       args.reduction[i] = found.reduction;
