@@ -15,7 +15,7 @@ from torch import Tensor, is_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from aadl_ext import AndersonMixing, FixedPoint, fixed_point
+from aadl_ext import AndersonMixing, FixedPoint, fixed_point, ops
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 FULL = AndersonMixing(history_depth=20, solver="tsqr")
@@ -67,26 +67,6 @@ def test_linear_type_two_with_all_the_history_is_gmres() -> None:
         x = Q @ lstsq(M @ Q, rhs)[0]
         expected = x + (rhs - M @ x)
         assert norm(points[k + 1][0].numpy() - expected) < 1e-9 * norm(expected), k
-
-
-def test_type_one_solves_its_galerkin_equations() -> None:
-    """Each step against W (r - R gamma) = 0 written down densely."""
-    A, b = contraction(3, 9, 0.9)
-    m = 4
-    points, _ = visited(
-        affine(A, b), 0 * b, method=AndersonMixing(history_depth=m, kind="I"), tol=1e-9, max_steps=9
-    )
-    f = affine(A, b)
-    for s in range(3):
-        x = [p[s].numpy() for p in points]
-        r = [(f(p) - p)[s].numpy() for p in points]
-        for k in range(1, len(points) - 1):
-            window = range(max(0, k - m), k)
-            W = np.stack([x[j + 1] - x[j] for j in window], 1)
-            R = np.stack([r[j + 1] - r[j] for j in window], 1)
-            gamma = np.linalg.solve(W.T @ R, W.T @ r[k])
-            expected = x[k] - W @ gamma + r[k] - R @ gamma
-            assert norm(x[k + 1] - expected) < 1e-6 * norm(expected), (s, k)
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.4])
@@ -236,6 +216,23 @@ def test_a_converged_sample_moves_no_more() -> None:
     assert at < found.steps[1]
     for x in points[at:]:
         assert (x[0] == found.solution[0]).all()
+
+
+def test_samples_that_have_ended_cost_no_solve(monkeypatch: pytest.MonkeyPatch) -> None:
+    solved: list[int] = []
+    solve = ops.solve_secants
+
+    def counted(system: Tensor, **options: Any) -> ops.SecantSolution:
+        solved.append(len(system))
+        return solve(system, **options)
+
+    monkeypatch.setattr(ops, "solve_secants", counted)
+    rates = torch.tensor([[0.0], [0.1], [0.999]], dtype=torch.float64)
+    found = fixed_point(lambda x: rates * torch.tanh(x) + 1, torch.zeros(3, 4, dtype=torch.float64))
+    assert len(solved) == found.steps.max() - 1
+    running = [int((found.steps > k).sum()) for k in range(1, len(solved) + 1)]
+    assert solved == running
+    assert set(solved) == {1, 2, 3}
 
 
 def test_the_best_point_is_returned_not_the_last() -> None:
