@@ -27,7 +27,6 @@ from torch.utils._pytree import tree_leaves
 from . import implicit, ops
 from .ops.registry import asked
 from .options import AndersonMixing
-from .safeguards import MAX_COEFFICIENTS
 from .samples import Map, Samples, as_arrays, as_tensors, takes_arrays
 from .secant_history import SecantHistory
 from .type_one import GalerkinProducts
@@ -35,6 +34,7 @@ from .type_one import GalerkinProducts
 REASONS = ("max_steps", "converged", "diverged", "stagnated")
 RUNNING, CONVERGED, DIVERGED, STAGNATED = range(4)  # a running sample has had all its steps
 PATIENCE, PROGRESS = 100, 0.999  # evaluations in which the residual has to fall below this share
+MAX_COEFFICIENTS = 100.0  # largest sum of magnitudes, of safeguard "limits"
 FORGOTTEN = 1e300  # |error|^2 of a row that is to have no part in a solution
 ELSEWHERE = 8  # steps between two checks on a device that the host would wait for
 
