@@ -75,8 +75,8 @@ class Accelerator:
         iteration, now = self.iteration, self.iteration.verdicts.now
         stats = Stats.read(iteration.verdicts, self._counts, iteration.k)
         self._journal.tell(stats)
-        buffers = {x.data_ptr(): x.nbytes for x in state.tensors(iteration)}
-        stats.bytes_held = sum(buffers.values())
+        buffers = (x.untyped_storage() for x in state.tensors(iteration))
+        stats.bytes_held = sum({x.data_ptr(): x.nbytes() for x in buffers}.values())
         if isinstance(iteration, NewtonIteration):
             stats.trust_radius, stats.damping = now.trust_radius.item(), now.damping.item()
         else:

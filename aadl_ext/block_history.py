@@ -31,9 +31,10 @@ class BlockHistory:
     sums: list[Tensor]  #: of points from the last mean, gradients and, alternating, noise
     last_point: Tensor
     last_gradient: Tensor
-    step_rows: Tensor  #: [m, N]
-    gradient_rows: Tensor  #: [m, N]
-    noise_rows: Tensor  #: [J, N]
+    rows: Tensor  #: [2 m + J, N], all of them:
+    step_rows: Scratch[Tensor]  #: [m, N]
+    gradient_rows: Scratch[Tensor]  #: [m, N]
+    noise_rows: Scratch[Tensor]  #: [J, N]
     metric: Tensor  #: [S, m, m] W W^T
     curvature: Tensor  #: [S, m, m] W G^T
     slopes: Tensor  #: [S, m] W g
@@ -47,6 +48,7 @@ class BlockHistory:
     def empty(cls, layout: Layout, options: SubspaceNewton, verdicts: ops.Verdicts) -> BlockHistory:
         """Allocate it."""
         m, noises, dtype = options.history_depth, options.noise_samples, options.storage.dtype
+        rows = layout.vector(2 * m + noises, dtype)
         return cls(
             layout,
             options,
@@ -54,9 +56,10 @@ class BlockHistory:
             sums=[layout.vector() for _ in range(3 if noises else 2)],
             last_point=layout.vector(),
             last_gradient=layout.vector(),
-            step_rows=layout.vector(m, dtype),
-            gradient_rows=layout.vector(m, dtype),
-            noise_rows=layout.vector(noises, dtype),
+            rows=rows,
+            step_rows=rows[:m],
+            gradient_rows=rows[m : 2 * m],
+            noise_rows=rows[2 * m :],
             metric=layout.matrices(m, m),
             curvature=layout.matrices(m, m),
             slopes=layout.matrices(m),

@@ -24,6 +24,7 @@ from .block_history import BlockHistory
 from .ops.verdicts import LEAST_TRUST
 from .options import SubspaceNewton
 from .parameters import Layout
+from .quasi_newton import QuasiNewton
 from .safeguards import Candidate, Evaluate, arm
 from .state import Scratch
 from .trust_region import BlockLength
@@ -41,6 +42,7 @@ class NewtonIteration:
     verdicts: ops.Verdicts
     history: BlockHistory
     block_length: BlockLength
+    quasi_newton: QuasiNewton
     point: Scratch[Tensor]  #: w
     gradient: Scratch[Tensor]  #: g
     next: Tensor  #: where the last step has led
@@ -51,6 +53,7 @@ class NewtonIteration:
     pending: bool = False  #: whether the last step may have been one, so that this one judges
     on_line: bool = False  #: whether the block under way began with one
     judged: Scratch[bool] = False  #: whether the step under way has shown its gradient
+    reach: Scratch[float] = math.inf  #: largest entry that weight decay leaves
     solution: Scratch[ops.SubspaceSolution | None] = None  #: of the last step
 
     @classmethod
@@ -60,17 +63,22 @@ class NewtonIteration:
         """Allocate all buffers."""
         verdicts.now.trust_radius.fill_(options.trust_radius)
         verdicts.now.damping.fill_(1)
+        history = BlockHistory.empty(layout, options, verdicts)
+        point, gradient, next, fallback, direction = (layout.vector() for _ in range(5))
         return cls(
             layout,
             options,
             verdicts,
-            history=BlockHistory.empty(layout, options, verdicts),
+            history,
             block_length=BlockLength(options.block_length, options.adaptive_blocks),
-            point=layout.vector(),
-            gradient=layout.vector(),
-            next=layout.vector(),
-            fallback=layout.vector(),
-            direction=layout.vector(),
+            quasi_newton=QuasiNewton.empty(
+                layout, verdicts, history, point, gradient, next, fallback, direction
+            ),
+            point=point,
+            gradient=gradient,
+            next=next,
+            fallback=fallback,
+            direction=direction,
             sizes=layout.numbers(2),
         )
 
@@ -84,9 +92,12 @@ class NewtonIteration:
     def see_gradient(self, gradients: Gradients) -> Tensor | None:
         """Keep g; whether the base step is to be left out, since g rejects a pending step."""
         if self.judged:  # a closure that is called again, at another point
-            return self._rejected if self.pending else None
-        self.judged = gradients.gather(self.layout, self.point, self.gradient)
-        if not self.pending or not self.judged:
+            return self._rejected if self.pending and not self.quasi_newton.active else None
+        self.judged, self.reach = (
+            gradients.gather(self.layout, self.point, self.gradient),
+            gradients.reach,
+        )
+        if not self.pending or not self.judged or self.quasi_newton.active:
             return None
         o, v = self.options, self.verdicts
         growth = o.max_gradient_growth if "residual" in o.tests else math.inf
@@ -101,6 +112,9 @@ class NewtonIteration:
         if not self.judged:
             v.number.skipped_no_gradient += 1
             return
+        if self.quasi_newton.active:
+            self._take_exact_step(rates)
+            return
         pending, self.pending = self.pending, False
         if pending:  # a rejected step is as if it had not been
             self.layout.write(self.fallback, when=v.when.rejected)
@@ -113,13 +127,14 @@ class NewtonIteration:
             ends = (0, self.layout.padded)
             ops.extrapolate_(self.next, self.next, self.next, 1.0, rows, share, ends)
             self.layout.write(self.next, when=v.when.beyond)
+        asks = self.options.uses_quasi_newton and self.quasi_newton.watch(free=not pending)
         if h.samples < self.block_length.samples:
             return
         samples, (change, noise_slot) = h.samples, h.close_block()
         ops.learn_(*v.tensors, samples, change, h.noise_norms, noise_slot, self.block_length.level)
         self.block_length.follow(v.now.level_change)
-        self.on_line = self.pending = h.solvable
-        if h.solvable:
+        self.on_line = self.pending = h.solvable and not asks
+        if self.pending:
             self._take_step(evaluate)
 
     def _take_step(self, evaluate: Evaluate | None) -> None:
@@ -151,6 +166,17 @@ class NewtonIteration:
         v.now.slope.copy_(slope)
         v.when.limited.copy_(limited)
 
+    def _take_exact_step(self, rates: tuple[float, ...]) -> None:
+        """Gradients repeat: a quasi-Newton step in place of the base step."""
+        moved = None
+        if self.pending:
+            moved = self.layout.differ(self.point, self.left_at, self.largest)
+        for rate, start, stop in zip(rates, *self.layout.bounds, strict=True):
+            if not rate:  # what the base optimizer does not move stays where it is
+                self.gradient[start:stop].zero_()
+        self.sizes = self.quasi_newton.step(moved, min(self.reach, self.layout.limit))
+        self.pending, self.on_line = self.quasi_newton.active, False
+
     @property
     def largest(self) -> Tensor:
         """``[]`` entry of where the last step has led."""
@@ -172,6 +198,8 @@ class NewtonIteration:
 
     def clear(self) -> None:
         """Forget all blocks."""
+        if self.quasi_newton.active:
+            self.quasi_newton.end()
         self.history.clear()
         self.on_line = False
         self.verdicts.when.on_line.zero_()
@@ -180,6 +208,7 @@ class NewtonIteration:
         """Forget what refers to the present place of the parameters."""
         self.pending = False
         self.verdicts.when.pending.zero_()
+        self.verdicts.when.exact.zero_()
 
     def roll_back(self) -> None:
         """Go back to where the pending step began."""

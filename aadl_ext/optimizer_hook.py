@@ -381,6 +381,20 @@ class Gradients:
         self._scale = getattr(optimizer, "grad_scale", None)
         self._decays = isinstance(optimizer, DECAY_IN_LOSS)
 
+    @property
+    def reach(self) -> float:
+        """The largest entry of a parameter that decoupled weight decay leaves to exact gradients.
+
+        Adam with a decay of lambda then minimizes the loss within ``|w| <= 1 / lambda`` (Xie and Li
+        2024): its steps are at most as long as the rate, and so is the decay there.
+        """
+        decays = [
+            group["weight_decay"]
+            for group in self._groups
+            if not self._decays_in_loss(group) and isinstance(group.get("weight_decay"), float)
+        ]
+        return min((1 / decay for decay in decays if decay > 0), default=math.inf)
+
     def squared_norm(self, device: torch.device) -> Tensor:
         """``[]`` float64 over all of them, on a device."""
         dense = [_values(g) for g in self._gradients if g is not None]
@@ -434,9 +448,11 @@ class Gradients:
 
     def _treatment(self, group: dict[str, Any]) -> tuple[bool, float]:
         """Whether its gradients are to be negated, and the weight decay in its loss."""
-        in_loss = self._decays and not group.get("decoupled_weight_decay", False)
-        decay = float(group.get("weight_decay", 0.0)) if in_loss else 0.0
+        decay = float(group.get("weight_decay", 0.0)) if self._decays_in_loss(group) else 0.0
         return bool(group.get("maximize", False)), decay
+
+    def _decays_in_loss(self, group: dict[str, Any]) -> bool:
+        return self._decays and not group.get("decoupled_weight_decay", False)
 
     def take_away(self) -> None:
         """Leave the parameters without gradients."""

@@ -209,6 +209,9 @@ class SubspaceNewton:
         adaptive_blocks: whether blocks grow up to four times ``block_length`` while steps go too
             far because of noise, and shrink to a quarter of it while there is hardly any and whole
             steps are right. Without noise samples they keep their length.
+        quasi_newton: whether steps are those of L-BFGS while gradients repeat, as they do on full
+            batches without dropout; a base step that is left out now and then tells. Not with a
+            safeguard "loss", nor without "residual".
         safeguard: tests that a step must pass, one name or several, or None: every finite one is
             kept. "residual" rejects it by the next gradient, which training computes anyway;
             "descent" rejects steps along which the loss grows; "limits" cuts steps to the trust
@@ -231,6 +234,7 @@ class SubspaceNewton:
     trust_radius: float = 4.0
     max_gradient_growth: float = 2.0
     adaptive_blocks: bool = True
+    quasi_newton: bool = True
     safeguard: str | Iterable[str] | None = ("residual", "descent", "limits")
     scope: str = "all"
     storage: Storage = Storage()
@@ -243,7 +247,8 @@ class SubspaceNewton:
             _check_real(self, name, f"0 <= {name} < inf", lambda x: 0 <= x < math.inf)
         for name in ("trust_radius", "max_gradient_growth"):
             _check_real(self, name, f"{name} > 0", lambda x: x > 0)
-        _check_type(self, "adaptive_blocks", bool)
+        for name in ("adaptive_blocks", "quasi_newton"):
+            _check_type(self, name, bool)
         _check_safeguards(self, ("residual", "descent", "limits", "loss"))
         _check_choice(self, "scope", SCOPES)
         _check_type(self, "storage", Storage)
@@ -252,6 +257,11 @@ class SubspaceNewton:
     def tests(self) -> tuple[str, ...]:
         """Names of the safeguards, in the order in which they are asked."""
         return tuple(self.safeguard or ())
+
+    @property
+    def uses_quasi_newton(self) -> bool:
+        """Whether gradients are watched: quasi-Newton steps are judged by them, not by losses."""
+        return self.quasi_newton and "residual" in self.tests and "loss" not in self.tests
 
     @classmethod
     def memory_light(cls, **options: Any) -> SubspaceNewton:

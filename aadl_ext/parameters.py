@@ -85,6 +85,11 @@ class Layout:
         return all(known[id(p)] == (p.shape, p.device) for p in self.parameters)
 
     @property
+    def bounds(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Where segments begin and end."""
+        return self.offsets[:-1], self.offsets[1:]
+
+    @property
     def padded(self) -> int:
         """Length of a working vector."""
         return self.offsets[-1]

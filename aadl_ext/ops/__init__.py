@@ -16,6 +16,7 @@ from .gather import gather, scatter_
 from .library import backends
 from .push_block import push_block
 from .push_secant import push_secant
+from .solve_quasi_newton import QuasiNewtonSolution, solve_quasi_newton
 from .solve_secants import SecantSolution, solve_secants
 from .solve_subspace import SubspaceSolution, solve_subspace
 from .squared_norm import squared_norm
@@ -24,15 +25,19 @@ from .verdicts import (
     Verdicts,
     arm_,
     average_,
+    compare_,
     judge_gradient_,
+    judge_line_,
     judge_residual_,
     judge_slope_,
     learn_,
+    take_line_,
 )
 from .window_statistics import window_statistics
 
 __all__ = [
     "STORAGE_DTYPES",
+    "QuasiNewtonSolution",
     "SecantSolution",
     "SubspaceSolution",
     "Verdicts",
@@ -40,20 +45,24 @@ __all__ = [
     "arm_",
     "average_",
     "backends",
+    "compare_",
     "cross_products",
     "differs",
     "extrapolate_",
     "gather",
     "judge_gradient_",
+    "judge_line_",
     "judge_residual_",
     "judge_slope_",
     "learn_",
     "push_block",
     "push_secant",
     "scatter_",
+    "solve_quasi_newton",
     "solve_secants",
     "solve_subspace",
     "squared_norm",
+    "take_line_",
     "tsqr",
     "window_statistics",
 ]

@@ -20,6 +20,7 @@ slope_sum           along the last step, over the samples of the block after it
 share               of the step that is too much, where it went beyond the minimum
 noise_ratio         ``|noise|^2`` of a mean gradient over ``|its change|^2``
 level_change        by how many powers of two blocks are to become longer: -1, 0 or 1
+tries               points in a row that were rejected along one quasi-Newton direction
 flags, bool
 pending             the parameters are at an extrapolated point that the next step judges
 paired              the last pair is one that the next one can be compared with
@@ -36,6 +37,9 @@ limited             the step would have been longer but for the trust radius
 on_line             the block under way began with a step, whose slopes are summed up
 beyond              that step went beyond the minimum along it
 spoiled, complete   the block under way has a sample that cannot be used, or has none
+exact               gradients repeat: steps are quasi-Newton's
+held                the parameters stay, so that the next gradient has to be the same
+anew                a new direction is to be taken
 ==================  ==============================================================================
 """
 
@@ -57,13 +61,13 @@ from .registry import op, seen
 CONTROL = tuple(
     """
     norm max_step reduction rejections known reference trust_radius damping excess expected
-    slope slope_sum share noise_ratio level_change
+    slope slope_sum share noise_ratio level_change tries
     """.split()
 )
 FLAGS = tuple(
     """
     pending paired ready accepted declined rejected nonfinite unsound lost restart write
-    oscillates steady limited on_line beyond spoiled complete
+    oscillates steady limited on_line beyond spoiled complete exact held anew
     """.split()
 )
 COUNTS = tuple(
@@ -77,6 +81,9 @@ COUNTS = tuple(
 PATIENCE = 2  # rejections in a row that clear the history
 LEAST_TRUST, MOST_TRUST = 0.25, 1e6
 LEAST_DAMPING, GAIN, FORGETTING = 0.02, 0.3, 0.7
+REPEATS = 1e-4  # relative; gradients at one point that differ less are the same
+STEEP = 0.9  # slope uphill after a quasi-Newton step over that downhill before it
+TRIES = 6  # points along one direction
 
 
 @dataclass(eq=False)
@@ -386,3 +393,97 @@ def learn_(
     f.ready = f.complete
     f.paired = f.paired | f.complete
     f.spoiled = f.on_line = False
+
+
+@_verdict("compare_(Tensor squared_norm, Tensor change)")
+def compare_(c: Numbers, f: Numbers, n: Numbers, squared_norm: Tensor, change: Tensor) -> None:
+    """Whether a gradient repeats: ``change`` is the squared norm of its difference to another."""
+    f.exact = _numbers(change)[0] <= REPEATS**2 * _numbers(squared_norm)[0]
+
+
+@_verdict(
+    "judge_line_(Tensor figures, Tensor change, Tensor? moved, float growth, bool base, bool hold)"
+)
+def judge_line_(
+    c: Numbers,
+    f: Numbers,
+    n: Numbers,
+    figures: Tensor,
+    change: Tensor,
+    moved: Tensor | None,
+    growth: float,
+    base: bool,
+    hold: bool,
+) -> None:
+    """Judge the point of a quasi-Newton step by its gradient.
+
+    It is left, for a point nearer to where the step began, if its gradient is not finite, has grown
+    more than ``growth`` times, or its slope rises nearly as steeply as it fell before; after
+    ``TRIES`` of these for another direction. Quasi-Newton steps end where the gradient does not
+    repeat, and where something else has moved the parameters.
+
+    Args:
+        figures: ``[2]`` float64, squared norm of the gradient and its slope along the step.
+        change: ``[]`` float64, ``|gradient - that where the step began|^2``.
+        moved: ``[]`` bool, whether something else has moved the parameters; None for no.
+        growth: of the norm of the gradient over its recent one.
+        base: whether the step was the base optimizer's, which stands.
+        hold: whether to stay a step at a point that is good, to see whether the gradient repeats.
+    """
+    waits, held = f.pending, f.held
+    _release(c, f, n, moved, False)
+    squared_norm, slope = _numbers(figures)
+    norm = _root(squared_norm)
+    sound = _finite(squared_norm)
+    repeats = _numbers(change)[0] <= REPEATS**2 * squared_norm
+    exact = f.exact & (f.pending | _not(waits)) & (repeats | _not(held)) & (sound | f.pending)
+    judged = exact & f.pending & _not(held)
+    low = (slope <= STEEP * abs(c.slope)) & (norm <= growth * c.reference)
+    good = judged & sound & (low | base)
+    bad = judged & _not(good)
+    exact = exact & (sound | _not(bad & base))
+    taken = good & (not base)
+    n.accepted = n.accepted + taken
+    n.shortened = n.shortened + (taken & (c.tries > 0))
+    tries = _where(bad, c.tries + 1, _where(judged, 0.0, c.tries))
+    f.rejected = tries > TRIES
+    c.tries = _where(f.rejected, 0.0, tries)
+    n.rejected_residual = n.rejected_residual + (f.rejected & sound)
+    n.rejected_nonfinite = n.rejected_nonfinite + (f.rejected & _not(sound))
+    n.skipped_nonfinite = n.skipped_nonfinite + _not(sound | f.pending)
+    f.complete = sound & f.paired
+    f.ready = exact & (good | _not(f.pending))
+    f.anew = f.ready | exact & f.rejected
+    back = exact & bad & _not(f.rejected)
+    less = _larger(_smaller(_ratio(c.slope, c.slope - slope), 0.9), 0.05)
+    c.share = _where(f.anew, 0.0, _where(back, _where(sound, less, 0.1), 1.0))
+    f.held = exact & (back & (c.tries == 2) | f.ready & hold)
+    c.reference = _where(f.ready, _larger(norm, 0.9 * c.reference), c.reference)
+    n.pairs = n.pairs + (exact & f.complete)
+    f.exact = exact
+
+
+@_verdict("take_line_(Tensor slope, Tensor moves, Tensor fits, bool base)")
+def take_line_(
+    c: Numbers, f: Numbers, n: Numbers, slope: Tensor, moves: Tensor, fits: Tensor, base: bool
+) -> None:
+    """Whether to go on along a direction; to stay where it leads nowhere.
+
+    Args:
+        slope: ``[]`` float64, along it, where it begins.
+        moves: ``[]`` bool, whether its end is another point.
+        fits: ``[]`` bool, whether that is one that the parameters may take; else
+            quasi-Newton steps end.
+        base: whether it is the base optimizer's step.
+    """
+    c.slope = _numbers(slope)[0]
+    descends = c.slope < 0
+    exact = f.exact & _numbers(fits)[0]
+    f.held = exact & (f.held | _not(descends & _numbers(moves)[0] | base))
+    f.declined = f.held | f.exact & _not(exact | f.ready)
+    f.accepted = exact
+    f.write = exact & (not base) | f.declined
+    n.extrapolations = n.extrapolations + (exact & f.anew & descends & (not base))
+    f.paired = f.paired | f.ready
+    f.exact = f.pending = exact
+    f.rejected = False

@@ -13,11 +13,12 @@ namespace aadl {
 // In the order of ops/verdicts.py.
 struct Control {
   double norm, max_step, reduction, rejections, known, reference, trust_radius, damping, excess,
-      expected, slope, slope_sum, share, noise_ratio, level_change;
+      expected, slope, slope_sum, share, noise_ratio, level_change, tries;
 };
 struct Flags {
   bool pending, paired, ready, accepted, declined, rejected, nonfinite, unsound, lost, restart,
-      write, oscillates, steady, limited, on_line, beyond, spoiled, complete;
+      write, oscillates, steady, limited, on_line, beyond, spoiled, complete, exact, held,
+      anew;
 };
 struct Counts {
   int64_t pairs, extrapolations, accepted, dropped, shortened, averaged, skipped_nonfinite,

@@ -122,5 +122,14 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Arguments], tuple[str, 
         },
         (),
     ),
+    "solve_quasi_newton": (
+        ops.solve_quasi_newton,
+        lambda n=8: {
+            "metric": torch.eye(3).double(), "curvature": torch.eye(3).double(),
+            "gradient_metric": torch.eye(3).double(), "slopes": small(3),
+            "gradient_slopes": small(3), "squared_norm": small(1), "newest": 1, "growth": 4.0,
+        },
+        (),
+    ),
 }  # fmt: skip
 every_op = pytest.mark.parametrize("name", CASES)

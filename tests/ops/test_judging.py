@@ -78,6 +78,9 @@ VERDICTS: dict[str, Callable[[Dice], tuple[Any, ...]]] = {
     "average_": lambda d: (d.squares(), d.limit(), d.random.randint(2, 5)),
     "judge_slope_": lambda d: (figures(d, 2), d.flag()),
     "learn_": block,
+    "compare_": lambda d: (d.squares(), d.squares()),
+    "judge_line_": lambda d: (figures(d, 2), d.squares(), d.maybe(), d.limit(), d.flag(), d.flag()),
+    "take_line_": lambda d: (d.numbers(), torch.tensor(d.flag()), torch.tensor(d.flag()), d.flag()),
 }
 
 

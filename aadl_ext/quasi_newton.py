@@ -1,0 +1,219 @@
+"""Quasi-Newton steps (L-BFGS) while gradients repeat, as they do on full batches.
+
+w, g      a sample: the parameters, and the gradient that the base optimizer is about to use
+w0, g0    that where a step began                            ``fallback``, ``last_gradient``
+S, Y      changes of w and g along steps                     ``step_rows``, ``gradient_rows``
+d         -H g0, H from S and Y (``solve_quasi_newton``)     ``direction``
+r         what the base optimizer would do
+
+Each step is judged by the next training gradient (``ops.judge_line_``): no closure, no loss. A
+point that is not good is left for one nearer to w0 on the same line. The base optimizer steps
+along, so that its state is that of the present gradients, and its move is undone. Nothing here
+waits for a device: ``active``, what the host knows, follows ``verdicts.when.exact`` some steps
+late, and where that is false already the moves of the base optimizer stand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .block_history import BlockHistory
+from .buffers import zeros
+from .parameters import Layout
+from .state import Scratch
+from .trust_region import Delayed
+
+FIRST, WAIT, LONGER = 2, 16, 16  # the step that asks; steps until the next; how many times as many
+OPENING = 4  # base steps before the first quasi-Newton step
+HOLD = 32  # steps between two that ask again
+FOLLOW = 8  # steps between two looks of the host
+GROWTH = 4.0  # longest step, in units of the last one
+STEEPER = 10.0  # growth of the gradient in a step that is good
+
+
+@dataclass(eq=False)
+class QuasiNewton:
+    """``watch`` finds out whether gradients repeat; ``step`` moves the parameters while they do."""
+
+    layout: Scratch[Layout]
+    verdicts: Scratch[ops.Verdicts]
+    history: Scratch[BlockHistory]  #: lends its rows
+    point: Scratch[Tensor]  #: w
+    gradient: Scratch[Tensor]  #: g
+    next: Scratch[Tensor]  #: where the last step has led; free until the next is taken
+    fallback: Scratch[Tensor]  #: w0
+    direction: Scratch[Tensor]  #: d
+    step_rows: Scratch[Tensor]  #: [m, N] S
+    gradient_rows: Scratch[Tensor]  #: [m, N] Y
+    metric: Tensor  #: [m, m] S S^T
+    curvature: Tensor  #: [m, m] S Y^T
+    gradient_metric: Tensor  #: [m, m] Y Y^T
+    active: bool = False  #: whether the host knows that gradients repeat
+    age: int = 0  #: steps since then
+    until: int = FIRST  #: steps until one asks
+    wait: int = WAIT  #: and until the next one does
+    asked: int = 0  #: 1: the last step has asked; 2: the answer is on its way to the host
+    known: Delayed = field(default_factory=Delayed)
+
+    @classmethod
+    def empty(
+        cls,
+        layout: Layout,
+        verdicts: ops.Verdicts,
+        history: BlockHistory,
+        point: Tensor,
+        gradient: Tensor,
+        next: Tensor,
+        fallback: Tensor,
+        direction: Tensor,
+    ) -> QuasiNewton:
+        """Allocate what the history does not have."""
+        m = len(history.rows) // 2
+        return cls(
+            layout,
+            verdicts,
+            history,
+            point,
+            gradient,
+            next,
+            fallback,
+            direction,
+            step_rows=history.rows[:m],
+            gradient_rows=history.rows[m : 2 * m],
+            metric=zeros((m, m), torch.float64, layout.device),
+            curvature=zeros((m, m), torch.float64, layout.device),
+            gradient_metric=zeros((m, m), torch.float64, layout.device),
+        )
+
+    # ---- do gradients repeat? -----------------------------------------------------------------
+
+    def watch(self, free: bool) -> bool:
+        """After a base step: now and then undo it, and compare the next gradient with this one.
+
+        Whether it is ``free`` to do so. Returns whether it has been done; ``fallback`` is left
+        alone then until the next step.
+        """
+        self.until -= 1
+        if self.asked == 2:
+            self.asked = 0
+            if self.known.exchange(self.verdicts.when.exact.double()):
+                self._begin()
+            else:
+                self.until, self.wait = self.wait, LONGER * self.wait
+        elif self.asked == 1:
+            change = ops.squared_norm([torch.sub(self.gradient, self.fallback, out=self.next)])
+            ops.compare_(*self.verdicts.tensors, ops.squared_norm([self.gradient]), change)
+            self.known.exchange(self.verdicts.when.exact.double())
+            self.asked = 2
+        elif self.until <= 0 and free:
+            self.fallback.copy_(self.gradient)
+            self.layout.write(self.point)
+            self.asked = 1
+            return True
+        return False
+
+    def _begin(self) -> None:
+        self.active, self.age = True, 0
+        self.history.clear()
+        self.verdicts.now.tries.zero_()
+        for matrix in (self.metric, self.curvature, self.gradient_metric):
+            matrix.zero_()
+
+    def end(self) -> None:
+        """Leave the parameters to the base optimizer; ask again after some time."""
+        self.active, self.asked, self.until, self.wait = False, 0, self.wait, 2 * self.wait
+        self.history.clear()
+        when = self.verdicts.when
+        for flag in (when.exact, when.held):
+            flag.zero_()
+
+    # ---- steps while they do ------------------------------------------------------------------
+
+    def step(self, moved: Tensor | None, reach: float) -> Tensor:
+        """Take in (w, g), judge the step that led here, and take the next.
+
+        ``moved``: ``[]`` bool, whether something else has moved the parameters. ``reach``: the
+        largest entry that they may have. Returns the ``[2]`` sizes of ``ops.extrapolate_``.
+        """
+        v, when, ends = self.verdicts, self.verdicts.when, (0, self.layout.padded)
+        last_gradient, direction, next = self.history.last_gradient, self.direction, self.next
+        self.age += 1
+        opens, opened = self.age <= OPENING, 1 < self.age <= OPENING + 1
+        slot = self.age % len(self.step_rows)
+        change = ops.squared_norm([torch.sub(self.gradient, last_gradient, out=next)])
+        self.gradient_rows[slot] = next
+        self.step_rows[slot] = torch.sub(self.point, self.fallback, out=next)
+        figures = ops.cross_products(self.gradient[None], (self.gradient, direction), ends)
+        ops.judge_line_(
+            *v.tensors,
+            figures,
+            change,
+            moved,
+            growth=STEEPER,
+            base=opened,
+            hold=self.age % HOLD == 0,
+        )
+        ops.gather((self.point,), self.fallback, when=when.ready)
+        ops.gather((self.gradient,), last_gradient, when=when.ready)
+        solution = self._solve(slot)
+        direction.mul_(v.now.share)
+        for rows, coefficients in (
+            (last_gradient[None], solution.gradient),
+            (self.step_rows, solution.steps),
+            (self.gradient_rows, solution.changes),
+        ):
+            ops.extrapolate_(
+                direction, direction, direction, 1.0, rows, coefficients, ends, accept=when.anew
+            )
+        blind = when.anew & (solution.gradient == 0).squeeze()  # there is no step to learn from
+        ops.gather((self._base_step(),), direction, when=blind | opens)
+        slope = ops.cross_products(last_gradient[None], (direction,), ends)[0, 0, 0]
+        sizes = ops.extrapolate_(
+            next,
+            self.fallback,
+            self.fallback,
+            relaxation=1.0,
+            rows=direction[None],
+            coefficients=-torch.ones_like(solution.gradient),
+            offsets=ends,
+            accept=when.exact & ~when.held,
+        )
+        moves, fits = sizes[1] > 0, sizes[0] <= reach
+        ops.take_line_(*v.tensors, slope, moves, fits, base=opens)
+        ops.gather((self.fallback,), next, when=when.declined)
+        self.layout.write(next, when=when.write)
+        if self.age % FOLLOW == 0 and not self.known.exchange(when.exact.double()):
+            self.end()
+        return sizes
+
+    def _base_step(self) -> Tensor:
+        self.layout.read(self.next)
+        return torch.sub(self.next, self.point, out=self.next)
+
+    def _solve(self, slot: int) -> ops.QuasiNewtonSolution:
+        """The direction from (w0, g0), with the new pair if it can be used."""
+        when, ends = self.verdicts.when, (0, self.layout.padded)
+        last_gradient = self.history.last_gradient
+        for rows in (self.step_rows, self.gradient_rows):
+            rows[slot].masked_fill_(~when.complete, 0)
+        new = (self.step_rows[slot], self.gradient_rows[slot], last_gradient)
+        of_steps = ops.cross_products(self.step_rows, new, ends)[0]
+        of_gradients = ops.cross_products(self.gradient_rows, new, ends)[0]
+        self.metric[slot] = self.metric[:, slot] = of_steps[:, 0]
+        self.curvature[:, slot], self.curvature[slot] = of_steps[:, 1], of_gradients[:, 0]
+        self.curvature.masked_fill_(when.rejected, 0)  # what they say has led nowhere
+        self.gradient_metric[slot] = self.gradient_metric[:, slot] = of_gradients[:, 1]
+        return ops.solve_quasi_newton(
+            self.metric,
+            self.curvature,
+            self.gradient_metric,
+            of_steps[:, 2].contiguous(),
+            of_gradients[:, 2].contiguous(),
+            ops.squared_norm([last_gradient]),
+            newest=slot,
+            growth=GROWTH,
+        )

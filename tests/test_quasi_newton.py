@@ -1,0 +1,330 @@
+"""Quasi-Newton steps while gradients repeat: when they begin, what they do, and when they end."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from training import MakeOptimizer, Training, adam, momentum, same, sgd
+
+from aadl_ext import SubspaceNewton, accelerate, finish, get_accelerator, settled
+
+BEGUN = 12  # steps within which they have begun
+few = pytest.mark.parametrize("make", [sgd, momentum, adam], ids=["sgd", "momentum", "adam"])
+
+
+def exact(optimizer: Optimizer) -> bool:
+    """Whether steps are quasi-Newton's, as the device knows it."""
+    return bool(get_accelerator(optimizer).iteration.verdicts.when.exact)
+
+
+def begun(make: MakeOptimizer = sgd, **options: Any) -> Training:
+    training = Training(make, SubspaceNewton(**options), torch.float64)
+    training.run(BEGUN)
+    assert exact(training.optimizer)
+    return training
+
+
+class Noisy:
+    """A linear model on batches of four of sixteen samples."""
+
+    def __init__(self, make: MakeOptimizer, options: SubspaceNewton | None) -> None:
+        draw = torch.Generator().manual_seed(2)
+        self.inputs = torch.randn(16, 3, generator=draw, dtype=torch.float64)
+        self.targets = torch.randn(16, generator=draw, dtype=torch.float64)
+        self.w = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        self.optimizer = make([self.w])
+        if options is not None:
+            accelerate(self.optimizer, options)
+        self.draw = torch.Generator().manual_seed(3)
+
+    def step(self) -> Tensor:
+        rows = torch.randperm(16, generator=self.draw)[:4]
+        self.optimizer.zero_grad()
+        (self.inputs[rows] @ self.w - self.targets[rows]).square().mean().backward()
+        self.optimizer.step()
+        return self.w.detach().clone()
+
+
+# ---- they converge -------------------------------------------------------------------------
+
+
+def test_a_network_is_fitted_in_a_tenth_of_the_steps() -> None:
+    plain = Training(sgd, None, torch.float64)
+    plain.run(1000)
+    fast = begun()
+    fast.run(100 - BEGUN)
+    with settled(fast.optimizer):
+        assert fast.loss() < plain.loss()
+
+
+class Quadratic:
+    """The loss ``w^T H w / 2`` in ten dimensions, condition 1e3."""
+
+    def __init__(self, make: MakeOptimizer, options: SubspaceNewton | None = None) -> None:
+        draw = torch.Generator().manual_seed(0)
+        axes = torch.linalg.qr(torch.randn(10, 10, generator=draw, dtype=torch.float64))[0]
+        spectrum = torch.logspace(-3, 0, 10, dtype=torch.float64)
+        self.hessian = axes @ torch.diag(spectrum) @ axes.T
+        self.w = nn.Parameter(torch.ones(10, dtype=torch.float64))
+        self.optimizer = accelerate(make([self.w]), options or SubspaceNewton())
+
+    def step(self) -> float:
+        self.w.grad = self.hessian @ self.w.detach()
+        self.optimizer.step()
+        return self.w.grad.norm().item()
+
+
+@few
+def test_a_quadratic_takes_few_steps_per_dimension(make: MakeOptimizer) -> None:
+    # Bare gradient descent takes some 20 000 to as small a gradient.
+    problem = Quadratic(make)
+    norms = [problem.step() for _ in range(120)]
+    assert min(norms) < 1e-8 * norms[0]
+
+
+def test_at_a_minimum_the_parameters_stay() -> None:
+    problem = Quadratic(sgd)
+    norms = [problem.step() for _ in range(500)]
+    assert exact(problem.optimizer)
+    assert norms[-1] < 1e-14
+
+
+def test_a_gradient_of_zero_moves_nothing() -> None:
+    w = nn.Parameter(torch.ones(3))
+    optimizer = accelerate(SGD([w], lr=0.1))
+    for _ in range(40):
+        w.grad = torch.zeros(3)
+        optimizer.step()
+    assert torch.equal(w.detach(), torch.ones(3))
+
+
+# ---- they begin where gradients repeat, and only there ---------------------------------------
+
+
+@few
+@pytest.mark.parametrize("steps", [60])
+def test_batches_cost_the_steps_that_ask_and_nothing_else(make: MakeOptimizer, steps: int) -> None:
+    noisy, plain = Noisy(make, SubspaceNewton()), Noisy(make, None)
+    asking = [2, 20]  # later a multiple of it
+    before = noisy.w.detach().clone()
+    for k in range(1, 22):
+        point = noisy.step()
+        if k in asking:
+            assert torch.equal(point, before), k
+        else:
+            assert not torch.equal(point, before), k
+        before = point
+    assert not exact(noisy.optimizer)
+    for _ in range(2):
+        plain.step()
+    for _ in range(steps):
+        noisy.step()
+        assert not get_accelerator(noisy.optimizer).iteration.quasi_newton.active
+
+
+def test_they_can_be_left_out() -> None:
+    for options in (
+        SubspaceNewton(quasi_newton=False),
+        SubspaceNewton(safeguard=("descent", "limits")),
+    ):
+        training = Training(sgd, options, torch.float64)
+        points = training.run(BEGUN)
+        assert not exact(training.optimizer)
+        assert (points[1:] != points[:-1]).any(dim=1).all()
+
+
+def test_sums_in_another_order_are_the_same_gradient() -> None:
+    draw = torch.Generator().manual_seed(0)
+
+    def shaken(training: Training, size: float) -> None:
+        training.closure()
+        for p in training.parameters:
+            p.grad *= 1 + size * torch.rand(p.shape, generator=draw, dtype=p.dtype)
+        training.optimizer.step()
+
+    for size, repeats in ((1e-6, True), (1e-2, False)):
+        training = Training(sgd, SubspaceNewton(), torch.float64)
+        for _ in range(BEGUN):
+            shaken(training, size)
+        assert exact(training.optimizer) == repeats
+
+
+def test_a_tail_of_noise_ends_them_and_the_base_optimizer_goes_on() -> None:
+    training = begun()
+    draw = torch.Generator().manual_seed(1)
+    for _ in range(200):
+        training.closure()
+        for p in training.parameters:
+            p.grad += torch.randn(p.shape, generator=draw, dtype=p.dtype)
+        training.optimizer.step()
+        if not exact(training.optimizer):
+            break
+    assert not exact(training.optimizer)
+    before = training.loss().item()
+    assert before < 10 * Training(sgd, None, torch.float64).loss().item()
+    for _ in range(16):
+        training.step()
+    assert training.loss() < before
+
+
+@pytest.mark.parametrize("change", ["data", "loss"])
+def test_another_function_is_minimized_from_then_on(change: str) -> None:
+    training, plain = begun(), Training(sgd, None, torch.float64)
+    factor = 7.0 if change == "loss" else 1.0
+    if change == "data":
+        training.targets += 1.0
+        plain.targets += 1.0
+    loss = training.loss
+    training.loss = lambda: factor * loss()  # type: ignore[method-assign]
+    training.run(400)
+    plain.run(400)
+    finish(training.optimizer)
+    assert training.loss() < 1.02 * factor * plain.loss()
+
+
+def test_what_moves_the_parameters_ends_them() -> None:
+    training = begun()
+    with torch.no_grad():
+        for p in training.parameters:
+            p.mul_(0.5)
+    training.step()
+    assert not exact(training.optimizer)
+    stats = training.accelerator.stats
+    assert (stats.dropped, stats.restarts["moved_outside"]) == (1, 1)
+
+
+# ---- steps are judged ------------------------------------------------------------------------
+
+
+def test_a_gradient_that_is_not_finite_is_taken_back() -> None:
+    training = begun()
+    best = training.accelerator.iteration.fallback[: len(training.point())].clone()
+    training.closure()
+    for p in training.parameters:
+        p.grad.fill_(math.nan)
+    training.optimizer.step()
+    step = training.accelerator.iteration.direction[: len(best)]
+    assert torch.equal(training.point(), best + step)  # a tenth of it
+    assert training.run(20).isfinite().all()
+
+
+@few
+def test_the_state_of_the_base_optimizer_follows_the_gradients(make: MakeOptimizer) -> None:
+    training = begun(make)
+    before = copy.deepcopy(training.optimizer.state_dict()["state"])
+    training.step()
+    after = training.optimizer.state_dict()["state"]
+    assert same(before, after) == (make is sgd)
+
+
+def test_steps_stay_within_what_decoupled_decay_leaves() -> None:
+    # The minimum is at 3, but with a decay of 1/2 Adam goes no farther than 2.
+    w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = accelerate(AdamW([w], lr=0.05, weight_decay=0.5))
+    seen = []
+    for _ in range(30):
+        w.grad = 2 * (w.detach() - 3)
+        optimizer.step()
+        if exact(optimizer):
+            seen.append(w.abs().max().item())
+    assert 1 < max(seen) <= 2
+
+
+def test_decay_in_the_loss_is_a_part_of_the_minimum() -> None:
+    w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = accelerate(SGD([w], lr=0.05, weight_decay=0.5))
+    for _ in range(60):
+        w.grad = w.detach() - 3
+        optimizer.step()
+    finish(optimizer)
+    torch.testing.assert_close(w.detach(), torch.full_like(w, 2.0))
+
+
+def test_a_group_whose_rate_is_zero_stays() -> None:
+    torch.manual_seed(0)
+    a, b = (nn.Parameter(torch.randn(3, dtype=torch.float64)) for _ in range(2))
+    frozen = nn.Parameter(torch.ones(2, dtype=torch.float64), requires_grad=False)
+    optimizer = accelerate(SGD([{"params": [a, frozen]}, {"params": [b], "lr": 0.0}], lr=0.05))
+    before = b.detach().clone()
+    for _ in range(60):
+        optimizer.zero_grad()
+        (a * b).sum().sub(1).square().add(a.square().sum()).backward()
+        optimizer.step()
+    assert exact(optimizer)
+    assert torch.equal(b.detach(), before)
+    assert torch.equal(frozen, torch.ones_like(frozen))
+
+
+# ---- what is pending, and checkpoints -------------------------------------------------------
+
+
+@few
+def test_the_counts_add_up(make: MakeOptimizer) -> None:
+    training = begun(make)
+    for _ in range(60):
+        training.step()
+        stats = training.accelerator.stats
+        done = stats.accepted + stats.rejected.total() + stats.dropped
+        assert stats.extrapolations - done in (0, 1)
+
+
+def test_the_end_is_a_judged_point() -> None:
+    training = begun()
+    for _ in range(40):
+        training.step()
+        expected = training.accelerator.iteration.fallback[: len(training.point())].clone()
+        with settled(training.optimizer):
+            assert torch.equal(training.point(), expected)
+    finish(training.optimizer)
+    assert torch.equal(training.point(), expected)
+    assert not exact(training.optimizer)
+    training.run(20)  # it may go on
+
+
+@few
+@pytest.mark.parametrize("after", [1, 2, 3, 5, 8, 16, 30, 60])
+def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(make: MakeOptimizer, after: int) -> None:
+    training = Training(make, SubspaceNewton(), torch.float64)
+    training.run(after)
+    saved = copy.deepcopy(
+        (
+            training.model.state_dict(),
+            training.optimizer.state_dict(),
+            training.accelerator.state_dict(),
+        )
+    )
+    resumed = Training(make, SubspaceNewton(), torch.float64)
+    for target, state in zip(
+        (resumed.model, resumed.optimizer, resumed.accelerator), saved, strict=True
+    ):
+        target.load_state_dict(state)
+    assert torch.equal(resumed.run(50), training.run(50))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_narrow_parameters_end_no_worse(dtype: torch.dtype) -> None:
+    fast = Training(sgd, SubspaceNewton(), dtype)
+    plain = Training(sgd, None, dtype)
+    fast.run(200), plain.run(200)
+    finish(fast.optimizer)
+    assert fast.loss() <= 1.02 * plain.loss()
+
+
+def test_a_closure_is_called_once_a_step() -> None:
+    training = Training(partial(Adam, lr=0.02), SubspaceNewton(), torch.float64)
+    twin = Training(partial(Adam, lr=0.02), SubspaceNewton(), torch.float64)
+    calls: list[Callable[..., Any]] = []
+
+    def once() -> None:
+        training.optimizer.step(lambda: (calls.append(once), training.closure())[1])
+
+    assert torch.equal(training.run(40, once), twin.run(40))
+    assert len(calls) == 40
