@@ -93,11 +93,11 @@ class NewtonIteration:
         """Keep g; whether the base step is to be left out, since g rejects a pending step."""
         if self.judged:  # a closure that is called again, at another point
             return self._rejected if self.pending and not self.quasi_newton.active else None
-        self.judged, self.reach = (
-            gradients.gather(self.layout, self.point, self.gradient),
-            gradients.reach,
-        )
-        if not self.pending or not self.judged or self.quasi_newton.active:
+        self.judged = gradients.gather(self.layout, self.point, self.gradient)
+        if self.quasi_newton.active:
+            self.reach = gradients.reach
+            return None
+        if not self.pending or not self.judged:
             return None
         o, v = self.options, self.verdicts
         growth = o.max_gradient_growth if "residual" in o.tests else math.inf

@@ -45,7 +45,6 @@ NEWTON = SubspaceNewton(
     max_gradient_growth=1.5,
     noise_samples=4,
     noise_shrinkage=0.1,
-    quasi_newton=False,
 )
 METHODS = {"anderson": ANDERSON, "average": AVERAGE, "newton": NEWTON}
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
@@ -171,10 +170,10 @@ def _cases() -> Iterator[tuple[str, Case]]:
         "only averages",
         ("adam", 4, double, Anderson(history_depth=0, average=True), ()),
     )
-    yield "default", ("adam", 4, double, SubspaceNewton(quasi_newton=False), ())
+    yield "default", ("adam", 4, double, SubspaceNewton(), ())
     yield (
         "light",
-        ("momentum", 0, double, SubspaceNewton.memory_light(quasi_newton=False), ("checkpoint",)),
+        ("momentum", 0, double, SubspaceNewton.memory_light(), ("checkpoint",)),
     )
 
 

@@ -100,7 +100,7 @@ def counts(training: Training) -> dict[str, Any]:
 def test_a_training_with_verdicts_in_tensors_is_the_same(
     options: Method, unseen: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aadl_ext.safeguards.MAX_COEFFICIENTS", 0.7)  # else nothing is rejected
+    monkeypatch.setattr("aadl_ext.safeguards.MAX_WAY", 1.0)  # else nothing is rejected
     seen = Training(sgd, options, torch.float64)
     way = seen.run(STEPS)
     unseen()

@@ -36,7 +36,6 @@ NEWTON = SubspaceNewton(
     noise_shrinkage=0.01,
     trust_radius=100.0,
     adaptive_blocks=False,  # else fewer steps
-    quasi_newton=False,
 )
 METHODS: dict[str, Method] = {"anderson": JUMPY, "newton": NEWTON}
 VARIANTS: dict[str, Method] = {**METHODS, "average": AVERAGED}
