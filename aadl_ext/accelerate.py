@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import optimizer_hook
 from .accelerator import Accelerator
 from .options import Anderson, Method, Storage, SubspaceNewton
+from .ranks import Ranks
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.optim import Optimizer
 
 UNSET: Any = type("Unset", (), {"__repr__": lambda _: "default"})()
@@ -41,6 +43,7 @@ def accelerate(
     *,
     acceleration_type: str | None = None,
     total_steps: int | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> AnyOptimizer:
     """Accelerate ``optimizer`` from its next ``step()`` on.
 
@@ -73,13 +76,17 @@ def accelerate(
         average: likewise.
         history_device: ``Storage.device``.
         compute_device: ``Storage.compute_device``.
-        distributed: accepted for AADL's sake. Data-parallel ranks hold equal parameters and
-            extrapolate equally, so nothing needs to be averaged.
-        sync_frequency: likewise.
+        distributed: whether all ranks train one model, as ``process_group`` with all of them.
+        sync_frequency: accepted for AADL's sake, and warned about: what ranks tell each other is
+            needed at once.
         acceleration_type: AADL's name of ``method``.
         total_steps: how often ``step()`` will be called in all, if that is known: the last call
             leaves no extrapolation that nobody has judged. Under ``GradScaler``, which leaves steps
             out, call :func:`finish` instead.
+        process_group: the ranks whose optimizers hold the parameters of one model, such as the
+            stages of a pipeline. Of DTensors (FSDP2, tensor parallelism), FSDP1 and
+            ZeroRedundancyOptimizer it is found. Ranks with equal copies of all parameters (DDP)
+            need none, unless losses are compared (safeguard "loss"): their mean over it counts.
 
     Returns:
         The same optimizer.
@@ -89,7 +96,8 @@ def accelerate(
             more than hand its steps to one inside (Lookahead, SAM); or ``method`` is no method.
         ValueError: an option is out of range, a parameter is complex, sparse or of a tensor class
             with a storage of its own, steps are to be differentiated, or the optimizer is
-            accelerated already.
+            accelerated already. Of several ranks all raise it, with the reason of the one that has
+            it; also where their options differ, or their process group is not known.
     """
     if optimizer_hook.find(optimizer) is not None:
         raise ValueError(
@@ -114,7 +122,21 @@ def accelerate(
             f"acceleration_type is {acceleration_type!r}, but method is {method!r}; give one"
         )
     options = _method(acceleration_type if method is None else method, given)
-    accelerator = Accelerator(stepping.param_groups, options, total_steps)
+    if sync_frequency != 1:
+        warnings.warn(
+            f"sync_frequency={sync_frequency} has no effect: all ranks solve one problem, from a "
+            "few figures that they tell each other in the steps that need them",
+            stacklevel=2,
+        )
+    ranks = Ranks.find(stepping, process_group, distributed)
+    if ranks is None and "loss" in options.tests and Ranks.several():
+        warnings.warn(
+            'safeguard="loss" compares the losses of this rank, though there are others: where '
+            "each has its own batch they come to different verdicts and drift apart. Give "
+            "accelerate(..., process_group=torch.distributed.group.WORLD), then the mean counts",
+            stacklevel=2,
+        )
+    accelerator = Accelerator(stepping.param_groups, options, total_steps, ranks)
     optimizer_hook.OptimizerHook(stepping, accelerator)
     return optimizer
 

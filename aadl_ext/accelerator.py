@@ -18,6 +18,7 @@ from .newton import NewtonIteration
 from .ops.verdicts import PATIENCE
 from .options import Anderson, Method, as_dict
 from .parameters import Layout
+from .ranks import Ranks
 from .safeguards import Evaluate, ask_for_closure
 from .stats import Journal, Stats
 
@@ -48,12 +49,19 @@ class Accelerator:
     rates: tuple[float, ...]  # learning rate of each segment; infinite before the first step
 
     def __init__(
-        self, param_groups: Groups, options: Method, total_steps: int | None = None
+        self,
+        param_groups: Groups,
+        options: Method,
+        total_steps: int | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
             raise ValueError(f"total_steps is {total_steps!r}; it must be an integer >= 1, or None")
         self.options = options
         self.total_steps = total_steps
+        self.ranks = ranks
+        if ranks:
+            ranks.agree("the method", (as_dict(options), total_steps))
         self._calls = 0  # of step()
         self._settled = False  # whether a pending extrapolation is set aside
         self.loaded: set[str] = set()  # since the last step: "optimizer" state, or own "history"
@@ -150,14 +158,15 @@ class Accelerator:
         point, iteration = self.layout.vector(), self.iteration
         self.layout.read(point)
         expected = iteration.fallback if self._settled else iteration.left_at
-        return None if self.layout.differ(point, expected, iteration.largest) else point
+        return None if self.layout.moved(point, expected, iteration.largest) else point
 
     @torch.no_grad()
     def _change(self, start: Tensor, end: Tensor) -> None:
         """Move the parameters from one point to another, unless something else has moved them."""
         now = self.layout.vector()
         self.layout.read(now)
-        self.layout.write(end, when=~self.layout.differ(now, start, self.iteration.largest))
+        if not self.layout.moved(now, start, self.iteration.largest):
+            self.layout.write(end)
 
     # ---- what the hooks of an optimizer ask and tell ------------------------------------
 
@@ -189,7 +198,8 @@ class Accelerator:
         if self._skip == "zero_lr":
             # Such a step cannot judge, nor perhaps any after it. With a gradient of zero it is none
             # at all: checkpoints make them to create the optimizer's state.
-            if gradients.squared_norm(self.layout.device) != 0:
+            squared_norm = gradients.squared_norm(self.layout.device)
+            if (self.ranks.total(squared_norm)[0] if self.ranks else squared_norm) != 0:
                 self._calls += 1
                 self.roll_back()
             return None
@@ -215,7 +225,7 @@ class Accelerator:
 
     @property
     def _counts_now(self) -> bool:
-        return not self._skip and bool(self.layout.parameters)
+        return not self._skip and bool(self.layout.parameters or self.ranks)
 
     # ---- what happens between steps -----------------------------------------------------
 
@@ -259,7 +269,8 @@ class Accelerator:
         verdicts.number.dropped += verdicts.when.pending
 
     def _lay_out(self, param_groups: Groups) -> Layout:
-        return Layout.build(param_groups, self.options.scope, self.options.storage.device)
+        options = self.options
+        return Layout.build(param_groups, options.scope, options.storage.device, self.ranks)
 
     def _begin(self, layout: Layout) -> None:
         self.layout, last = layout, getattr(self, "iteration", None)
@@ -278,14 +289,16 @@ class Accelerator:
     @torch.inference_mode(False)
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on bit for bit; tensors are copies."""
+        if self.ranks:
+            self._join(self.ranks)
         self._wait()
         return {
             **self._signature(),
-            "rates": self.rates,
+            "rates": self.layout.counted(self.rates),
             "calls": self._calls,
             "settled": self._settled,
             "counts": {x: {y: self._counts[x][y] for y in CAUSES[x]} for x in CAUSES},
-            "iteration": state.state_dict(self.iteration),
+            "iteration": state.state_dict(self.iteration, self.layout),
         }
 
     @torch.no_grad()
@@ -303,14 +316,25 @@ class Accelerator:
                     "go on without the state: the history then starts anew"
                 )
         self._wait()
-        state.load_state_dict(self.iteration, saved["iteration"])
+        state.load_state_dict(self.iteration, saved["iteration"], self.layout)
         if saved["settled"]:
             self._change(self.iteration.fallback, self.iteration.left_at)
+        newton = isinstance(self.iteration, NewtonIteration) and self.iteration
+        if self.ranks and newton and newton.quasi_newton.active:  # that is for one process
+            self.reset()
         self.loaded.add("history")
         self._calls = saved["calls"]
-        self.rates = tuple(saved["rates"])
+        self.rates = self.layout.of_all(saved["rates"])
         self._counts = {name: +Counter(counts) for name, counts in saved["counts"].items()}
         self._journal.take_over(Stats.read(self.iteration.verdicts, self._counts, self.iteration.k))
+
+    def _join(self, ranks: Ranks) -> None:
+        """Leave nothing that only this rank knows."""
+        iteration = self.iteration
+        if isinstance(iteration, NewtonIteration):
+            iteration.history.judge_waiting()
+        (sizes,) = ranks.gather(iteration.sizes)
+        iteration.sizes = sizes.amax(dim=0).to(iteration.sizes)
 
     def _wait(self) -> None:
         """A number may be on its way to the host (``trust_region.Delayed``)."""
@@ -319,8 +343,8 @@ class Accelerator:
 
     def _signature(self) -> dict[str, Any]:
         return {
-            "version": 4,
+            "version": 5,
             "options": as_dict(self.options),
-            "offsets": self.layout.offsets,
+            "parameters": self.layout.shapes,
             "dtype": self.layout.dtype,
         }

@@ -22,9 +22,10 @@ from . import ops
 from .moving_average import MovingAverage
 from .options import Anderson
 from .parameters import Layout
+from .ranks import Ranks
 from .safeguards import Candidate, Evaluate, arm
 from .secant_history import SecantHistory
-from .state import Scratch
+from .state import Entries, Scratch
 
 if TYPE_CHECKING:
     from .optimizer_hook import Gradients
@@ -39,8 +40,8 @@ class AndersonIteration:
     verdicts: ops.Verdicts
     history: SecantHistory
     window: MovingAverage | None
-    next: Tensor  #: where the parameters were left, unless there is a window; then a spare vector
-    fallback: Tensor  #: w + r where the pending extrapolation began
+    next: Entries[Tensor]  #: where the parameters were left; with a window a spare vector
+    fallback: Entries[Tensor]  #: w + r where the pending extrapolation began
     sizes: Tensor  #: [2] of the last extrapolation (``ops.extrapolate_``)
     k: int = 0
     pending: bool = False  #: whether the last step may have extrapolated, so that this one judges
@@ -84,10 +85,10 @@ class AndersonIteration:
         if self.pending and not self.judged:
             self.judged = True
             squared_norm, averages = gradients.squared_norm(self.layout.device), bool(self.window)
-            ops.judge_gradient_(
-                *self.verdicts.tensors, squared_norm, self.moved, math.inf, averages
-            )
-            self.moved = None
+            # Each of several ranks leaves its own base step out; all hear of it afterwards.
+            moved = None if self.layout.ranks else self.moved
+            ops.judge_gradient_(*self.verdicts.tensors, squared_norm, moved, math.inf, averages)
+            self.moved = self.moved if self.layout.ranks else None
         return self.verdicts.when.rejected if self.judged else None
 
     def step(self, rates: tuple[float, ...], evaluate: Evaluate | None) -> None:
@@ -104,6 +105,8 @@ class AndersonIteration:
         if self.judged:  # a step that was left out measures nothing
             base[:1].masked_fill_(v.when.rejected, math.nan)
         figures = h.push(base, rates, stores, extrapolates)  # Eq. 1 to 3
+        if self.layout.ranks:
+            figures, self.moved = h.join(figures, self.moved, stores, extrapolates)
         guarded, averages = "residual" in o.tests, self.window is not None
         ops.judge_residual_(*v.tensors, figures, self.moved, guarded, stores, averages)
         if stores:
@@ -139,12 +142,20 @@ class AndersonIteration:
         self.sizes = h.extrapolate_(self.next, w, base, gamma, rates)
         possible = solution.rank.any()
         slope = h.slope(residual, base, self.next, rates) if "descent" in o.tests else None
+        if self.layout.ranks:
+            self.sizes, slope = self._join(self.layout.ranks, slope)
         ways = (self.sizes[1], h.path)
         candidate = Candidate(
             self.layout, v, base, self.next, self.largest, possible, evaluate, slope, ways
         )
         arm(candidate, o.tests, guarded="residual" in o.tests, patient=True)
         ops.gather((base,), self.next, when=v.when.declined)
+
+    def _join(self, ranks: Ranks, slope: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Sizes of the way and its slope over all ranks; one collective."""
+        slopes = self.sizes.new_zeros(0) if slope is None else slope[None]
+        sizes, slopes = ranks.gather(self.sizes, slopes)
+        return sizes.amax(dim=0).to(self.sizes), None if slope is None else slopes.sum()
 
     # ---- what is due, and where the parameters are ------------------------------------------
 

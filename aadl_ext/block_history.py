@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from . import ops
 from .options import SubspaceNewton
 from .parameters import Layout
-from .state import Scratch
+from .state import Entries, Figures, Scratch
 
 
 @dataclass(eq=False)
@@ -28,21 +28,23 @@ class BlockHistory:
     layout: Scratch[Layout]
     options: Scratch[SubspaceNewton]
     verdicts: Scratch[ops.Verdicts]
-    sums: list[Tensor]  #: of points from the last mean, gradients and, alternating, noise
-    last_point: Tensor
-    last_gradient: Tensor
-    rows: Tensor  #: [2 m + J, N], all of them:
+    sums: Entries[list[Tensor]]  #: of points from the last mean, gradients and, alternating, noise
+    last_point: Entries[Tensor]
+    last_gradient: Entries[Tensor]
+    rows: Entries[Tensor]  #: [2 m + J, N], all of them:
     step_rows: Scratch[Tensor]  #: [m, N]
     gradient_rows: Scratch[Tensor]  #: [m, N]
     noise_rows: Scratch[Tensor]  #: [J, N]
-    metric: Tensor  #: [S, m, m] W W^T
-    curvature: Tensor  #: [S, m, m] W G^T
-    slopes: Tensor  #: [S, m] W g
-    noise: Tensor  #: [S, m, J] W A^T
-    noise_norms: Tensor  #: [S, J] |a|^2
+    metric: Figures[Tensor]  #: [S, m, m] W W^T
+    curvature: Figures[Tensor]  #: [S, m, m] W G^T
+    slopes: Figures[Tensor]  #: [S, m] W g
+    noise: Figures[Tensor]  #: [S, m, J] W A^T
+    noise_norms: Figures[Tensor]  #: [S, J] |a|^2
     blocks: int = 0  #: closed since the beginning
     samples: int = 0  #: in the block under way
     slot: int = 0  #: the next row to write
+    present: Scratch[bool] = True  #: whether this rank has seen a gradient in this step
+    waiting: Scratch[list[Tensor]] = field(default_factory=list)  #: samples' figures, of this rank
 
     @classmethod
     def empty(cls, layout: Layout, options: SubspaceNewton, verdicts: ops.Verdicts) -> BlockHistory:
@@ -75,6 +77,7 @@ class BlockHistory:
     def clear(self) -> None:
         """Forget all blocks."""
         self.blocks = self.samples = self.slot = 0
+        self.waiting.clear()
         for figures in (self.metric, self.curvature, self.slopes, self.noise, *self.sums):
             figures.zero_()
         for flag in (self.verdicts.when.paired, self.verdicts.when.spoiled):
@@ -94,9 +97,12 @@ class BlockHistory:
 
         Returns ``[S]`` |change of the mean gradient|^2, and the slot of the noise sample.
         """
-        noises = self.options.noise_samples
+        noises, when = self.options.noise_samples, self.verdicts.when
         noise_slot = self.blocks % noises if noises else -1
         slot = self.slot if self.blocks else -1
+        if self.layout.ranks:  # what others say of the last samples comes with the products
+            sound = [x[0].isfinite() for x in self.waiting]
+            when.complete.copy_(torch.stack([~when.spoiled, *sound]).all())
         ops.push_block(
             self.sums,
             self.samples,
@@ -107,41 +113,92 @@ class BlockHistory:
             noise_rows=self.noise_rows,
             slot=slot,
             noise_slot=noise_slot,
-            paired=self.verdicts.when.paired,
-            accept=self.verdicts.when.complete,
+            paired=when.paired,
+            accept=when.complete,
         )
         self.blocks += 1
         self.samples = 0
+        products = self._products(slot, noise_slot)
+        if self.layout.ranks:
+            products = self._join(products, slot, noise_slot)
         change = self.slopes.new_zeros(len(self.slopes))
+        if noises:
+            self.noise_norms[:, noise_slot] = products["noise"][:, noise_slot, 0]
         if slot >= 0:
             self.slot = (slot + 1) % self.options.history_depth
-            change = self._multiply_steps(slot)
-        if noises:
-            self._multiply_noise(slot, noise_slot)
+            of_steps, of_gradients = products["steps"], products["gradients"]
+            self.metric[:, slot] = self.metric[:, :, slot] = of_steps[..., 0]
+            self.curvature[:, :, slot] = of_steps[..., 1]
+            self.curvature[:, slot] = of_gradients[..., 0]
+            self.slopes.copy_(of_steps[..., 2])
+            change = of_gradients[:, slot, 1].contiguous()
+        if noises and slot >= 0:
+            self.noise[:, slot] = products["noise"][..., 1]
+            self.noise[..., noise_slot] = products["noise of steps"][..., 0]
         return change, noise_slot
 
-    def _multiply_steps(self, slot: int) -> Tensor:
+    def _products(self, slot: int, noise_slot: int) -> dict[str, Tensor]:
         """Products of the new rows, and of the new mean gradient, with all rows."""
-        offsets = self.layout.offsets
-        new = (self.step_rows[slot], self.gradient_rows[slot], self.last_gradient)
-        of_steps = ops.cross_products(self.step_rows, new, offsets)
-        of_gradients = ops.cross_products(self.gradient_rows, new[:2], offsets)
-        self.metric[:, slot] = self.metric[:, :, slot] = of_steps[..., 0]
-        self.curvature[:, :, slot] = of_steps[..., 1]
-        self.curvature[:, slot] = of_gradients[..., 0]
-        self.slopes.copy_(of_steps[..., 2])
-        return of_gradients[:, slot, 1].contiguous()
+        products, offsets = {}, self.layout.offsets
+        step = [self.step_rows[slot]] if slot >= 0 else []
+        if step:
+            new = (*step, self.gradient_rows[slot], self.last_gradient)
+            products["steps"] = ops.cross_products(self.step_rows, new, offsets)
+            products["gradients"] = ops.cross_products(self.gradient_rows, new[:2], offsets)
+        if noise_slot >= 0:
+            noise = self.noise_rows[noise_slot]
+            products["noise"] = ops.cross_products(self.noise_rows, (noise, *step), offsets)
+        if step and noise_slot >= 0:
+            products["noise of steps"] = ops.cross_products(self.step_rows, (noise,), offsets)
+        return products
 
-    def _multiply_noise(self, slot: int, noise_slot: int) -> None:
-        """Products of the new step with all noise rows, and of the new noise with all steps."""
-        noise, offsets = self.noise_rows[noise_slot], self.layout.offsets
-        new = (noise, self.step_rows[slot]) if slot >= 0 else (noise,)
-        products = ops.cross_products(self.noise_rows, new, offsets)
-        self.noise_norms[:, noise_slot] = products[:, noise_slot, 0]
-        if slot >= 0:
-            self.noise[:, slot] = products[..., 1]
-            of_steps = ops.cross_products(self.step_rows, (noise,), offsets)
-            self.noise[..., noise_slot] = of_steps[..., 0]
+    # ---- over several ranks -----------------------------------------------------------------
+
+    def of_rank(
+        self, gradient: Tensor, direction: Tensor | None, figures: Tensor | None = None
+    ) -> Tensor:
+        """``[3]`` of a sample on this rank: |g|^2, g . d, and whether there is a gradient.
+
+        ``figures``: the first two with copies, if they are known.
+        """
+        if figures is None or self.layout.has_copies:
+            zero = gradient if direction is None else direction
+            figures = self.layout.products(gradient, gradient, zero)
+            figures[1:] *= direction is not None
+        return torch.cat([figures, figures.new_full((1,), self.present)])
+
+    @staticmethod
+    def of_ranks(figures: Tensor) -> Tensor:
+        """``[..., 2]`` from ``[ranks, ..., 3]``; NaN where no rank has a gradient."""
+        total = figures.sum(dim=0)
+        return total[..., :2].masked_fill(total[..., 2:] == 0, math.nan)
+
+    def judge_waiting(self) -> None:
+        """Judge the samples that this rank has figures of; one collective, if there are any."""
+        if self.waiting:
+            self._join({}, -1, -1)
+
+    def _join(self, products: dict[str, Tensor], slot: int, noise_slot: int) -> dict[str, Tensor]:
+        """Judge the samples by the figures of all ranks, and add up products; one collective.
+
+        If one of them turns out to be spoilt, the rows that it is in are no rows.
+        """
+        layout, when = self.layout, self.verdicts.when
+        assert layout.ranks is not None
+        figures = torch.stack([*self.waiting, self.metric.new_zeros(3)])
+        self.waiting.clear()
+        told = layout.ranks.gather(figures, *map(layout.counted, products.values()))
+        believed = ~when.spoiled
+        for sample in self.of_ranks(told[0])[:-1]:
+            ops.judge_slope_(*self.verdicts.tensors, sample, False)
+        spoilt = believed & when.spoiled
+        when.paired.logical_and_(~spoilt)
+        rows = [self.step_rows[slot], self.gradient_rows[slot]] if slot >= 0 else []
+        rows += [self.noise_rows[noise_slot]] if noise_slot >= 0 else []
+        for row in rows:
+            ops.gather((), row, when=spoilt)
+        sums = [layout.without_copies(x.sum(dim=0)).masked_fill(spoilt, 0) for x in told[1:]]
+        return dict(zip(products, sums, strict=True))
 
     def solve(self) -> tuple[ops.SubspaceSolution, Tensor]:
         """The small problem, one per scope; and ``[]`` whether the trust radius has cut it."""
@@ -164,6 +221,7 @@ class BlockHistory:
         return solution, (solution.length > (1 - 1e-9) * radius).any()
 
     def _joint(self, matrices: Tensor) -> Tensor:
-        """One system for all segments with scope "all"."""
+        """One system for all segments with scope "all"; else one a problem."""
+        matrices = self.layout.counted(matrices)
         joint = self.options.scope == "all" and len(matrices) > 1
         return matrices.sum(dim=0, keepdim=True) if joint else matrices

@@ -10,7 +10,8 @@ from torch import Tensor
 from . import ops
 from .options import Averaging
 from .parameters import Layout
-from .state import Scratch
+from .ranks import Ranks
+from .state import Entries, Scratch
 
 
 @dataclass(eq=False)
@@ -23,13 +24,15 @@ class MovingAverage:
 
     options: Scratch[Averaging]
     verdicts: Scratch[ops.Verdicts]
-    iterates: list[Tensor]  #: newest last
+    iterates: Entries[list[Tensor]]  #: newest last
     pushed: int = 0
+    ranks: Scratch[Ranks | None] = None  #: that hold the other entries
 
     @classmethod
     def empty(cls, layout: Layout, options: Averaging, verdicts: ops.Verdicts) -> MovingAverage:
         """Allocate it."""
-        return cls(options, verdicts, [layout.vector() for _ in range(options.window)])
+        iterates = [layout.vector() for _ in range(options.window)]
+        return cls(options, verdicts, iterates, ranks=layout.ranks)
 
     @property
     def newest(self) -> Tensor:
@@ -70,6 +73,8 @@ class MovingAverage:
         if self.pushed < self.options.window:
             return spare
         max_std = ops.window_statistics(self.iterates, spare)
+        if self.ranks:
+            max_std = self.ranks.gather(max_std)[0].amax().to(max_std)
         threshold, length = self.options.threshold, self.options.window
         ops.average_(*self.verdicts.tensors, max_std, threshold, length)
         # Mostly they do: then nothing is copied.

@@ -13,7 +13,7 @@ An op writes only where its flag, ``verdicts.when.<name>``, is true.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +26,7 @@ from .options import SubspaceNewton
 from .parameters import Layout
 from .quasi_newton import QuasiNewton
 from .safeguards import Candidate, Evaluate, arm
-from .state import Scratch
+from .state import Entries, Scratch
 from .trust_region import BlockLength
 
 if TYPE_CHECKING:
@@ -45,15 +45,16 @@ class NewtonIteration:
     quasi_newton: QuasiNewton
     point: Scratch[Tensor]  #: w
     gradient: Scratch[Tensor]  #: g
-    next: Tensor  #: where the last step has led
-    fallback: Tensor  #: where it began
-    direction: Tensor  #: the way between, d
+    next: Entries[Tensor]  #: where the last step has led
+    fallback: Entries[Tensor]  #: where it began
+    direction: Entries[Tensor]  #: the way between, d
     sizes: Tensor  #: [2] of the last step (``ops.extrapolate_``)
     k: int = 0
     pending: bool = False  #: whether the last step may have been one, so that this one judges
     on_line: bool = False  #: whether the block under way began with one
     judged: Scratch[bool] = False  #: whether the step under way has shown its gradient
     reach: Scratch[float] = math.inf  #: largest entry that weight decay leaves
+    joined: Scratch[Tensor] = field(default_factory=lambda: torch.empty(0))  #: figures of all ranks
     solution: Scratch[ops.SubspaceSolution | None] = None  #: of the last step
 
     @classmethod
@@ -93,7 +94,9 @@ class NewtonIteration:
         """Keep g; whether the base step is to be left out, since g rejects a pending step."""
         if self.judged:  # a closure that is called again, at another point
             return self._rejected if self.pending and not self.quasi_newton.active else None
-        self.judged = gradients.gather(self.layout, self.point, self.gradient)
+        present = gradients.gather(self.layout, self.point, self.gradient)
+        self.judged = present or self.layout.ranks is not None  # others may have gradients
+        self.history.present = present
         if self.quasi_newton.active:
             self.reach = gradients.reach
             return None
@@ -102,7 +105,11 @@ class NewtonIteration:
         o, v = self.options, self.verdicts
         growth = o.max_gradient_growth if "residual" in o.tests else math.inf
         moved = self.layout.differ(self.point, self.left_at, self.largest)
-        ops.judge_gradient_(*v.tensors, ops.squared_norm([self.gradient]), moved, growth, False)
+        if self.layout.ranks:
+            squared_norm, moved = self._join(moved)
+        else:
+            squared_norm = ops.squared_norm([self.gradient])
+        ops.judge_gradient_(*v.tensors, squared_norm, moved, growth, False)
         return self._rejected
 
     def step(self, rates: tuple[float, ...], evaluate: Evaluate | None) -> None:
@@ -120,14 +127,20 @@ class NewtonIteration:
             self.layout.write(self.fallback, when=v.when.rejected)
         direction = self.direction if self.on_line else None
         figures = h.add(self.point, self.gradient, direction)  # |g|^2, s1
-        ops.judge_slope_(*v.tensors, figures, pending)
+        if self.layout.ranks:
+            h.waiting += [] if pending else [h.of_rank(self.gradient, direction, figures)]
+            figures = self.joined if pending else figures
+        if pending or not self.layout.ranks:
+            ops.judge_slope_(*v.tensors, figures, pending)
         if pending:  # beyond the minimum along d: back to it
             self.layout.read(self.next)
             rows, share = self.direction[None], v.now.share.reshape(1, 1)
             ends = (0, self.layout.padded)
             ops.extrapolate_(self.next, self.next, self.next, 1.0, rows, share, ends)
             self.layout.write(self.next, when=v.when.beyond)
-        asks = self.options.uses_quasi_newton and self.quasi_newton.watch(free=not pending)
+        alone = self.layout.ranks is None  # its products are those of one rank
+        uses = alone and self.options.uses_quasi_newton
+        asks = uses and self.quasi_newton.watch(free=not pending)
         if h.samples < self.block_length.samples:
             return
         samples, (change, noise_slot) = h.samples, h.close_block()
@@ -150,14 +163,17 @@ class NewtonIteration:
             self.fallback,
             relaxation=1.0,
             rows=h.step_rows,
-            coefficients=y,
+            coefficients=self.layout.each(y),
             offsets=self.layout.offsets,
             accept=v.when.ready,
         )
+        if self.layout.ranks and "loss" in o.tests:  # else the next step is told
+            self.sizes = self.layout.ranks.gather(self.sizes)[0].amax(dim=0).to(self.sizes)
         possible = y.any()  # else there is nothing but noise
         candidate = Candidate(
             self.layout, v, self.fallback, self.next, self.largest, possible, evaluate, slope
         )
+        candidate.late = self.layout.ranks is not None and "loss" not in o.tests
         tests = tuple(name for name in o.tests if name != "limits")  # the radius is one
         arm(candidate, tests, guarded=True, patient=False)
         ops.gather((self.fallback,), self.next, when=v.when.declined)
@@ -176,6 +192,21 @@ class NewtonIteration:
                 self.gradient[start:stop].zero_()
         self.sizes = self.quasi_newton.step(moved, min(self.reach, self.layout.limit))
         self.pending, self.on_line = self.quasi_newton.active, False
+
+    def _join(self, moved: Tensor) -> tuple[Tensor, Tensor]:
+        """|g|^2, and whether something has moved the parameters, of all ranks; one collective.
+
+        |g|^2 is NaN where some rank cannot hold the pending point, or none has a gradient.
+        """
+        layout, h = self.layout, self.history
+        assert layout.ranks is not None
+        maxima = torch.stack([moved.double(), self.largest.double()])
+        maxima, figures = layout.ranks.gather(maxima, h.of_rank(self.gradient, self.direction))
+        away, largest = maxima.amax(dim=0)
+        self.joined = h.of_ranks(figures)
+        unfit = self.verdicts.when.pending & ~(largest <= layout.limit)
+        self.joined[0].masked_fill_(unfit, math.nan)
+        return self.joined[0], away > 0
 
     @property
     def largest(self) -> Tensor:

@@ -34,6 +34,7 @@ from torch.utils.hooks import RemovableHandle
 from . import ops
 from .accelerator import Accelerator
 from .parameters import Layout
+from .ranks import local, local_gradient
 
 logger = logging.getLogger("aadl_ext")
 
@@ -376,7 +377,7 @@ class Gradients:
     def __init__(self, optimizer: Optimizer) -> None:
         self._groups = optimizer.param_groups
         self._owners = [p for group in self._groups for p in group["params"]]
-        self._gradients = [p.grad for p in self._owners]
+        self._gradients = [p.grad for p in self._owners]  # to be given back as they are
         # A fused optimizer divides by the scale of GradScaler itself.
         self._scale = getattr(optimizer, "grad_scale", None)
         self._decays = isinstance(optimizer, DECAY_IN_LOSS)
@@ -397,7 +398,7 @@ class Gradients:
 
     def squared_norm(self, device: torch.device) -> Tensor:
         """``[]`` float64 over all of them, on a device."""
-        dense = [_values(g) for g in self._gradients if g is not None]
+        dense = [_values(g) for g in map(local_gradient, self._owners) if g is not None]
         if not dense:
             return torch.zeros((), dtype=torch.float64, device=device)
         return ops.squared_norm(dense).to(device)
@@ -407,14 +408,15 @@ class Gradients:
 
         That is with its sign under ``maximize``, and with the weight decay of torch's optimizers
         where it is a part of the loss (not in AdamW). A parameter without a gradient counts
-        with zero; false if there is none at all.
+        with zero; false if there is none at all, and then ``out`` is zero.
         """
-        gradients = [p.grad for p in layout.parameters]
+        gradients = [local_gradient(p) for p in layout.parameters]
         if all(g is None for g in gradients):
+            out.zero_()
             return False
         dense = [
             p.detach().new_zeros(()).expand(p.shape) if g is None else _dense(g)
-            for p, g in zip(layout.parameters, gradients, strict=True)
+            for p, g in zip(layout.local, gradients, strict=True)
         ]
         ops.gather(dense, out)
         if self._scale is not None:
@@ -435,7 +437,7 @@ class Gradients:
         last = (False, 0.0)
         if all(treatment == last for treatment in treatments):
             return
-        for parameter, gradient in zip(layout.parameters, gradients, strict=True):
+        for parameter, gradient in zip(layout.local, gradients, strict=True):
             while stop >= layout.offsets[segment + 1]:
                 segment += 1
             negative, decay = treatments[layout.groups[segment]]
@@ -461,7 +463,8 @@ class Gradients:
 
     def clear_(self, when: Tensor) -> None:
         """Make them zero, in place, where a flag on their device is true."""
-        present = [g._values() if g.is_sparse else g for g in self._gradients if g is not None]
+        present = [local(g) for g in self._gradients if g is not None]
+        present = [g._values() if g.is_sparse else g for g in present]
         size = sum(g.numel() for g in present)
         zeros = torch.zeros(size, dtype=torch.float32, device=when.device)
         ops.scatter_(present, zeros, when=when)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from . import ops
 from .buffers import zeros
+from .ranks import Ranks, as_placed, is_dtensor, is_flattened, is_partial, local
 
 PADDING = 64  # entries; rows of the history start on a multiple
 
@@ -24,6 +26,10 @@ class Layout:
     Segments are the blocks with one learning rate and one least-squares problem: a
     parameter group each, or a tensor each with ``scope="tensor"``. Padding belongs to
     the last segment and stays zero.
+
+    Where parameters are spread over ``ranks`` the vector holds the entries of this one. Copies of
+    entries that another rank counts are a segment of their own, behind that of their problem:
+    they are moved like all others, but have no part in products and norms.
     """
 
     parameters: tuple[Tensor, ...]
@@ -36,43 +42,106 @@ class Layout:
     rounding: tuple[float, ...]  #: [S] half of the machine epsilon of the coarsest parameter
     rounds: bool  #: whether some parameter is narrower than the working vectors
     signature: tuple[Any, ...]
+    names: tuple[str, ...] = ()  #: of the parameters, in checkpoints
+    problems: tuple[int, ...] = ()  #: [S] problem of each segment, which copies share; or its own
+    ranks: Ranks | None = None  #: that hold the other parameters
 
     @classmethod
     def build(
-        cls, param_groups: list[dict[str, Any]], scope: str, device: torch.device | None
+        cls,
+        param_groups: list[dict[str, Any]],
+        scope: str,
+        device: torch.device | None,
+        ranks: Ranks | None = None,
     ) -> Layout:
-        """Lay out the trainable parameters of ``param_groups``.
+        """Lay out the trainable parameters of ``param_groups``; on all ``ranks`` at once.
 
         Raises:
             ValueError: a parameter is complex, sparse, not floating point, not initialized yet, or
-                of a tensor class with a storage of its own.
+                of a tensor class with a storage of its own; on any of the ranks, or they do not
+                have the same problems.
         """
+        if ranks is None:
+            return cls._of_this_rank(param_groups, scope, device, None)
+        layout, reason = None, ""
+        try:
+            layout = cls._of_this_rank(param_groups, scope, device, ranks)
+        except ValueError as error:
+            reason = str(error)
+        reasons = ranks.exchange(reason)
+        for rank, reason in zip(ranks.members, reasons, strict=True):
+            if reason:
+                raise ValueError(f"rank {rank}: {reason}")
+        assert layout is not None
+        return layout._agreed(ranks, _problems(param_groups, scope))
+
+    @classmethod
+    def _of_this_rank(
+        cls,
+        param_groups: list[dict[str, Any]],
+        scope: str,
+        device: torch.device | None,
+        ranks: Ranks | None,
+    ) -> Layout:
         parameters: list[Tensor] = []
+        names = _names(param_groups, ranks)
         offsets, groups, rounding = [0], [], []
+        problems: list[int] = []
         for index, group in enumerate(param_groups):
-            members = [p for p in _checked(group["params"]) if p.requires_grad and p.numel()]
-            alone = [[p] for p in members]
-            for segment in alone if scope == "tensor" or not members else [members]:
-                offsets.append(offsets[-1] + sum(p.numel() for p in segment))
-                groups.append(index)
-                rounding.append(max(torch.finfo(p.dtype).eps for p in segment) / 2)
-            parameters += members
+            members = [p for p in _checked(group["params"]) if _takes_part(p, ranks)]
+            joint = [members] if members or ranks else []
+            for problem in [[p] for p in members] if scope == "tensor" else joint:
+                counted = [p for p in problem if ranks is None or ranks.count(p)]
+                copies = [p for p in problem if not any(p is x for x in counted)]
+                for segment in (counted, copies) if copies else (counted,):
+                    offsets.append(offsets[-1] + sum(local(p).numel() for p in segment))
+                    groups.append(index)
+                    problems.append(len({*problems}) - (segment is copies))
+                    rounding.append(max((torch.finfo(p.dtype).eps / 2 for p in problem), default=0))
+                    parameters += [p for p in segment if is_dtensor(p) or p.numel()]
         size = offsets[-1]
-        offsets[-1] = -(-size // PADDING) * PADDING
+        offsets[-1] = -(-max(size, ranks is not None) // PADDING) * PADDING
         wide = any(p.dtype == torch.float64 for p in parameters)
         dtype = torch.float64 if wide else torch.float32
+        somewhere = parameters or [p for group in param_groups for p in group["params"]]
         return cls(
             parameters=tuple(parameters),
+            names=tuple(names[id(p)] for p in parameters),
             size=size,
             offsets=tuple(offsets),
             groups=tuple(groups),
+            problems=tuple(problems),
             dtype=dtype,
-            device=device or (parameters[0].device if parameters else torch.device("cpu")),
+            device=device or (somewhere[0].device if somewhere else torch.device("cpu")),
             limit=min((torch.finfo(p.dtype).max for p in parameters), default=0.0),
             rounding=tuple(rounding),
             rounds=any(p.dtype != dtype for p in parameters),
             signature=_signature(param_groups),
+            ranks=ranks,
         )
+
+    def _agreed(self, ranks: Ranks, problems: list[Any]) -> Layout:
+        """With the dtype, the limit and the errors of all ranks."""
+        ranks.agree("the list of problems", problems)
+        sizes, wide, limits, rounding = zip(
+            *ranks.exchange(
+                (self.size, self.dtype == torch.float64, self.limit, self._of_problems())
+            ),
+            strict=True,
+        )
+        dtype = torch.float64 if any(wide) else torch.float32
+        errors = [max(errors) for errors in zip(*rounding, strict=True)]
+        return replace(
+            self,
+            dtype=dtype,
+            limit=min((x for x, size in zip(limits, sizes, strict=True) if size), default=0.0),
+            rounding=tuple(errors[problem] for problem in self.problems),
+            rounds=any(p.dtype != dtype for p in self.parameters),
+        )
+
+    def _of_problems(self) -> list[float]:
+        """Rounding of each problem."""
+        return list(dict(zip(self.problems, self.rounding, strict=True)).values())
 
     def fits(self, param_groups: list[dict[str, Any]]) -> bool:
         """Whether the same parameters are still trained, with the same types and places."""
@@ -114,23 +183,151 @@ class Layout:
         """
         return ops.differs(now, before, largest, 8 * max(self.rounding, default=0.0))
 
+    def moved(self, now: Tensor, before: Tensor, largest: Tensor) -> bool:
+        """The same on the host; on all ranks at once, whether they do on any."""
+        moved = self.differ(now, before, largest)
+        return bool(self.ranks.any(moved) if self.ranks else moved)
+
     def read(self, out: Tensor) -> None:
         """Copy the parameters into ``out``, zeros into its padding."""
-        ops.gather(self.parameters, out)
+        ops.gather(self.local, out)
 
     def write(self, flat: Tensor, when: Tensor | None = None) -> None:
         """Copy ``flat`` into the parameters; ``flat`` takes over what they could hold of it.
 
         Nothing happens where ``when`` is false.
         """
-        ops.scatter_(self.parameters, flat, when=when)
+        tensors = self.local
+        ops.scatter_(tensors, flat, when=when)
         if self.rounds:
-            ops.gather(self.parameters, flat, when=when)
+            ops.gather(tensors, flat, when=when)
+
+    @property
+    def local(self) -> Sequence[Tensor]:
+        """Entries of the parameters on this rank; they may lie elsewhere in the next step."""
+        return [local(p) for p in self.parameters] if self.sharded else self.parameters
+
+    @cached_property
+    def sharded(self) -> bool:
+        """Whether some are shards of a DTensor."""
+        return any(is_dtensor(p) for p in self.parameters)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the parameters, by name, over all ranks."""
+        return dict(
+            sorted((x, tuple(p.shape)) for x, p in zip(self.names, self.parameters, strict=True))
+        )
+
+    # ---- checkpoints ----------------------------------------------------------------------
+
+    def by_parameter(self, vectors: Tensor) -> dict[str, Tensor]:
+        """Copies of the entries of ``[..., N]``, a parameter each: ``[..., *shape]``.
+
+        Those of a DTensor are one, with the same placements.
+        """
+        lead, start, state = vectors.shape[:-1], 0, {}
+        for name, parameter, own in zip(self.names, self.parameters, self.local, strict=True):
+            part = vectors[..., start : start + own.numel()].reshape(*lead, *own.shape).clone()
+            state[name] = as_placed(part, parameter)
+            start += own.numel()
+        return state
+
+    def fill(self, vectors: Tensor, state: dict[str, Tensor]) -> Tensor:
+        """Inverse of :meth:`by_parameter`, in place."""
+        start = 0
+        for name, own in zip(self.names, self.local, strict=True):
+            part = vectors[..., start : start + own.numel()]
+            part.copy_(local(state[name]).reshape(part.shape))
+            start += own.numel()
+        return vectors
+
+    # ---- figures of segments, and of problems; the same but for copies ------------------------
+
+    @cached_property
+    def _counted(self) -> Tensor | None:
+        """Segment of each problem that this rank counts, if there are others."""
+        first = {problem: i for i, problem in reversed([*enumerate(self.problems)])}
+        index = [first[problem] for problem in sorted(first)]
+        copies = len(index) < len(self.problems)
+        return torch.tensor(index, device=self.device) if copies else None
+
+    @cached_property
+    def _problems(self) -> Tensor:
+        return torch.tensor(self.problems, device=self.device)
+
+    def counted(self, figures: Any) -> Any:
+        """``[problems, ...]`` out of ``[S, ...]``, without copies; or of a tuple."""
+        if self._counted is None:
+            return figures
+        if isinstance(figures, tuple):
+            return tuple(figures[i] for i in self._counted.tolist())
+        return figures[self._counted]
+
+    def each(self, figures: Tensor) -> Tensor:
+        """``[S, ...]`` out of ``[problems, ...]``, or ``[1, ...]`` of a joint one as it is."""
+        joint = self._counted is None or len(figures) == 1
+        return figures if joint else figures[self._problems]
+
+    def without_copies(self, figures: Tensor) -> Tensor:
+        """``[S, ...]`` out of ``[problems, ...]``, zero for copies."""
+        if self._counted is None:
+            return figures
+        whole = figures.new_zeros(len(self.problems), *figures.shape[1:])
+        whole[self._counted.to(whole.device)] = figures
+        return whole
+
+    def of_all(self, figures: Any) -> Any:
+        """Inverse of :meth:`counted`."""
+        if isinstance(figures, Tensor):
+            return self.without_copies(figures)
+        return tuple(figures[problem] for problem in self.problems)
+
+    def products(self, vector: Tensor, *others: Tensor) -> Tensor:
+        """``[k]`` float64 products of a vector with k, without copies."""
+        products: Tensor = self.counted(ops.cross_products(vector[None], others, self.offsets))
+        return products.sum(dim=(0, 1))
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether some entries are counted by another rank."""
+        return self._counted is not None
+
+
+def _takes_part(parameter: Tensor, ranks: Ranks | None) -> bool:
+    """Whether it has a place; over several ranks also if it has entries on others only."""
+    spread = ranks is not None and not is_dtensor(parameter)
+    return parameter.requires_grad and (spread or parameter.numel() > 0)
+
+
+def _names(param_groups: list[dict[str, Any]], ranks: Ranks | None) -> dict[int, str]:
+    """By id: the name that the optimizer knows, or group and place; and the rank, if it matters."""
+    names = {}
+    for index, group in enumerate(param_groups):
+        known = group.get("param_names")
+        for place, parameter in enumerate(group["params"]):
+            name = known[place] if known else f"{index}.{place}"
+            alone = ranks is not None and not ranks.mesh and (not known or is_flattened(parameter))
+            names[id(parameter)] = f"rank{ranks.index}.{name}" if ranks and alone else name
+    return names
+
+
+def _problems(param_groups: list[dict[str, Any]], scope: str) -> list[Any]:
+    """What tells the problems apart, on all ranks alike."""
+    if scope != "tensor":
+        return list(range(len(param_groups)))
+    trained = (p for group in param_groups for p in group["params"] if p.requires_grad)
+    return [() if is_flattened(p) else tuple(p.shape) for p in trained]
 
 
 def _checked(parameters: list[Tensor]) -> Iterator[Tensor]:
     for tensor in parameters:
-        kind = type(tensor)
+        kind = type(local(tensor))
+        if is_partial(tensor):
+            raise ValueError(
+                f"a parameter of shape {tuple(tensor.shape)} is a DTensor of partial sums, "
+                f"{tensor.placements}; accelerated can be shards and copies: redistribute it first"  # type: ignore[attr-defined]
+            )
         if is_lazy(tensor):
             raise ValueError(
                 f"a parameter is a {kind.__name__}, whose shape is not known yet; run the model "

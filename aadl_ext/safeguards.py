@@ -38,6 +38,7 @@ class Candidate:
     evaluate: Evaluate | None  #: the loss at the present parameters
     slope: Tensor | None = None  #: [] of the loss along the way to it, where that is known
     way: tuple[Tensor, Tensor] | None = None  #: [] its largest entry, and that of all columns
+    late: bool = False  #: whether the next step is told if some rank cannot hold the point
     passed: list[Tensor] = field(default_factory=list)  #: results of the tests so far
 
 
@@ -62,6 +63,9 @@ def _tests(names: tuple[str, ...]) -> tuple[list[Callable[[Candidate], Tensor]],
 
 def fits(candidate: Candidate) -> Tensor:
     """Every entry is a number that the parameters can hold."""
+    if candidate.late:
+        assert candidate.slope is not None
+        return candidate.slope.isfinite()
     return torch.le(candidate.largest, candidate.layout.limit)
 
 
@@ -82,7 +86,7 @@ def lowers_loss(candidate: Candidate) -> Tensor:
     """The loss of the same batch is smaller than after the base step (the test of AADL).
 
     Reads whether the other tests are passed, and if so evaluates both. The parameters end at the
-    point of the base step, also if that raises.
+    point of the base step, also if that raises. Of several ranks the mean loss counts.
     """
     ready: Tensor = candidate.verdicts.when.ready & candidate.possible
     if not ready & torch.stack(candidate.passed).all():
@@ -98,6 +102,9 @@ def lowers_loss(candidate: Candidate) -> Tensor:
         raise
     finally:
         candidate.layout.write(candidate.base)
+    if candidate.layout.ranks:
+        losses = torch.tensor([before, after], dtype=torch.float64, device=ready.device)
+        before, after = candidate.layout.ranks.total(losses)[0].tolist()
     return torch.full_like(ready, after < before and math.isfinite(after))
 
 

@@ -14,7 +14,7 @@ from .buffers import zeros
 from .ops.solve_secants import FEW
 from .options import Anderson
 from .parameters import Layout
-from .state import Scratch
+from .state import Entries, Figures, Scratch
 
 
 @dataclass(eq=False)
@@ -31,15 +31,17 @@ class SecantHistory:
     options: Scratch[Anderson]
     verdicts: Scratch[ops.Verdicts]
     pair: Scratch[Tensor]  #: [2, N] w and r / lr of the step under way
-    last_pair: Tensor  #: those of the last stored pair
-    step_rows: Tensor  #: [m, N]
-    residual_rows: Tensor  #: [m, N]
-    systems: Tensor | None  #: [S, m + 1, m + 1] Gram matrices of [R | r]; TSQR needs none
-    noise: Tensor  #: [S, m] |error|^2 of each row of residuals: rounding
+    last_pair: Entries[Tensor]  #: those of the last stored pair
+    step_rows: Entries[Tensor]  #: [m, N]
+    residual_rows: Entries[Tensor]  #: [m, N]
+    systems: Figures[Tensor | None]  #: [S, m + 1, m + 1] Gram matrices of [R | r]; TSQR needs none
+    noise: Figures[Tensor]  #: [S, m] |error|^2 of each row of residuals: rounding
     lengths: Tensor  #: [m + 1] float64, largest entry of each step row, 0 once forgotten; 1 for r
-    row_rates: list[tuple[float, ...]]  #: [m] rates of each row
-    last_rates: tuple[float, ...]  #: those of the last stored pair; infinite for none
+    row_rates: Figures[list[tuple[float, ...]]]  #: [m] rates of each row
+    last_rates: Figures[tuple[float, ...]]  #: those of the last stored pair; infinite for none
+    factor: Scratch[Tensor | None] = None  #: of several ranks, that of the last solution by TSQR
     slot: int = 0  #: the next row to write
+    written: Scratch[int] = -1  #: the row that the step under way has written, or none
     begun: bool = False  #: whether there is a pair
 
     @classmethod
@@ -84,7 +86,7 @@ class SecantHistory:
         figures of ``ops.push_secant``.
         """
         self._clear_if_asked()
-        slot = self.slot if store and self.begun else -1
+        slot = self.written = self.slot if store and self.begun else -1
         (point, residual), (last_point, last_residual) = self.pair, self.last_pair
         figures = ops.push_secant(
             point,
@@ -112,6 +114,49 @@ class SecantHistory:
             self.lengths[slot].copy_(figures[3])
         return figures
 
+    def join(
+        self,
+        figures: Tensor,
+        moved: Tensor | None,
+        store: bool,
+        solve: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Make of what ``push`` has measured on this rank that of all; one collective.
+
+        Returns the figures, and whether something else has moved the parameters anywhere.
+        """
+        layout, slot, residual = self.layout, self.written, self.pair[1]
+        assert layout.ranks is not None
+        away = torch.zeros_like(self.verdicts.when.pending) if moved is None else moved
+        maxima = torch.stack([figures[0], figures[3], away.double()])
+        squares = figures[1:3].clone()
+        if layout.has_copies:
+            squares[:1] = layout.products(residual, residual)
+        errors = self.noise[:, slot] if slot >= 0 else self.noise[:, :0]
+        factors, systems = self.systems is None and solve, self.systems if store or solve else None
+        small = []
+        if systems is not None:  # [S, 2, m + 1]
+            small = [torch.stack([systems[:, :, -1], systems[:, :, slot]], dim=1)]
+        if factors:
+            small = [ops.tsqr(self.residual_rows.T, append=residual, offsets=layout.offsets)]
+        told = layout.ranks.gather(maxima, squares, *map(layout.counted, [errors, *small]))
+        max_step, length, away = told[0].amax(dim=0)
+        squares, errors = told[1].sum(dim=0), layout.without_copies(told[2].sum(dim=0))
+        useless = ~squares.sum().isfinite()
+        if slot >= 0:
+            self.noise[:, slot] = errors.masked_fill(useless, 0)
+            self.lengths[slot] = length.masked_fill(useless, 0)
+        if systems is not None:
+            of_residual, of_row = layout.without_copies(told[3].sum(dim=0)).unbind(dim=1)
+            systems[:, :, -1] = systems[:, -1] = of_residual
+            if slot >= 0:
+                of_row = of_row.masked_fill(useless, 0)
+                systems[:, :, slot] = systems[:, slot] = of_row
+        if factors:  # one upon the other they have the products of all rows
+            self.factor = ops.tsqr(told[3].transpose(0, 1).flatten(1, 2))
+        figures = torch.stack([max_step, *squares, length])
+        return figures, None if moved is None else away > 0
+
     @property
     def path(self) -> Tensor:
         """``[]`` length of the way that the rows have seen, in the largest entry of each step."""
@@ -124,14 +169,19 @@ class SecantHistory:
         ends = ops.cross_products(residual[None], (start, end), self.layout.offsets)[:, 0]
         slopes = ends[:, 0] - ends[:, 1]
         if len(set(rates)) > 1:  # the residual is per unit of them
-            slopes = slopes * _beside(slopes, [list(rates)])
-        return slopes.sum()
+            slopes = slopes * _beside(slopes, [list(rates)])[0]
+        slope: Tensor = self.layout.counted(slopes).sum()
+        return slope
 
     @property
     def unresolved(self) -> Tensor:
         """How many rows are hardly more than rounding, or underflow in their dtype."""
         noise = self.noise.sum(dim=0)
-        if self.systems is None:
+        if self.layout.ranks and self.systems is None:
+            if self.factor is None:
+                return torch.zeros_like(noise).sum()
+            squares = self.factor[..., :-1].square().sum(dim=(0, 1))
+        elif self.systems is None:
             squares = torch.zeros_like(noise)
             for square, row in zip(squares, self.residual_rows, strict=True):
                 square.copy_(ops.squared_norm([row]))
@@ -155,15 +205,19 @@ class SecantHistory:
         number is asked for.
         """
         joint, offsets = self.options.scope == "all", self.layout.offsets
-        if self.systems is None:
+        if self.systems is None and self.layout.ranks is None:
             bounds = (0, offsets[-1]) if joint else offsets
             systems = ops.tsqr(self.residual_rows.T, append=residual, offsets=bounds)
             systems = systems * (self.lengths > 0)
+        elif self.systems is None:
+            assert self.factor is not None
+            factor = self.factor.flatten(0, 1)[None] if joint else self.factor
+            systems = ops.tsqr(factor) * (self.lengths > 0)
         else:
-            systems = self.systems
+            systems = self.layout.counted(self.systems)
             if joint and len(systems) > 1:
                 systems = systems.sum(dim=0, keepdim=True)
-        noise = self.noise
+        noise = self.layout.counted(self.noise)
         if len(systems) < len(noise):
             noise = noise.sum(dim=0, keepdim=True)
         if only is not None:
@@ -190,6 +244,7 @@ class SecantHistory:
         largest ``|out - after|`` or more. Where nothing is to be extrapolated, ``out = after``.
         """
         offsets, ready = self.layout.offsets, self.verdicts.when.ready
+        gamma = self.layout.each(gamma)
         relaxation = self.options.relaxation
         sizes = ops.extrapolate_(
             out, before, after, relaxation, self.step_rows, gamma, offsets, accept=ready

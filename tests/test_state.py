@@ -142,7 +142,7 @@ def test_a_state_is_a_copy(options: Method) -> None:
     [
         ("version", 1),
         ("options", {"method": "Anderson"}),
-        ("offsets", (0, 128)),
+        ("parameters", {"0.0": (4, 3)}),
         ("dtype", torch.float64),
     ],
 )

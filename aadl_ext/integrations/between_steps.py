@@ -55,6 +55,11 @@ class BetweenSteps:
         for optimizer in self._optimizers:
             finish(optimizer)
 
+    @property
+    def spread(self) -> bool:
+        """Whether others have a part of the state."""
+        return any(get_accelerator(x).ranks for x in self._optimizers)
+
     def state(self) -> list[dict[str, Any]]:
         """Of each accelerator."""
         return [get_accelerator(x).state_dict() for x in self._optimizers] or self._saved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..options import Method
 from .between_steps import BetweenSteps
 
 FILE = "aadl_ext.pt"
+logger = logging.getLogger("aadl_ext")
 
 
 class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
@@ -50,7 +52,13 @@ class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """The rest of the checkpoint is written; a file that is there is whole."""
-        if state.is_world_process_zero and not args.save_only_model:
+        if self._between.spread:
+            logger.warning(
+                "the accelerator's state is spread over ranks and not in this checkpoint: a "
+                "training that is resumed from it begins a new history. In a loop of your own "
+                "torch.distributed.checkpoint saves it"
+            )
+        elif state.is_world_process_zero and not args.save_only_model:
             path = os.path.join(_folder(args, state), FILE)
             torch.save(self._between.state(), f"{path}.part")
             os.replace(f"{path}.part", path)
