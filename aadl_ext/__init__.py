@@ -18,6 +18,7 @@ from .accelerate import (
 from .accelerator import Accelerator
 from .fixed_point import FixedPoint, fixed_point
 from .options import Anderson, AndersonMixing, Averaging, Storage, SubspaceNewton
+from .plan import Plan, plan
 from .stats import Stats
 
 __version__ = version("aadl_ext")
@@ -28,6 +29,7 @@ __all__ = [
     "AndersonMixing",
     "Averaging",
     "FixedPoint",
+    "Plan",
     "Stats",
     "Storage",
     "SubspaceNewton",
@@ -37,6 +39,7 @@ __all__ = [
     "fixed_point",
     "get_accelerator",
     "integrations",
+    "plan",
     "remove_acceleration",
     "reset_acceleration_history",
     "settled",

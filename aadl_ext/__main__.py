@@ -1,4 +1,4 @@
-"""Command line: ``python -m aadl_ext demo``, ``info`` and ``reproduce``."""
+"""Command line: ``python -m aadl_ext demo``, ``info``, ``plan`` and ``reproduce``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "info":
         _info()
         return 0
+    if options.command == "plan":
+        return _plan(options)
     try:
         return _demo(options)
     except ModuleNotFoundError as error:
@@ -48,6 +50,25 @@ def _demo(options: argparse.Namespace) -> int:
     except (DataError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from .imagined import imagined_model, settings
+    from .plan import plan
+
+    try:
+        method = settings(options.method, options.set)
+        model = imagined_model(options.parameters, getattr(torch, options.dtype), options.mesh)
+        found = plan(model, method)
+    except (AttributeError, TypeError, ValueError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    seconds = found.seconds(options.bandwidth, options.network, options.latency)
+    lines = [str(found), f"{'vectors':<12}  {found.vectors:.4g}", f"{'seconds':<12}  {seconds:.3g}"]
+    if options.step:
+        lines.append(f"{'share':<12}  {seconds / options.step:.2%} of a step")
+    sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 
@@ -100,6 +121,33 @@ def _parser() -> argparse.ArgumentParser:
         metavar="demo.json",
         help="print the table and draw the plot of an earlier run, without training",
     )
+    costs = commands.add_parser(
+        "plan",
+        help="print what acceleration of a model of some size costs on each rank",
+        description="Memory, bytes moved and collectives of a step once the history is full, "
+        "counted without allocating anything. aadl_ext.plan(model) does it for a model.",
+    )
+    costs.add_argument("--parameters", type=float, required=True, metavar="N")
+    costs.add_argument("--dtype", default="float32", help="of the parameters (default float32)")
+    costs.add_argument(
+        "--mesh",
+        default="1",
+        metavar="AxB",
+        help="sizes of the dimensions that divide the parameters; those with copies begin with r: "
+        "r64x8 is HSDP on 512 ranks (default 1)",
+    )
+    costs.add_argument("--method", default="newton", choices=("newton", "anderson"))
+    costs.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="an option of the method, such as history_depth=4; may be repeated",
+    )
+    costs.add_argument("--bandwidth", type=float, default=1e12, help="memory, bytes/s (1e12)")
+    costs.add_argument("--network", type=float, default=1e10, help="of a rank, bytes/s (1e10)")
+    costs.add_argument("--latency", type=float, default=5e-5, help="of a collective, s (5e-5)")
+    costs.add_argument("--step", type=float, help="seconds of a step without acceleration")
     again = commands.add_parser(
         "reproduce",
         add_help=False,  # the script has its own

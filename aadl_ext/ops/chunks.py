@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 CHUNK = 1 << 15  # entries of a row handled at a time; bounds every temporary
+_size = ContextVar("_size", default=CHUNK)
+
+
+def chunk_size() -> int:
+    """``CHUNK``, or without end within ``undivided``."""
+    return _size.get()
 
 
 def chunks(start: int, stop: int) -> Iterator[slice]:
-    """Consecutive slices of at most ``CHUNK`` entries."""
-    for begin in range(start, stop, CHUNK):
-        yield slice(begin, min(begin + CHUNK, stop))
+    """Consecutive slices of at most ``chunk_size()`` entries."""
+    size = chunk_size()
+    for begin in range(start, stop, size):
+        yield slice(begin, min(begin + size, stop))
+
+
+@contextmanager
+def undivided() -> Iterator[None]:
+    """For device "meta", where temporaries need no memory: the time does not depend on sizes."""
+    token = _size.set(1 << 62)
+    try:
+        yield
+    finally:
+        _size.reset(token)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .checks import STORAGE_DTYPES, check_offsets, names
-from .chunks import CHUNK
+from .chunks import chunk_size
 from .registry import op
 
 TILE = 256  # rows of a leaf
@@ -87,7 +87,7 @@ def _factor(rows: Tensor, append: Tensor | None, dtype: torch.dtype) -> Tensor:
     """R of tiles of rows, and of pairs of R, until one is left."""
     columns, length = len(rows) + (append is not None), rows.shape[1]
     factors = []
-    step = max(1, CHUNK // TILE) * max(TILE, 2 * columns)
+    step = max(1, chunk_size() // TILE) * max(TILE, 2 * columns)
     for start in range(0, length, step):
         block = rows[:, start : start + step].T.to(dtype)
         if append is not None:

@@ -1,0 +1,101 @@
+"""A plan counts what a training then costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
+
+import aadl_ext
+from aadl_ext import Anderson, Storage, SubspaceNewton, accelerate, get_accelerator
+from aadl_ext.ops import library
+from aadl_ext.ops.traffic import Traffic
+
+NEWTON = SubspaceNewton(adaptive_blocks=False, block_length=5, history_depth=3, noise_samples=2)
+ANDERSON = Anderson(history_depth=4, frequency=2, store_each_nth=2)
+METHODS = {
+    "newton": NEWTON,
+    "narrow rows": replace(NEWTON, storage=Storage(torch.bfloat16)),
+    "anderson": ANDERSON,
+    "averaged": replace(ANDERSON, average=True),
+    "tsqr": replace(ANDERSON, solver="tsqr", scope="tensor"),
+}
+methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+
+def parameters() -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(x, generator=generator)) for x in ((70, 64), (5000,), (3,))]
+
+
+@methods
+def test_memory_and_traffic_are_those_of_a_training(
+    method: aadl_ext.SubspaceNewton | Anderson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "use_kernels", True)  # calls are counted in the dispatcher
+    moved = []
+    for options in (None, method):
+        own = parameters()
+        optimizer = SGD(own, lr=0.05)
+        if options is not None:
+            accelerate(optimizer, options)
+        moved.append(0)
+        for k in range(60):
+            for i, parameter in enumerate(own):
+                parameter.grad = parameter.detach() * (0.1 + i)
+            with Traffic() as traffic:
+                optimizer.step()
+            moved[-1] += (traffic.read + traffic.written) * (k >= 40)
+    found = aadl_ext.plan(optimizer)
+    assert found.entries == sum(p.numel() for p in own)
+    assert found.bytes_held == pytest.approx(get_accelerator(optimizer).stats.bytes_held, rel=0.1)
+    assert found.bytes_moved == pytest.approx((moved[1] - moved[0]) / 20, rel=0.1)
+    assert (found.ranks, found.collectives, found.bytes_sent) == (1, 0, 0)
+
+
+@methods
+def test_the_size_of_a_model_does_not_matter(method: aadl_ext.SubspaceNewton | Anderson) -> None:
+    small, large = (
+        aadl_ext.plan(nn.Linear(n, n, bias=False, device="meta"), method) for n in (512, 1 << 17)
+    )
+    assert large.entries == small.entries << 16
+    assert large.bytes_moved / large.entries == pytest.approx(
+        small.bytes_moved / small.entries, rel=0.1
+    )
+    assert large.vectors == pytest.approx(small.vectors, rel=0.1)
+
+
+def run(arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "aadl_ext", "plan", *arguments.split()]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_the_command_counts_for_any_number_of_ranks() -> None:
+    told = run("--parameters 1e12 --dtype bfloat16 --mesh r8x512 --step 2 --set history_depth=4")
+    assert told.returncode == 0, told.stderr
+    rows = dict(line.split(maxsplit=1) for line in told.stdout.splitlines())
+    assert rows["ranks"] == "4,096"
+    assert rows["entries"] == "1.95312e+09"  # copies do not divide them
+    assert rows["collectives"] == "0.2"  # two in a block of ten steps
+    assert float(rows["most_sent"]) < 4096
+    assert rows["share"].endswith("% of a step")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("--parameters 10 --mesh 4y", "mesh is '4y'; expected sizes"),
+        ("--parameters 3 --mesh 8", "3 parameters cannot be divided among 8 ranks"),
+        ("--parameters 10 --set depth=3", "unexpected keyword argument 'depth'"),
+        ("--parameters 10 --set history_depth=0", "history_depth is 0"),
+    ],
+)
+def test_what_cannot_be_planned_is_told(arguments: str, reason: str) -> None:
+    told = run(arguments)
+    assert told.returncode == 2
+    assert reason in told.stderr
