@@ -13,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := pip install --quiet --disable-pip-version-check
 # A process for each core; torch's own threads would only stand in each other's way.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
 .PHONY: demo test fallback check compat lab races cuda gpu wheel clean
 
@@ -44,7 +44,7 @@ compat: .venv/ready
 		$(COMPAT)/$(PIP) -c requirements.txt "$$package" || echo "not installed: $$package"; done
 	$(COMPAT)/python -c "import torchvision" 2>/dev/null || $(COMPAT)/pip uninstall --quiet --yes torchvision
 	AADL_COMPAT_RESULTS=research/results/compat.json OMP_NUM_THREADS=1 \
-		$(COMPAT)/python -m pytest --numprocesses auto tests/compat/frameworks $(ARGS)
+		$(COMPAT)/python -m pytest --numprocesses auto --dist loadgroup tests/compat/frameworks $(ARGS)
 	$(BIN)/python tests/compat/frameworks/table.py
 
 # No build isolation: the tools of the build are pinned with the rest, nothing is fetched twice.
@@ -93,7 +93,7 @@ wheel: .venv/ready
 	$(PYTHON) -m venv build/wheel
 	build/wheel/bin/$(PIP) -r requirements.txt dist/*.whl
 	cp -r tests pyproject.toml build/wheel/
-	cd build/wheel && AADL_EXT_NATIVE=1 OMP_NUM_THREADS=1 bin/pytest -q --numprocesses auto $(ARGS) \
+	cd build/wheel && AADL_EXT_NATIVE=1 OMP_NUM_THREADS=1 bin/pytest -q --numprocesses auto --dist loadgroup $(ARGS) \
 		tests/native tests/test_demo.py tests/test_settled.py tests/test_stats.py
 
 clean:

@@ -1,0 +1,206 @@
+"""Trainings over 2 and 4 processes, compared with one: ``worker.py`` runs them, a launch a size."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from worker import CASES, COMPARED
+
+import aadl_ext
+from aadl_ext import ops
+
+WORKER = Path(__file__).with_name("worker.py")
+pytestmark = pytest.mark.xdist_group("ranks")  # a launch serves many tests
+LAUNCH = "-m torch.distributed.run --standalone --nproc-per-node"
+
+
+@functools.cache
+def launch(ranks: int, native: bool = True, names: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """What each rank has to tell of its cases."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(aadl_ext.__file__).parents[1]),
+        **({} if native else {"AADL_EXT_NATIVE": "0"}),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, *LAUNCH.split(), str(ranks), str(WORKER), folder, *names]
+        run = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=900
+        )
+        assert run.returncode == 0, run.stderr[-5000:]
+        return [
+            json.loads(Path(folder, f"{ranks}-{rank}.json").read_text()) for rank in range(ranks)
+        ]
+
+
+def results(name: str, ranks: int) -> list[dict[str, Any]]:
+    """Of one case, of each rank."""
+    told = [every[name] for every in launch(ranks)]
+    for result in told:
+        assert "failed" not in result, result["failed"]
+    return told
+
+
+def result(name: str, ranks: int = 2) -> dict[str, Any]:
+    """The same, where all ranks tell the same."""
+    first, *others = results(name, ranks)
+    assert all(other == first for other in others)
+    return first
+
+
+def each(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("kind", names)
+
+
+methods = each("newton", "anderson", "averaged")
+
+
+def check_as_alone(found: dict[str, Any], name: str) -> None:
+    assert "failed" not in found, found["failed"]
+    assert found["error"] <= (1e-5 if "float32" in name else 1e-10)
+    assert found["same"]
+    assert found["verdicts"]
+    assert found["accepted"] > 2
+    assert (found["averaged"] > 10) == name.endswith("averaged")
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks"), [(name, ranks) for name in COMPARED for ranks in CASES[name][0]]
+)
+def test_the_run_is_that_of_one_process_and_all_ranks_have_the_same_bits(
+    name: str, ranks: int
+) -> None:
+    check_as_alone(result(name, ranks), name)
+
+
+@pytest.mark.skipif(not ops.library.use_kernels, reason="there are no other kernels")
+@methods
+def test_so_it_is_without_the_compiled_library(kind: str) -> None:
+    prefix = "fsdp2 float64 momentum"
+    for found in launch(2, native=False, names=(prefix,)):
+        check_as_alone(found[f"{prefix} {kind}"], kind)
+
+
+@methods
+def test_a_step_that_needs_figures_makes_one_collective_of_a_few_kilobytes(kind: str) -> None:
+    found = result(f"collectives {kind}")
+    calls = found["calls"]
+    if kind == "newton":  # blocks of four: the last step of one takes a step, the next judges it
+        assert set(calls) == {0, 1}
+        assert sum(calls) <= len(calls) / 2 + 1
+    elif kind == "anderson":  # the new point is judged after every fifth
+        assert set(calls) == {1, 2}
+        assert sum(calls[-20:]) == 24
+    else:  # and the window that has it
+        assert set(calls[5:]) == {2, 3}
+    assert 0 < max(found["bytes"]) < 2000
+    ranks, most, mean = found["planned"]
+    assert ranks == 2
+    assert most == pytest.approx(found["most"], rel=0.1)
+    assert mean == pytest.approx(sum(calls[-20:]) / 20, rel=0.1)
+    assert found["held"] == pytest.approx(1, rel=0.1)
+
+
+@methods
+@pytest.mark.parametrize("when", ["bad gradients", "bad gradients, pending"])
+def test_a_gradient_that_is_not_finite_on_one_rank_counts_on_all(kind: str, when: str) -> None:
+    found = result(f"{when} {kind}")
+    assert found["same"]
+    assert found["finite"]
+    assert found["bad"] == 5
+    if "pending" in when:
+        assert found["rejected"]["nonfinite"] == 5
+    else:  # Anderson acceleration looks at steps, and this base optimizer makes finite ones
+        assert found["skipped"] == ({"nonfinite": 5} if kind == "newton" else {})
+        assert found["accepted"] > 0
+
+
+@methods
+def test_a_move_of_one_rank_from_outside_counts_on_all(kind: str) -> None:
+    found = result(f"moved {kind}")
+    assert found["same"]
+    assert found["restarts"]["moved_outside"] == found["moves"] == 3
+    assert found["dropped"] == 3
+
+
+@each("newton", "anderson")
+@pytest.mark.parametrize("parallel", ["fsdp2", "ddp"])
+def test_the_mean_loss_over_ranks_counts(kind: str, parallel: str) -> None:
+    found = result(f"losses {parallel} {kind}")
+    assert found["error"] <= 1e-10
+    assert found["same"]
+    assert found["verdicts"]
+    assert 0 < found["accepted"] < found["extrapolations"]
+    assert found["calls"] > 100
+
+
+@each("newton", "anderson")
+def test_ranks_agree_under_a_base_optimizer_of_whole_matrices(kind: str) -> None:
+    found = result(f"muon {kind}")  # Muon itself computes in bfloat16, so no run is another's
+    assert found["same"]
+    assert found["verdicts"]
+    assert found["accepted"] > 2
+
+
+@each("newton", "anderson")
+def test_after_uneven_inputs_ranks_go_on_alike_with_the_states_of_one(kind: str) -> None:
+    found = result(f"uneven {kind}")
+    assert not found["before"]
+    assert found["same"]
+    assert found["accepted"] > 2
+
+
+@methods
+def test_a_pending_step_is_set_aside_on_all_ranks(kind: str) -> None:
+    found = result(f"settles {kind}")
+    assert found["same"]
+    assert len(found["aside"]) > 2
+    assert all(found["aside"])
+
+
+@methods
+@pytest.mark.parametrize("parallel", ["fsdp2", "ddp", "2-d"])
+def test_a_checkpoint_of_four_ranks_resumes_over_any_mesh(kind: str, parallel: str) -> None:
+    found = result(f"checkpoints {parallel} {kind}", 4)
+    assert found["extrapolations"] > 4
+    assert len(found["ended"]) >= 4
+    for how, (error, same, stats) in found["ended"].items():
+        assert error <= 1e-12, how
+        # DDP sums gradients in another order after its first step.
+        assert (same and stats) or parallel == "ddp" or not how.startswith(parallel), how
+
+
+def test_losses_of_one_rank_are_warned_about() -> None:
+    (warning,), together = result("refusals")["warned"]
+    assert "compares the losses of this rank" in warning
+    assert "process_group" in warning
+    assert not together
+
+
+def test_a_step_without_any_gradient_moves_nothing() -> None:
+    found = result("without gradients newton")
+    assert found["still"]
+    assert found["same"]
+    assert found["accepted"] > 0
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("complex", "rank 1: a parameter of shape (2,) is torch.complex64"),
+        ("options", "the method must be the same on all ranks"),
+        ("tensors", "the list of problems must be the same on all ranks"),
+        ("partial", "a DTensor of partial sums"),
+    ],
+)
+def test_what_one_rank_cannot_do_is_refused_on_all(what: str, reason: str) -> None:
+    assert reason in result("refusals")[what]

@@ -1,0 +1,606 @@
+"""One rank of the tests in this folder: runs all cases for its number of ranks, writes what came.
+
+torchrun --standalone --nproc-per-node 2 tests/distributed/worker.py FOLDER [NAME ...]
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.algorithms.join import Join
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, Adam, Optimizer
+
+import aadl_ext
+from aadl_ext import Anderson, SubspaceNewton, accelerate, get_accelerator
+from aadl_ext.ranks import local
+
+Result = dict[str, Any]
+Make = Callable[..., Optimizer]
+Method = Anderson | SubspaceNewton
+FLOATS = {torch.float64: "float64", torch.float32: "float32"}
+
+momentum: Make = partial(SGD, lr=0.1, momentum=0.9)
+adam: Make = partial(Adam, lr=0.01)
+NEWTON = SubspaceNewton(block_length=4, history_depth=4, noise_samples=3)
+DESCENDING = Anderson(frequency=5, relaxation=0.5, history_depth=4, solver="gram")
+ANDERSON = replace(DESCENDING, safeguard=("residual", "limits"))
+AVERAGED = replace(ANDERSON, solver="tsqr", average=True)
+METHODS: dict[str, Method] = {"newton": NEWTON, "anderson": ANDERSON, "averaged": AVERAGED}
+TOLD = ("accepted", "dropped", "rejected", "skipped", "restarts")
+STEPS = 100  # as far as they are compared, but for FSDP2: 200
+CASES: dict[str, tuple[tuple[int, ...], Callable[[], Result]]] = {}
+
+
+def case(name: str, run: Callable[[], Result], *sizes: int) -> None:
+    assert name not in CASES
+    CASES[name] = sizes, run
+
+
+# ---- one problem, trained in many ways --------------------------------------------------------
+
+
+class Net(nn.Sequential):
+    """Uneven sizes, a norm, weight decay in the loss: runs of it forget their rounding errors."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.Linear(6, 10), nn.Tanh(), nn.LayerNorm(10), nn.Linear(10, 3))
+        self.to(dtype)
+
+
+def batch(dtype: torch.dtype, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    inputs = torch.randn(32, 6, generator=generator)
+    targets = (inputs @ torch.randn(6, 3, generator=torch.Generator().manual_seed(3))).argmax(1)
+    return inputs.to(dtype), targets
+
+
+def loss_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(model(inputs), targets)
+
+
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    steps: int,
+    share: tuple[int, int] = (0, 1),
+    after: Callable[[], object] = lambda: None,
+    closure: bool = False,
+) -> None:
+    """Steps on a share of the same global batches."""
+    generator = torch.Generator().manual_seed(7)
+    dtype = next(model.parameters()).dtype
+    index, count = share
+    for _ in range(steps):
+        inputs, targets = (x[index::count] for x in batch(dtype, generator))
+
+        def evaluate(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
+            model.zero_grad()
+            loss = loss_of(model, inputs, targets)
+            loss.backward()
+            return loss
+
+        if closure:
+            optimizer.step(evaluate)
+        else:
+            evaluate()
+            optimizer.step()
+        after()
+
+
+def whole(model: nn.Module) -> Tensor:
+    """All entries, of all ranks."""
+    if isinstance(model, FullyShardedDataParallel):
+        with FullyShardedDataParallel.summon_full_params(model):
+            return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    values = (p.detach() for p in model.parameters())
+    return torch.cat([getattr(p, "full_tensor", lambda p=p: p)().flatten() for p in values])
+
+
+def alone(make: Make, method: Method, dtype: torch.dtype, steps: int, **options: Any) -> Tensor:
+    """Where a single process gets."""
+    model = Net(dtype)
+    optimizer = accelerate(make(model.parameters(), **options), method)
+    train(model, optimizer, steps)
+    return whole(model)
+
+
+def same_on_all(value: Tensor) -> bool:
+    """Whether it has the same bits on all ranks."""
+    every = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    dist.all_gather(every, value.contiguous())
+    return all(torch.equal(x.nan_to_num(7.5), every[0].nan_to_num(7.5)) for x in every)
+
+
+def compared(model: nn.Module, optimizer: Optimizer, reference: Tensor) -> Result:
+    """How far it is from the single process, and whether all ranks agree."""
+    end, verdicts = whole(model), get_accelerator(optimizer).iteration.verdicts
+    assert end.shape == reference.shape
+    stats = get_accelerator(optimizer).stats
+    return {
+        "error": float((end - reference).abs().max() / reference.abs().max()),
+        "same": same_on_all(end),
+        "verdicts": same_on_all(verdicts.control) and same_on_all(verdicts.counts),
+        "accepted": stats.accepted,
+        "extrapolations": stats.extrapolations,
+        "averaged": stats.averaged,
+    }
+
+
+def here() -> tuple[int, int]:
+    return dist.get_rank(), dist.get_world_size()
+
+
+def mesh(*shape: int) -> DeviceMesh:
+    names = ("outer", "inner")[: len(shape)]
+    return init_device_mesh("cpu", shape, mesh_dim_names=names)
+
+
+# ---- the ways ---------------------------------------------------------------------------------
+
+
+def fsdp2(make: Make, method: Method, dtype: torch.dtype, steps: int, *shape: int) -> Result:
+    model = Net(dtype)
+    fully_shard(model[0], mesh=mesh(*(shape or (here()[1],))))
+    fully_shard(model, mesh=mesh(*(shape or (here()[1],))))
+    optimizer = accelerate(make(model.parameters()), method)
+    train(model, optimizer, steps, here())
+    return compared(model, optimizer, alone(make, method, dtype, steps))
+
+
+def split(model: nn.Module, shards: int) -> None:
+    """Tensor parallel, the norm and a bias as plain tensors or copies; with FSDP2 over shards."""
+    both = mesh(shards, here()[1] // shards)
+    # The norm sees all features: the first layer gathers them, the last splits them again.
+    plan = {
+        "0": ColwiseParallel(output_layouts=Replicate()),
+        "3": RowwiseParallel(input_layouts=Replicate()),
+    }
+    parallelize_module(model, both["inner"], plan)
+    if shards > 1:
+        fully_shard(model, mesh=both["outer"])
+
+
+def tensor_parallel(method: Method, shards: int, scope: str = "all") -> Result:
+    method, dtype = replace(method, scope=scope), torch.float64
+    model, (rank, ranks) = Net(dtype), here()
+    split(model, shards)
+    optimizer = accelerate(momentum(model.parameters(), foreach=False), method)
+    train(model, optimizer, STEPS, (rank // (ranks // shards), shards))
+    return compared(model, optimizer, alone(momentum, method, dtype, STEPS, foreach=False))
+
+
+def fsdp1(method: Method, original: bool) -> Result:
+    dtype = torch.float64
+    model = FullyShardedDataParallel(
+        Net(dtype), use_orig_params=original, device_id=torch.device("cpu")
+    )
+    optimizer = accelerate(momentum(model.parameters()), method)
+    train(model, optimizer, STEPS, here())
+    return compared(model, optimizer, alone(momentum, method, dtype, STEPS))
+
+
+def zero(method: Method, inner: bool) -> Result:
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # warns when it is imported
+
+    dtype = torch.float64
+    model = DistributedDataParallel(Net(dtype))
+    outer = ZeroRedundancyOptimizer(model.parameters(), SGD, lr=0.1, momentum=0.9)
+    watched = accelerate(outer.optim if inner else outer, method)
+    train(model, outer, STEPS, here())
+    return compared(model, watched, alone(momentum, method, dtype, STEPS))
+
+
+def ddp(method: Method, group: bool) -> Result:
+    dtype = torch.float64
+    model = DistributedDataParallel(Net(dtype))
+    optimizer = accelerate(
+        momentum(model.parameters()), method, process_group=dist.group.WORLD if group else None
+    )
+    train(model, optimizer, STEPS, here())
+    return compared(model, optimizer, alone(momentum, method, dtype, STEPS))
+
+
+def stages(method: Method) -> Result:
+    """Each rank has a part of the layers, the last none, as in a pipeline."""
+    dtype, (rank, ranks) = torch.float64, here()
+    model = DistributedDataParallel(Net(dtype))
+    parameters = list(model.parameters())
+    owners = [i % (ranks - 1) for i in range(len(parameters))]
+    own = [p for p, owner in zip(parameters, owners, strict=True) if owner == rank]
+    own = own or [nn.Parameter(torch.empty(0))]
+    optimizer = accelerate(momentum(own), method, process_group=dist.group.WORLD)
+
+    def tell() -> None:
+        for parameter, owner in zip(parameters, owners, strict=True):
+            dist.broadcast(parameter.data, owner)
+
+    train(model, optimizer, STEPS, here(), tell)
+    return compared(model, optimizer, alone(momentum, method, dtype, STEPS))
+
+
+for dtype, name in FLOATS.items():
+    for base, make in {"momentum": momentum, "adam": adam}.items():
+        for kind in METHODS if base == "momentum" else ("newton", "anderson"):
+            case(f"fsdp2 {name} {base} {kind}", partial(fsdp2, make, METHODS[kind], dtype, 200), 2)
+for kind, method in METHODS.items():
+    case(f"fsdp2 {kind}", partial(fsdp2, momentum, method, torch.float64, STEPS), 4)
+    case(f"hsdp {kind}", partial(fsdp2, momentum, method, torch.float64, STEPS, 2, 2), 4)
+    case(f"tensor parallel {kind}", partial(tensor_parallel, method, 1), 2)
+    case(f"tensor parallel and fsdp2 {kind}", partial(tensor_parallel, method, 2), 4)
+    case(f"fsdp1 original {kind}", partial(fsdp1, method, True), 2)
+    case(f"stages {kind}", partial(stages, method), 4)
+for kind in ("newton", "anderson"):
+    method = METHODS[kind]
+    case(f"tensor parallel by tensor {kind}", partial(tensor_parallel, method, 1, "tensor"), 2)
+    case(f"fsdp1 flat {kind}", partial(fsdp1, method, False), 2)
+    case(f"zero inner {kind}", partial(zero, method, True), 2)
+    case(f"zero outer {kind}", partial(zero, method, False), 2)
+    case(f"ddp {kind}", partial(ddp, method, False), 2)
+    case(f"ddp with a group {kind}", partial(ddp, method, True), 2)
+case("fsdp2 descending", partial(fsdp2, momentum, DESCENDING, torch.float64, STEPS), 2)
+case("tensor parallel descending", partial(tensor_parallel, DESCENDING, 1), 2)
+COMPARED = tuple(CASES)
+
+
+# ---- what happens on one rank -----------------------------------------------------------------
+
+
+def shared(method: Method, make: Make = momentum) -> tuple[nn.Module, Optimizer]:
+    model = fully_shard(Net(torch.float64), mesh=mesh(here()[1]))
+    return model, accelerate(make(model.parameters()), method)
+
+
+def agreement(model: nn.Module, optimizer: Optimizer) -> Result:
+    accelerator = get_accelerator(optimizer)
+    tensors = accelerator.iteration.verdicts
+    end = whole(model)
+    return {
+        "same": same_on_all(end) and same_on_all(tensors.control) and same_on_all(tensors.counts),
+        "finite": bool(end.isfinite().all()),
+        **{x: getattr(accelerator.stats, x) for x in TOLD},
+    }
+
+
+def collectives(method: Method) -> Result:
+    """Calls of each step, and the bytes that a rank sends."""
+    if isinstance(method, SubspaceNewton):
+        method = replace(method, adaptive_blocks=False)
+    model, optimizer = shared(method)
+    sent: list[list[int]] = []
+    gather = dist.all_gather
+
+    def count(every: list[Tensor], mine: Tensor, *args: Any, **kwargs: Any) -> Any:
+        sent[-1].append(mine.nbytes)
+        return gather(every, mine, *args, **kwargs)
+
+    def begin() -> None:
+        sent.append([])
+
+    begin()
+    dist.all_gather = count
+    try:
+        train(model, optimizer, 40, here(), begin)
+    finally:
+        dist.all_gather = gather
+    calls = [len(x) for x in sent[:-1]]
+    plan, held = aadl_ext.plan(optimizer), get_accelerator(optimizer).stats.bytes_held
+    return {
+        "calls": calls,
+        "bytes": [sum(x) for x in sent[:-1]],
+        "most": max(x for step in sent for x in step),
+        "planned": (plan.ranks, plan.most_sent, plan.collectives),
+        "held": plan.bytes_held / held,
+    }
+
+
+class Careful(Optimizer):
+    """Uses no gradient that is not finite; what watches the step sees it."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:  # else the step is left out
+                    sound = parameter.grad.nan_to_num(0.0, 0.0, 0.0)
+                    parameter.add_(sound, alpha=-group["lr"])
+
+
+def bad_gradients(method: Method, pending: bool) -> Result:
+    """Now and then the last rank has a gradient that is not finite."""
+    model, optimizer = shared(method, Careful)
+    accelerator = get_accelerator(optimizer)
+    bad = 0
+    for k in range(60):
+        inputs, targets = batch(torch.float64, torch.Generator().manual_seed(k))
+        model.zero_grad()
+        loss_of(model, inputs[here()[0] :: here()[1]], targets[here()[0] :: here()[1]]).backward()
+        if accelerator.pending == pending and k > 10 and bad < 5 and (pending or k % 7 == 5):
+            bad += 1
+            if here()[0] == here()[1] - 1:
+                local(model[0].weight.grad).view(-1)[:1] = torch.nan
+        optimizer.step()
+    return {**agreement(model, optimizer), "bad": bad}
+
+
+def moved_on_one_rank(method: Method) -> Result:
+    """Something else moves the entries of the last rank while a step is pending."""
+    model, optimizer = shared(method)
+    accelerator, moves = get_accelerator(optimizer), 0
+
+    def move() -> None:
+        nonlocal moves
+        if accelerator.pending and moves < 3:
+            moves += 1
+            if here()[0] == here()[1] - 1:
+                with torch.no_grad():
+                    local(model[0].weight).add_(0.01)
+
+    train(model, optimizer, 60, here(), move)
+    return {**agreement(model, optimizer), "moves": moves}
+
+
+def losses(method: Method, parallel: str) -> Result:
+    """Each rank has the loss of its own share, and all come to one verdict."""
+    method = replace(method, safeguard="loss")
+    dtype, model = torch.float64, Net(torch.float64)
+    reference = Net(dtype)
+    alone = accelerate(momentum(reference.parameters()), method)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        train(reference, alone, STEPS, closure=True)
+    group = None
+    if parallel == "fsdp2":
+        fully_shard(model, mesh=mesh(here()[1]))
+    else:
+        model, group = DistributedDataParallel(model), dist.group.WORLD
+    optimizer = accelerate(momentum(model.parameters()), method, process_group=group)
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    model.register_forward_pre_hook(count)
+    train(model, optimizer, STEPS, here(), closure=True)
+    return {**compared(model, optimizer, whole(reference)), "calls": calls}
+
+
+def settles(method: Method) -> Result:
+    """A pending step is set aside and back on all ranks; training ends at judged parameters."""
+    model, optimizer = shared(method)
+    aside = []
+
+    def look() -> None:
+        if get_accelerator(optimizer).pending:
+            before = whole(model)
+            with aadl_ext.settled(optimizer):
+                within = whole(model)
+            after = whole(model)
+            aside.append(torch.equal(before, after) and not torch.equal(before, within))
+
+    train(model, optimizer, 40, here(), look)
+    aadl_ext.finish(optimizer)
+    return {**agreement(model, optimizer), "aside": aside}
+
+
+def uneven(method: Method) -> Result:
+    """The first rank stops early; afterwards it takes over the states of one that did not."""
+    model = DistributedDataParallel(Net(torch.float64))
+    optimizer = accelerate(momentum(model.parameters()), method)
+    with Join([model]):
+        train(model, optimizer, 23 if here()[0] == 0 else 30, here())
+    before = same_on_all(get_accelerator(optimizer).iteration.verdicts.control)
+    state = [optimizer.state_dict(), get_accelerator(optimizer).state_dict()]
+    dist.broadcast_object_list(state, src=here()[1] - 1)
+    optimizer.load_state_dict(state[0])
+    get_accelerator(optimizer).load_state_dict(state[1])
+    train(model, optimizer, 40, here())
+    return {**agreement(model, optimizer), "before": before}
+
+
+def muon(method: Method) -> Result:
+    """A base optimizer that looks at whole matrices."""
+    model = fully_shard(Net(torch.float64), mesh=mesh(here()[1]))
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    optimizer = accelerate(torch.optim.Muon(matrices, lr=0.02), method)
+    train(model, optimizer, STEPS, here())
+    return compared(model, optimizer, whole(model))
+
+
+def refusal(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def refusals() -> Result:
+    rank, group = here()[0], dist.group.WORLD
+    odd = nn.Parameter(torch.ones(2, dtype=torch.complex64 if rank else torch.float32))
+    one = [nn.Parameter(torch.ones(2)) for _ in range(1 + rank)]
+    partial_sums = distribute_tensor(torch.ones(4), mesh(here()[1])).redistribute(
+        placements=[Replicate()]
+    )
+    partial_sums = DTensor.from_local(partial_sums.to_local(), mesh(here()[1]), [Partial()])
+    depth = SubspaceNewton(history_depth=3 + rank)
+    by_tensor = SubspaceNewton(scope="tensor")
+    compares = SubspaceNewton(safeguard="loss")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        accelerate(SGD([nn.Parameter(torch.ones(2))]), compares)
+        alone = [str(x.message) for x in warned]
+        accelerate(SGD([nn.Parameter(torch.ones(2))]), compares, distributed=True)
+        together = [str(x.message) for x in warned[len(alone) :]]
+    return {
+        "warned": (alone, together),
+        "complex": refusal(lambda: accelerate(SGD([odd]), process_group=group)),
+        "options": refusal(lambda: accelerate(SGD(one[:1]), depth, process_group=group)),
+        "tensors": refusal(lambda: accelerate(SGD(one), by_tensor, process_group=group)),
+        "partial": refusal(lambda: accelerate(SGD([nn.Parameter(partial_sums)]))),
+    }
+
+
+def without_gradients(method: Method) -> Result:
+    """Steps without any gradient leave the parameters where they are, on all ranks."""
+    model, optimizer = shared(method)
+    train(model, optimizer, 20, here())
+    before = whole(model)
+    while get_accelerator(optimizer).pending:
+        train(model, optimizer, 1, here())
+        before = whole(model)
+    model.zero_grad()
+    optimizer.step()
+    still = torch.equal(before, whole(model))
+    train(model, optimizer, 40, here())
+    return {**agreement(model, optimizer), "still": still}
+
+
+# ---- checkpoints ------------------------------------------------------------------------------
+
+
+class Run:
+    """A training that can be stopped; ``parallel``: "fsdp2", "hsdp", "2-d", "ddp" or "alone"."""
+
+    def __init__(self, method: Method, parallel: str) -> None:
+        self.model: nn.Module = Net(torch.float64)
+        self.share, ranks = here(), here()[1]
+        if parallel == "2-d":
+            split(self.model, 2)
+            self.share = (here()[0] // (ranks // 2), 2)
+        elif parallel == "ddp":
+            self.model = DistributedDataParallel(self.model)
+        elif parallel == "alone":
+            self.share = (0, 1)
+        else:
+            fully_shard(self.model, mesh=mesh(2, ranks // 2) if parallel == "hsdp" else mesh(ranks))
+        self.alone, self.step = parallel == "alone", 0
+        self.optimizer = accelerate(momentum(self.model.parameters(), foreach=False), method)
+        self.accelerator = get_accelerator(self.optimizer)
+
+    def go(self, steps: int) -> Tensor:
+        for _ in range(steps):
+            self.step += 1
+            index, count = self.share
+            inputs, targets = batch(torch.float64, torch.Generator().manual_seed(self.step))
+            self.model.zero_grad()
+            loss_of(self.model, inputs[index::count], targets[index::count]).backward()
+            self.optimizer.step()
+        return whole(self.model)
+
+    def state(self) -> Result:
+        model, optimizer = get_state_dict(self.model, self.optimizer)
+        return {"model": model, "optimizer": optimizer, "accelerator": self.accelerator}
+
+    def save(self, folder: Path) -> None:
+        dcp.save(self.state(), checkpoint_id=folder, no_dist=self.alone)
+
+    def load(self, folder: Path, step: int) -> None:
+        state = self.state()
+        dcp.load(state, checkpoint_id=folder, no_dist=self.alone)
+        set_state_dict(
+            self.model,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+        )
+        self.step = step
+
+
+RESUMED = {"fsdp2": ("hsdp", "2-d", "ddp", "alone"), "2-d": ("alone",), "ddp": ("fsdp2",)}
+
+
+def checkpoints(method: Method, parallel: str) -> Result:
+    """Saved in the middle of a block, pending and not; resumed over other meshes."""
+    ended = {}
+    for pending in (False, True):
+        first = Run(method, parallel)
+        first.go(21)
+        while first.accelerator.pending != pending:
+            first.go(1)
+        step, folder = first.step, Path(sys.argv[1], f"{method} {parallel} {pending}"[-60:])
+        first.save(folder)
+        end = first.go(15)
+        for other in (parallel, *RESUMED[parallel]):
+            again = Run(method, other)
+            again.load(folder, step)
+            found = again.go(15)
+            error = float((found - end).abs().max() / end.abs().max())
+            stats = first.accelerator.stats.as_dict() == again.accelerator.stats.as_dict()
+            ended[f"{other}, {pending}"] = error, torch.equal(found, end), stats
+    return {"ended": ended, "extrapolations": first.accelerator.stats.extrapolations}
+
+
+for kind in ("newton", "anderson", "averaged"):
+    for way in ("fsdp2", "ddp", "2-d"):
+        case(f"checkpoints {way} {kind}", partial(checkpoints, METHODS[kind], way), 4)
+
+for kind in ("newton", "anderson", "averaged"):
+    method = METHODS[kind]
+    case(f"collectives {kind}", partial(collectives, method), 2)
+    case(f"settles {kind}", partial(settles, method), 2)
+    case(f"bad gradients, pending {kind}", partial(bad_gradients, method, True), 2)
+    case(f"bad gradients {kind}", partial(bad_gradients, method, False), 2)
+    case(f"moved {kind}", partial(moved_on_one_rank, method), 2)
+for kind in ("newton", "anderson"):
+    case(f"losses fsdp2 {kind}", partial(losses, METHODS[kind], "fsdp2"), 2)
+    case(f"losses ddp {kind}", partial(losses, METHODS[kind], "ddp"), 2)
+    case(f"uneven {kind}", partial(uneven, METHODS[kind]), 2)
+    case(f"muon {kind}", partial(muon, METHODS[kind]), 2)
+case("without gradients newton", partial(without_gradients, NEWTON), 2)
+case("refusals", refusals, 2)
+
+
+# ---- run --------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    folder, *names = sys.argv[1:]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    rank, ranks = here()
+    results: dict[str, Result] = {}
+    for name, (sizes, run) in CASES.items():
+        if ranks not in sizes or (names and not any(name.startswith(x) for x in names)):
+            continue
+        try:
+            results[name] = run()
+        except Exception:
+            results[name] = {"failed": traceback.format_exc()}
+        Path(folder, f"{ranks}-{rank}.json").write_text(json.dumps(results))
+        if rank == 0 and names:
+            print(name, results[name], flush=True)
+        failed = [None] * ranks
+        dist.all_gather_object(failed, "failed" in results[name])
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
