@@ -47,13 +47,15 @@ def record(out: Path) -> dict[str, Any]:
     return run
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 def test_processes_stay_equal_and_a_killed_run_ends_as_an_uninterrupted_one(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, parallel: str
 ) -> None:
     torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2"
     paths = ["--data", folder, "--out", tmp_path, "--methods", METHOD]
     options = "--model tiny --size 12 --batch 4 --workers 0 --iterations 3 --checkpoint-every 2"
-    command = [sys.executable, *torchrun.split(), WORKER, *paths, *options.split()]
+    ways = ["--parallel", parallel]
+    command = [sys.executable, *torchrun.split(), WORKER, *paths, *options.split(), *ways]
     package = str(Path(aadl_ext.__file__).parents[1])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package}
     first, second = (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,9 +17,13 @@ import harness
 import readings
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from images import ImageFolder, batches, network
 from reporting import Record
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
@@ -102,7 +108,10 @@ class Trainer:
         self.valid_set = ImageFolder(data / "val", size, training=False)
         self.model = network(options.model, len(self.train_set.classes)).to(self.device)
         self.parallel: nn.Module = self.model
-        if group.world > 1:
+        self.sharded = group.world > 1 and options.parallel == "fsdp2"
+        if self.sharded:
+            fully_shard(self.model, mesh=init_device_mesh(self.device.type, (group.world,)))
+        elif group.world > 1:
             places = [self.device] if self.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(self.model, device_ids=places)
         self.optimizer = SGD(
@@ -179,6 +188,8 @@ class Trainer:
         """Share of the validation images that are recognized."""
         self.group.equalize(list(self.model.buffers()))  # each process has seen other images
         self.model.eval()
+        if isinstance(self.model, FSDPModule):
+            self.model.unshard()  # once: processes may have different numbers of batches
         mine = list(range(self.group.rank, len(self.valid_set), self.group.world))
         size = self.options.batch
         picked = [mine[first : first + size] for first in range(0, len(mine), size)]
@@ -186,6 +197,8 @@ class Trainer:
         for images, labels in self.loader(self.valid_set, picked):
             with self.autocast():
                 right += float((self.model(images).argmax(dim=1) == labels).sum())
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()
         hits, count = self.group.total([right, len(mine)], self.device)
         return hits / count
 
@@ -209,21 +222,39 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint; an interrupted write leaves the old one. All processes call it."""
         total = self.group.total([self.place.loss], self.device)[0]
-        if self.group.rank > 0:
-            return
+        place = {**vars(self.place), "loss": total}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        if self.sharded:
+            # A checkpoint of all processes is a folder; its name, with the step, is told last.
+            step = place["epoch"] * self.steps + place["step"]
+            folder = self.path.with_suffix(f".{step}")
+            dcp.save({**self.state(), "place": place}, checkpoint_id=folder)
+            if self.group.rank == 0:
+                last = self.path.read_text() if self.path.exists() else folder.name
+                part.write_text(folder.name)
+                os.replace(part, self.path)
+                if last != folder.name:
+                    shutil.rmtree(self.path.with_name(last), ignore_errors=True)
+        elif self.group.rank == 0:
+            torch.save({**self.state(), "place": place}, part)
+            os.replace(part, self.path)
+
+    def state(self) -> dict[str, Any]:
+        """What is saved, but for the place; sharded, what is filled."""
+        if self.sharded:
+            model, optimizer = get_state_dict(self.model, self.optimizer)
+        else:
+            model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
         state = {
-            "settings": self.settings,
-            "place": {**vars(self.place), "loss": total},
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "settings": copy.deepcopy(self.settings),
+            "model": model,
+            "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
         }
         if self.accelerated:
             state["accelerator"] = aadl_ext.get_accelerator(self.optimizer).state_dict()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        torch.save(state, part)
-        os.replace(part, self.path)
+        return state
 
     def resume(self) -> None:
         """Go on from the checkpoint.
@@ -231,14 +262,27 @@ class Trainer:
         Raises:
             SettingsError: it was made with other settings.
         """
-        state = torch.load(self.path, map_location=self.device, weights_only=True)
+        if self.sharded:
+            folder = self.path.with_name(self.path.read_text())
+            state = {**self.state(), "place": vars(Place())}
+            dcp.load(state, checkpoint_id=folder)
+        else:
+            state = torch.load(self.path, map_location=self.device, weights_only=True)
         if state["settings"] != self.settings:
             raise harness.SettingsError(
                 f"{self.path} was made with {state['settings']}, but here it is {self.settings}; "
                 "give --out another folder, or the same settings"
             )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.sharded:
+            set_state_dict(
+                self.model,
+                self.optimizer,
+                model_state_dict=state["model"],
+                optim_state_dict=state["optimizer"],
+            )
+        else:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if "accelerator" in state:
             aadl_ext.get_accelerator(self.optimizer).load_state_dict(state["accelerator"])

@@ -8,7 +8,8 @@ Nesterov 0.9, 64 images a process, 90 epochs: 5 at a learning rate of 0.05, then
 beta = 0.5. That is the paper's 0.98 for 384 processes of 64 images and its 1.96 for 1,536.
 
 All processes hold equal parameters and extrapolate equally: nothing but the gradients is
-communicated. Checkpoints carry the accelerator's state, so that a killed run, started again by the
+communicated. With --parallel fsdp2 each has a share of the parameters and of the history instead.
+Checkpoints carry the accelerator's state, so that a killed run, started again by the
 same command, ends as it would have (on the CPU bit for bit).
 """
 
@@ -69,6 +70,7 @@ def experiment(options: argparse.Namespace, group: Group) -> harness.Experiment:
         "model": options.model,
         "size": options.size,
         "processes": group.world,
+        **({"parallel": options.parallel} if options.parallel != "ddp" else {}),
         "batch": options.batch,
         "precision": options.precision,
         "weight decay": options.weight_decay,
@@ -98,6 +100,8 @@ def parse() -> argparse.Namespace:
     add("--weight-decay", type=float, default=1e-4, help="(1e-4)")
     add("--history-device", help="where the history lies, in the paper the cpu (as the network)")
     add("--workers", type=int, default=4, help="processes that read images, for each process (4)")
+    parallel = "each process has all parameters, or FSDP2 divides them and the history (ddp)"
+    add("--parallel", choices=["ddp", "fsdp2"], default="ddp", help=parallel)
     add("--checkpoint-every", type=int, default=500, help="steps (500), and after each epoch")
     return parser.parse_args()
 
