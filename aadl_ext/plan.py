@@ -66,7 +66,7 @@ def plan(
         for group in optimizer.param_groups
     ]
     if isinstance(method, SubspaceNewton):  # the host would have to read how long blocks are
-        method = replace(method, adaptive_blocks=False)
+        method = replace(method, adaptive_blocks=False, quasi_newton=False)
         cycle = method.block_length
         full = cycle * (max(method.history_depth, method.noise_samples) + 2)
     else:

@@ -16,7 +16,9 @@ from aadl_ext import Anderson, Storage, SubspaceNewton, accelerate, get_accelera
 from aadl_ext.ops import library
 from aadl_ext.ops.traffic import Traffic
 
-NEWTON = SubspaceNewton(adaptive_blocks=False, block_length=5, history_depth=3, noise_samples=2)
+NEWTON = SubspaceNewton(
+    adaptive_blocks=False, block_length=5, history_depth=3, noise_samples=2, quasi_newton=False
+)
 ANDERSON = Anderson(history_depth=4, frequency=2, store_each_nth=2)
 METHODS = {
     "newton": NEWTON,

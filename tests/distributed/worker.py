@@ -44,7 +44,7 @@ FLOATS = {torch.float64: "float64", torch.float32: "float32"}
 
 momentum: Make = partial(SGD, lr=0.1, momentum=0.9)
 adam: Make = partial(Adam, lr=0.01)
-NEWTON = SubspaceNewton(block_length=4, history_depth=4, noise_samples=3)
+NEWTON = SubspaceNewton(block_length=4, history_depth=4, noise_samples=3, quasi_newton=False)
 DESCENDING = Anderson(frequency=5, relaxation=0.5, history_depth=4, solver="gram")
 ANDERSON = replace(DESCENDING, safeguard=("residual", "limits"))
 AVERAGED = replace(ANDERSON, solver="tsqr", average=True)
