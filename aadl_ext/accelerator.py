@@ -31,7 +31,7 @@ Groups = list[dict[str, Any]]
 
 #: What the host counts.
 CAUSES = {
-    "skipped": ("found_inf", "zero_lr", "rolled_back"),
+    "skipped": ("found_inf", "zero_lr", "rolled_back", "high_rate"),
     "restarts": ("learning_rate", "parameters", "rejections", "request"),
 }
 
@@ -248,6 +248,9 @@ class Accelerator:
         if begun and [not rate for rate in now] != [not rate for rate in self.rates]:
             self._restart("learning_rate")
         self.rates = now
+        if self.iteration.rests(tuple(rates)):  # on a rank without parameters, too
+            self._calls += 1
+            return "high_rate"
         return None
 
     def _tell_if_resumed_without_history(self) -> None:

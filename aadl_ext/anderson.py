@@ -190,6 +190,10 @@ class AndersonIteration:
         """Where the last step has left the parameters."""
         return self.window.newest if self.window else self.next
 
+    def rests(self, rates: tuple[float, ...]) -> bool:
+        """Never: whether to do nothing at these learning rates."""
+        return False
+
     def clear(self) -> None:
         """Forget all pairs."""
         self.history.clear()

@@ -50,6 +50,8 @@ class BlockHistory:
     def empty(cls, layout: Layout, options: SubspaceNewton, verdicts: ops.Verdicts) -> BlockHistory:
         """Allocate it."""
         m, noises, dtype = options.history_depth, options.noise_samples, options.storage.dtype
+        if dtype is None and layout.dtype == torch.float32:
+            dtype = torch.bfloat16  # far more exact than a difference of noisy means
         rows = layout.vector(2 * m + noises, dtype)
         return cls(
             layout,
@@ -200,8 +202,11 @@ class BlockHistory:
         sums = [layout.without_copies(x.sum(dim=0)).masked_fill(spoilt, 0) for x in told[1:]]
         return dict(zip(products, sums, strict=True))
 
-    def solve(self) -> tuple[ops.SubspaceSolution, Tensor]:
-        """The small problem, one per scope; and ``[]`` whether the trust radius has cut it."""
+    def solve(self, caution: float = 1.0) -> tuple[ops.SubspaceSolution, Tensor]:
+        """The small problem, one per scope; and ``[]`` whether the trust radius has cut it.
+
+        ``caution`` multiplies the weight of the noise.
+        """
         o, now = self.options, self.verdicts.now
         last = (self.slot - 1) % o.history_depth
         radius = self._joint(self.metric[:, last, last]).clamp_min(0).sqrt() * now.trust_radius
@@ -215,7 +220,7 @@ class BlockHistory:
             radius=radius.to(device),
             ridge=o.ridge,
             floor=o.min_curvature,
-            shrinkage=o.noise_shrinkage,
+            shrinkage=caution * o.noise_shrinkage,
         )
         solution = ops.SubspaceSolution(*(x.to(self.layout.device) for x in solution))
         return solution, (solution.length > (1 - 1e-9) * radius).any()

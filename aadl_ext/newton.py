@@ -2,7 +2,7 @@
 
 w, g      a sample: the parameters, and the gradient that the base optimizer is about to use
 W, G, A   changes of the block means of w and of g, and noise samples of g      ``history`` rows
-d         -W^T y, y of the small problem (``ops.solve_subspace``), damped       ``direction``
+d         -W^T y, y of the small problem (``ops.solve_subspace``), damped       ``fallback``
 s0, s1    products of d with the gradients before it and after it
 
 A step d is taken at the end of a block of samples, on top of the base optimizer's own steps, and
@@ -26,11 +26,16 @@ from .options import SubspaceNewton
 from .parameters import Layout
 from .quasi_newton import QuasiNewton
 from .safeguards import Candidate, Evaluate, arm
+from .schedule import Schedule
 from .state import Entries, Scratch
 from .trust_region import BlockLength
 
 if TYPE_CHECKING:
     from .optimizer_hook import Gradients
+
+
+#: Under a schedule noise counts so much more: the decay to come will remove it without a step.
+SCHEDULED = 4.0
 
 
 @dataclass(eq=False)
@@ -43,11 +48,11 @@ class NewtonIteration:
     history: BlockHistory
     block_length: BlockLength
     quasi_newton: QuasiNewton
+    schedule: Schedule
     point: Scratch[Tensor]  #: w
     gradient: Scratch[Tensor]  #: g
     next: Entries[Tensor]  #: where the last step has led
-    fallback: Entries[Tensor]  #: where it began
-    direction: Entries[Tensor]  #: the way between, d
+    fallback: Entries[Tensor]  #: where it began; once it is judged the way between, d
     sizes: Tensor  #: [2] of the last step (``ops.extrapolate_``)
     k: int = 0
     pending: bool = False  #: whether the last step may have been one, so that this one judges
@@ -65,7 +70,7 @@ class NewtonIteration:
         verdicts.now.trust_radius.fill_(options.trust_radius)
         verdicts.now.damping.fill_(1)
         history = BlockHistory.empty(layout, options, verdicts)
-        point, gradient, next, fallback, direction = (layout.vector() for _ in range(5))
+        point, gradient, next, fallback = (layout.vector() for _ in range(4))
         return cls(
             layout,
             options,
@@ -73,17 +78,26 @@ class NewtonIteration:
             history,
             block_length=BlockLength(options.block_length, options.adaptive_blocks),
             quasi_newton=QuasiNewton.empty(
-                layout, verdicts, history, point, gradient, next, fallback, direction
+                layout, verdicts, history, point, gradient, next, fallback
             ),
+            schedule=Schedule(),
             point=point,
             gradient=gradient,
             next=next,
             fallback=fallback,
-            direction=direction,
             sizes=layout.numbers(2),
         )
 
     # ---- the method -------------------------------------------------------------------------
+
+    def rests(self, rates: tuple[float, ...]) -> bool:
+        """Whether to do nothing: near a schedule's peak what a step gains is lost in the decay."""
+        near_peak = self.schedule.near_peak(max(rates), self.options.rest_above)
+        asks = self.options.uses_quasi_newton and self.quasi_newton.asks
+        rests = near_peak and not self.pending and not asks
+        if rests and (self.history.blocks or self.history.samples):
+            self.clear()
+        return rests
 
     def before(self) -> None:
         """Keep w."""
@@ -125,7 +139,8 @@ class NewtonIteration:
         pending, self.pending = self.pending, False
         if pending:  # a rejected step is as if it had not been
             self.layout.write(self.fallback, when=v.when.rejected)
-        direction = self.direction if self.on_line else None
+            torch.sub(self.next, self.fallback, out=self.fallback)
+        direction = self.fallback if self.on_line else None
         figures = h.add(self.point, self.gradient, direction)  # |g|^2, s1
         if self.layout.ranks:
             h.waiting += [] if pending else [h.of_rank(self.gradient, direction, figures)]
@@ -134,7 +149,7 @@ class NewtonIteration:
             ops.judge_slope_(*v.tensors, figures, pending)
         if pending:  # beyond the minimum along d: back to it
             self.layout.read(self.next)
-            rows, share = self.direction[None], v.now.share.reshape(1, 1)
+            rows, share = self.fallback[None], v.now.share.reshape(1, 1)
             ends = (0, self.layout.padded)
             ops.extrapolate_(self.next, self.next, self.next, 1.0, rows, share, ends)
             self.layout.write(self.next, when=v.when.beyond)
@@ -153,7 +168,7 @@ class NewtonIteration:
     def _take_step(self, evaluate: Evaluate | None) -> None:
         """Take d, where no safeguard objects."""
         o, h, v = self.options, self.history, self.verdicts
-        self.solution, limited = h.solve()
+        self.solution, limited = h.solve(SCHEDULED if self.schedule.moved else 1.0)
         damping = v.now.damping if "limits" in o.tests else 1.0
         y, slope = self.solution.coefficients * damping, (self.solution.slope * damping).sum()
         self.layout.read(self.fallback)
@@ -178,7 +193,6 @@ class NewtonIteration:
         arm(candidate, tests, guarded=True, patient=False)
         ops.gather((self.fallback,), self.next, when=v.when.declined)
         self.layout.write(self.next, when=v.when.accepted)
-        torch.sub(self.next, self.fallback, out=self.direction)
         v.now.slope.copy_(slope)
         v.when.limited.copy_(limited)
 
@@ -201,7 +215,8 @@ class NewtonIteration:
         layout, h = self.layout, self.history
         assert layout.ranks is not None
         maxima = torch.stack([moved.double(), self.largest.double()])
-        maxima, figures = layout.ranks.gather(maxima, h.of_rank(self.gradient, self.direction))
+        figures = h.of_rank(self.gradient, self.next - self.fallback)
+        maxima, figures = layout.ranks.gather(maxima, figures)
         away, largest = maxima.amax(dim=0)
         self.joined = h.of_ranks(figures)
         unfit = self.verdicts.when.pending & ~(largest <= layout.limit)

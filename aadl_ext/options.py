@@ -65,8 +65,9 @@ class Storage:
     """Where and how the history is kept.
 
     Attributes:
-        dtype: of the stored rows; None: float64 if any parameter is, else float32. bfloat16 and
-            float16 halve the memory; entries below 6e-8 are lost in float16, not in bfloat16.
+        dtype: of the stored rows; None: float64 if any parameter is, else float32, or bfloat16 with
+            subspace Newton. bfloat16 and float16 halve the memory; entries below 6e-8 are lost in
+            float16, not in bfloat16.
         device: of the history and of all passes over it, a device or its name; None: the device
             of the parameters.
         compute_device: of the small m x m solve; None: as the history.
@@ -213,6 +214,9 @@ class SubspaceNewton:
             batches without dropout; a base step that is left out now and then tells. Far faster
             there on most problems, but not on all (transformers). Not with a safeguard "loss", nor
             without "residual".
+        rest_above: share of the largest learning rate so far. Once a schedule has moved the rate it
+            rests above that share, in warm-up and near the peak: it takes no step, sees no gradient
+            and costs next to nothing. 1: it never rests. A constant rate is no schedule.
         safeguard: tests that a step must pass, one name or several, or None: every finite one is
             kept. "residual" rejects it by the next gradient, which training computes anyway;
             "descent" rejects steps along which the loss grows; "limits" cuts steps to the trust
@@ -236,6 +240,7 @@ class SubspaceNewton:
     max_gradient_growth: float = 2.0
     adaptive_blocks: bool = True
     quasi_newton: bool = False
+    rest_above: float = 0.25
     safeguard: str | Iterable[str] | None = ("residual", "descent", "limits")
     scope: str = "all"
     storage: Storage = Storage()
@@ -250,6 +255,7 @@ class SubspaceNewton:
             _check_real(self, name, f"{name} > 0", lambda x: x > 0)
         for name in ("adaptive_blocks", "quasi_newton"):
             _check_type(self, name, bool)
+        _check_real(self, "rest_above", "0 < rest_above <= 1", lambda x: 0 < x <= 1)
         _check_safeguards(self, ("residual", "descent", "limits", "loss"))
         _check_choice(self, "scope", SCOPES)
         _check_type(self, "storage", Storage)
@@ -266,8 +272,8 @@ class SubspaceNewton:
 
     @classmethod
     def memory_light(cls, **options: Any) -> SubspaceNewton:
-        """23 vectors of the size of the parameters in place of 35: 5 moves and 3 noise samples."""
-        return cls(**{"history_depth": 5, "noise_samples": 3, **options})
+        """13 vectors of the size of the parameters in place of 21.5: 3 moves, 2 noise samples."""
+        return cls(**{"history_depth": 3, "noise_samples": 2, **options})
 
 
 @dataclass(frozen=True)

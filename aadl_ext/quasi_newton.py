@@ -46,7 +46,7 @@ class QuasiNewton:
     gradient: Scratch[Tensor]  #: g
     next: Scratch[Tensor]  #: where the last step has led; free until the next is taken
     fallback: Scratch[Tensor]  #: w0
-    direction: Scratch[Tensor]  #: d
+    direction: Scratch[Tensor]  #: d, in a sum of the history, which has none meanwhile
     step_rows: Scratch[Tensor]  #: [m, N] S
     gradient_rows: Scratch[Tensor]  #: [m, N] Y
     metric: Tensor  #: [m, m] S S^T
@@ -69,7 +69,6 @@ class QuasiNewton:
         gradient: Tensor,
         next: Tensor,
         fallback: Tensor,
-        direction: Tensor,
     ) -> QuasiNewton:
         """Allocate what the history does not have."""
         m = len(history.rows) // 2
@@ -81,7 +80,7 @@ class QuasiNewton:
             gradient,
             next,
             fallback,
-            direction,
+            direction=history.sums[0],
             step_rows=history.rows[:m],
             gradient_rows=history.rows[m : 2 * m],
             metric=zeros((m, m), torch.float64, layout.device),
@@ -89,13 +88,18 @@ class QuasiNewton:
             gradient_metric=zeros((m, m), torch.float64, layout.device),
         )
 
+    @property
+    def asks(self) -> bool:
+        """Whether the first answer is to come, or steps are taken: no time to rest."""
+        return self.active or self.asked > 0 or self.wait == WAIT
+
     # ---- do gradients repeat? -----------------------------------------------------------------
 
     def watch(self, free: bool) -> bool:
         """After a base step: now and then undo it, and compare the next gradient with this one.
 
-        Whether it is ``free`` to do so. Returns whether it has been done; ``fallback`` is left
-        alone then until the next step.
+        Whether it is ``free`` to do so. Returns whether it has been done; ``next`` is left alone
+        then until the next step.
         """
         self.until -= 1
         if self.asked == 2:
@@ -105,12 +109,12 @@ class QuasiNewton:
             else:
                 self.until, self.wait = self.wait, LONGER * self.wait
         elif self.asked == 1:
-            change = ops.squared_norm([torch.sub(self.gradient, self.fallback, out=self.next)])
+            change = ops.squared_norm([torch.sub(self.gradient, self.next, out=self.next)])
             ops.compare_(*self.verdicts.tensors, ops.squared_norm([self.gradient]), change)
             self.known.exchange(self.verdicts.when.exact.double())
             self.asked = 2
         elif self.until <= 0 and free:
-            self.fallback.copy_(self.gradient)
+            self.next.copy_(self.gradient)
             self.layout.write(self.point)
             self.asked = 1
             return True

@@ -21,6 +21,7 @@ TOLD = {
     "rejected": "an extrapolation was rejected",
     "dropped": "an extrapolation was dropped without a verdict",
     "skipped": "a step left no trace",
+    "skipped/high_rate": "it rests while a schedule holds the learning rate near its peak",
     "restarts": "the history starts anew",
     "restarts/moved_outside": "something else moved the parameters",
 }
@@ -47,7 +48,8 @@ class Stats:
     #: extrapolations that were not taken, or were rolled back: "residual", "loss", "descent",
     #: "limits", "nonfinite" (bad gradient, step or point), "request" (``roll_back``)
     rejected: Counter[str] = field(default_factory=Counter)
-    #: steps that left no trace: "nonfinite", "found_inf", "zero_lr", "no_gradient",
+    #: steps that left no trace: "nonfinite", "found_inf", "zero_lr", "no_gradient", "high_rate"
+    #: (subspace Newton rests near the peak of a schedule),
     #: "rolled_back" (other parameters are trained from there on)
     skipped: Counter[str] = field(default_factory=Counter)
     #: history thrown away: "rejections" (two in a row), "parameters", "learning_rate",

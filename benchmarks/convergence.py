@@ -104,8 +104,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no trust, no damping": newton(safeguard=("residual", "descent")),
     "no curvature floor": newton(min_curvature=0.0),
     "no ridge": newton(ridge=0.0),
-    "m = 5, 3 noise rows": newton(history_depth=5, noise_samples=3),  # memory_light
-    "bfloat16 rows": newton(dtype="bfloat16"),
+    "m = 3, 2 noise rows": newton(history_depth=3, noise_samples=2),  # memory_light
+    "float32 rows": newton(dtype="float32"),
     "a system per tensor": newton(scope="tensor"),
 }
 

@@ -35,6 +35,7 @@ INTEGERS: dict[tuple[type, str], int] = {
 REALS: dict[tuple[type, str], tuple[str, tuple[float, ...]]] = {
     (Anderson, "relaxation"): ("0 < relaxation <= 1", (0, 0.0, -0.1, 1.0001, 2)),
     (Anderson, "reg_acc"): ("0 <= reg_acc < inf", (-1e-9, -1, INF)),
+    (SubspaceNewton, "rest_above"): ("0 < rest_above <= 1", (0, 0.0, -0.1, 1.0001)),
     (Averaging, "threshold"): ("threshold > 0", (0, 0.0, -0.1)),
     **{
         (SubspaceNewton, name): (f"{name} > 0", (0, 0.0, -0.1))
@@ -165,9 +166,9 @@ def test_a_device_that_is_not_there_is_an_error_at_once(name: str) -> None:
 
 
 def test_the_memory_light_setting_yields_to_what_is_given() -> None:
-    assert SubspaceNewton.memory_light() == SubspaceNewton(history_depth=5, noise_samples=3)
-    assert SubspaceNewton.memory_light(noise_samples=2, ridge=0.1) == SubspaceNewton(
-        history_depth=5, noise_samples=2, ridge=0.1
+    assert SubspaceNewton.memory_light() == SubspaceNewton(history_depth=3, noise_samples=2)
+    assert SubspaceNewton.memory_light(noise_samples=4, ridge=0.1) == SubspaceNewton(
+        history_depth=3, noise_samples=4, ridge=0.1
     )
     assert SubspaceNewton.memory_light(history_depth=4).history_depth == 4
     with pytest.raises(TypeError, match="history_deep"):
@@ -175,7 +176,7 @@ def test_the_memory_light_setting_yields_to_what_is_given() -> None:
 
 
 def test_the_memory_light_setting_can_do_without_noise_samples() -> None:
-    expected = SubspaceNewton(history_depth=5, noise_samples=0)
+    expected = SubspaceNewton(history_depth=3, noise_samples=0)
     assert SubspaceNewton.memory_light(noise_samples=0) == expected
 
 

@@ -212,7 +212,7 @@ def test_a_gradient_that_is_not_finite_is_taken_back() -> None:
     for p in training.parameters:
         p.grad.fill_(math.nan)
     training.optimizer.step()
-    step = training.accelerator.iteration.direction[: len(best)]
+    step = training.accelerator.iteration.quasi_newton.direction[: len(best)]
     assert torch.equal(training.point(), best + step)  # a tenth of it
     assert training.run(20).isfinite().all()
 

@@ -18,6 +18,7 @@ SHAPE, CYCLE = (70, 64, 3, 3), 10
 EVERY = Anderson(history_depth=20, frequency=1, safeguard="residual")
 PAPER = replace(EVERY, frequency=5, store_each_nth=5)
 NARROW = Storage(torch.bfloat16)
+WIDE = Storage(torch.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +69,7 @@ def test_anderson(options: Any, bound: float, memory_format: torch.memory_format
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize(
-    ("storage", "block_end"), [(Storage(), 345), (NARROW, 245)], ids=["wide rows", "narrow rows"]
+    ("storage", "block_end"), [(WIDE, 333), (NARROW, 233)], ids=["wide rows", "narrow rows"]
 )
 def test_subspace_newton(
     storage: Storage, block_end: float, memory_format: torch.memory_format
@@ -77,7 +78,7 @@ def test_subspace_newton(
     options = SubspaceNewton(adaptive_blocks=False, storage=storage)
     found = moved(options, memory_format)
     assert sorted(found)[CYCLE // 2] <= 56.1
-    assert sorted(found)[-2] <= 93
+    assert sorted(found)[-2] <= 105
     assert block_end - 30 < max(found) <= block_end
 
 
