@@ -1,55 +1,71 @@
-"""Command line: ``python -m aadl_ext demo``, ``info``, ``plan`` and ``reproduce``."""
+"""Command line: ``python -m aadl_ext`` with ``info``, ``demo``, ``reproduce``, ``plan`` or ``bench``.
+
+Exit status: 0 done, 2 the command cannot be carried out; standard error then says what to do.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
+import json
 import sys
+from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 
-import numpy
 import torch
 
-from . import __version__, ops
-from .reproduce import PROBLEMS, reproduce
+PROBLEMS = ("admissions", "burgers2d", "burgers100d", "imagenet")
+PARTS = ("full-batch", "mini-batch", "paper")
+REPRODUCE = """usage: aadl_ext reproduce NAME [options of the experiment]
+
+The experiments of arXiv:2110.14813; each writes NAME.json, a table and a plot.
+  admissions    graduate admissions, a small regression network
+  burgers2d     Burgers' equation in x and t, a PINN
+  burgers100d   the same in 99 dimensions and time
+  imagenet      ResNet-50, data-parallel"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     parser = _parser()
     options, others = parser.parse_known_args(arguments)
-    if options.command == "reproduce":
-        return reproduce(options.problem, others)
-    if others:
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
-    if options.command == "info":
-        _info()
-        return 0
-    if options.command == "plan":
-        return _plan(options)
+    if others and options.run is not _reproduce:
+        parser.error(f"unrecognized arguments: {' '.join(others)}; see {options.command} --help")
+    options.others = others
     try:
-        return _demo(options)
+        return int(options.run(options))
     except ModuleNotFoundError as error:
-        sys.stderr.write(
-            f"error: the demo needs {error.name}, which is not installed: "
-            'pip install "aadl_ext[demo]"\n'
+        if (error.name or "").startswith("aadl_ext"):
+            raise
+        return _refuse(
+            f'this needs {error.name}, which is not installed: pip install "aadl_ext[demo]"'
         )
-        return 2
+
+
+# ---- the commands ---------------------------------------------------------------------------
+
+
+def _info(options: argparse.Namespace) -> int:
+    from . import info
+
+    _say(json.dumps(info.as_dict(), indent=2) if options.json else info.as_text())
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:
     from .demo.data import DataError
-    from .demo.run import draw, run
+    from .demo.run import redraw, run
 
     try:
         if options.redraw is not None:
-            draw(options.redraw)
+            summary = redraw(options.redraw, quiet=options.json)
         else:
-            run(options.data, options.seeds, options.epochs, options.out)
+            parts = options.only or list(PARTS)
+            summary = run(options.data, parts, options.seeds, options.out, quiet=options.json)
     except (DataError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        return _refuse(str(error))
+    if options.json:
+        _say(json.dumps(summary, indent=2))
     return 0
 
 
@@ -62,65 +78,81 @@ def _plan(options: argparse.Namespace) -> int:
         model = imagined_model(options.parameters, getattr(torch, options.dtype), options.mesh)
         found = plan(model, method)
     except (AttributeError, TypeError, ValueError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        return _refuse(str(error))
     seconds = found.seconds(options.bandwidth, options.network, options.latency)
+    if options.json:
+        figures = {**asdict(found), "vectors": found.vectors, "seconds": seconds}
+        _say(json.dumps(figures, indent=2, default=str))
+        return 0
     lines = [str(found), f"{'vectors':<12}  {found.vectors:.4g}", f"{'seconds':<12}  {seconds:.3g}"]
     if options.step:
         lines.append(f"{'share':<12}  {seconds / options.step:.2%} of a step")
-    sys.stdout.write("\n".join(lines) + "\n")
+    _say("\n".join(lines))
     return 0
 
 
-def _info() -> None:
-    rows = {
-        "aadl_ext": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "cpu": f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads",
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "no device",
-        **{f"backend: {name}": state for name, state in ops.backends().items()},
-    }
-    width = max(map(len, rows))
-    sys.stdout.writelines(f"{name:<{width}}  {value}\n" for name, value in rows.items())
+def _reproduce(options: argparse.Namespace) -> int:
+    if options.problem is None:
+        _say(f"{REPRODUCE}\n\nOptions of an experiment: aadl_ext reproduce NAME --help")
+        return 0 if {"-h", "--help"} & {*options.others} else 2
+    sys.argv = [f"aadl_ext reproduce {options.problem}", *options.others]
+    from .paper import harness
+
+    harness.command(import_module(f"aadl_ext.paper.{options.problem}").main)
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from .bench import bench, table
+
+    torch.set_num_threads(options.threads)
+    rows = bench(options.size, options.depth, options.seconds)
+    _say(json.dumps(rows, indent=2) if options.json else table(rows))
+    return 0
+
+
+# ---- their options --------------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="aadl_ext",
-        description="Stable Anderson acceleration of deep-learning optimizers.",
+        prog="aadl_ext", description="Acceleration of PyTorch optimizers by their own history."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="print versions and backends, and why a backend is missing")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    info = commands.add_parser("info", help="what runs here, and what to do about what does not")
+    info.set_defaults(run=_info)
+
     demo = commands.add_parser(
         "demo",
-        help="train a regression network with and without acceleration",
-        description="Trains a 3 x 64 ReLU network with Adam, Adam + AADL, and Adam + AADL + "
-        "moving average, with the paper's settings, on real data. Prints a table, and writes a "
-        "plot and all curves.",
+        help="two minutes that show where it helps and where not",
+        description="Trains with and without acceleration, in three parts: a network for "
+        "Burgers' equation on full batches, digits on mini-batches, and the paper's method on a "
+        "table. Prints what was measured, and writes a page, a figure and all curves.",
     )
+    demo.set_defaults(run=_demo)
+    demo.add_argument("--only", nargs="+", choices=PARTS, help="only these parts")
     demo.add_argument(
         "--data",
         type=Path,
         metavar="FILE.csv",
-        help="the Graduate Admissions file; without it the diabetes data of scikit-learn",
+        help="the Graduate Admissions file, for the last part; without it the diabetes data",
     )
-    demo.add_argument("--seeds", type=_positive, default=10, help="runs a method (default 10)")
-    demo.add_argument("--epochs", type=_positive, default=300, help="epochs a run (default 300)")
+    demo.add_argument("--seeds", type=_positive, default=5, help="runs of each method (default 5)")
     demo.add_argument(
         "--out",
         type=Path,
         default=Path("demo_results"),
         metavar="DIR",
-        help="where demo.json and demo.png go (default demo_results)",
+        help="where demo.html, demo.png and demo.json go (default demo_results)",
     )
     demo.add_argument(
         "--redraw",
         type=Path,
         metavar="demo.json",
-        help="print the table and draw the plot of an earlier run, without training",
+        help="table, figure and page of an earlier run, without training",
     )
+
     costs = commands.add_parser(
         "plan",
         help="print what acceleration of a model of some size costs on each rank",
@@ -148,13 +180,31 @@ def _parser() -> argparse.ArgumentParser:
     costs.add_argument("--network", type=float, default=1e10, help="of a rank, bytes/s (1e10)")
     costs.add_argument("--latency", type=float, default=5e-5, help="of a collective, s (5e-5)")
     costs.add_argument("--step", type=float, help="seconds of a step without acceleration")
+    costs.set_defaults(run=_plan)
+
     again = commands.add_parser(
         "reproduce",
-        add_help=False,  # the script has its own
-        help="run one of the paper's experiments, from a checkout",
+        add_help=False,  # the experiment has its own
+        help="run one of the paper's experiments",
         usage=f"aadl_ext reproduce {{{','.join(PROBLEMS)}}} [--help] [options of the experiment]",
     )
-    again.add_argument("problem", choices=PROBLEMS)
+    again.set_defaults(run=_reproduce)
+    again.add_argument("problem", choices=PROBLEMS, nargs="?")
+
+    bench = commands.add_parser(
+        "bench",
+        help="time of the kernels here, beside what memory allows",
+        description="Times the passes over memory that an accelerated step is made of, each "
+        "beside the time that reading and writing its bytes takes on this machine, and beside its "
+        "definition in PyTorch. A few seconds.",
+    )
+    bench.set_defaults(run=_bench)
+    bench.add_argument("--size", type=_positive, default=1_000_000, help="entries (default 1e6)")
+    bench.add_argument("--depth", type=_positive, default=10, help="rows of history (default 10)")
+    bench.add_argument("--threads", type=_positive, default=torch.get_num_threads())
+    bench.add_argument("--seconds", type=float, default=0.1, help="for each op (default 0.1)")
+    for command in (info, demo, costs, bench):
+        command.add_argument("--json", action="store_true", help="print JSON in place of tables")
     return parser
 
 
@@ -163,6 +213,15 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not a positive number")
     return number
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _refuse(reason: str) -> int:
+    sys.stderr.write(f"error: {reason}\n")
+    return 2
 
 
 if __name__ == "__main__":

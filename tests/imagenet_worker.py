@@ -8,18 +8,13 @@ the accelerator holds.
 import hashlib
 import os
 import signal
-import sys
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "paper"))
-
-import data_parallel
-import imagenet
 import torch
-from data_parallel import Trainer
 
 import aadl_ext
+from aadl_ext.paper import data_parallel, imagenet
+from aadl_ext.paper.data_parallel import Trainer
 
 
 def tensors(value: Any) -> list[torch.Tensor]:

@@ -1,9 +1,13 @@
 """The main job: what it reads, what it writes, and what it says when it cannot."""
 
 import json
+import math
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +16,27 @@ from scipy import stats
 
 import aadl_ext
 from aadl_ext.__main__ import main
-from aadl_ext.demo import data, report, training
-from aadl_ext.demo.training import METHODS
+from aadl_ext.demo import compare, data, parts, report
+from aadl_ext.demo import run as running
+from aadl_ext.demo.parts import (
+    ANDERSON,
+    AVERAGE,
+    BASE,
+    DEFAULT,
+    MOMENTUM,
+    MOMENTUM_DEFAULT,
+    QUASI_NEWTON,
+    Run,
+)
 
 HEADER = (
     "Serial No.,GRE Score,TOEFL Score,University Rating,SOP,LOR ,CGPA,Research,Chance of Admit "
 )
+METHODS = {
+    "full-batch": {BASE, DEFAULT, QUASI_NEWTON},
+    "mini-batch": {MOMENTUM, MOMENTUM_DEFAULT},
+    "paper": {BASE, ANDERSON, AVERAGE},
+}
 
 
 def admissions_file() -> Path:
@@ -31,25 +50,50 @@ def admissions_file() -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo of short runs, in this process."""
     out = tmp_path_factory.mktemp("demo")
-    assert main(["demo", "--seeds", "2", "--epochs", "4", "--out", str(out)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        assert main(["demo", "--seeds", "2", "--out", str(out)]) == 0
     return out
 
 
-def test_demo_writes_every_curve_and_a_picture(finished: Path) -> None:
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    for name, length in (("full-batch", 20), ("mini-batch", 30), ("paper", 4)):
+        patch.setitem(parts.LENGTHS, name, length)
+    patch.setattr(running, "train_all", lambda tasks: map(running.train, tasks))  # as they are here
+
+
+def test_demo_writes_every_curve_a_picture_and_a_page(finished: Path) -> None:
     content = json.loads((finished / "demo.json").read_text())
-    runs = {(run["method"], run["seed"]): run for run in content["runs"]}
-    assert set(runs) == {(method, seed) for method in METHODS for seed in (0, 1)}
-    for run in runs.values():
-        assert len(run["train"]) == len(run["valid"]) == 4
-        assert np.isfinite(run["train"]).all()
-        assert run["step_ms"] > run["optimizer_ms"] > 0
-    averaged = runs[METHODS[2], 0]["stats"]
-    steps = 4 * -(-round(0.8 * 442) // training.BATCH)
-    assert averaged["steps"] == averaged["pairs"] == steps
-    assert averaged["extrapolations"] > 0
-    assert content["versions"]["torch"] == torch.__version__
+    runs = [Run(**run) for run in content["runs"]]
+    found = {(run.part, run.method, run.seed) for run in runs}
+    assert found == {(p, m, seed) for p, own in METHODS.items() for m in own for seed in (0, 1)}
+    for run in runs:
+        assert len(run.train) == len(run.valid) == len(run.evaluations) > 0
+        assert np.isfinite([*run.train, *run.valid]).all()
+        assert np.all(np.diff(run.evaluations) > 0)
+        assert run.seconds > 0
+        assert bool(run.stats) == (run.method in parts.ACCELERATED)
+    assert {run.stats["steps"] for run in runs if run.method == AVERAGE} == {4 * 9}
+    assert content["settings"]["versions"]["torch"] == torch.__version__
     assert (finished / "demo.png").read_bytes().startswith(b"\x89PNG")
+    page = (finished / "demo.html").read_text()
+    assert page.count("<section") == 3
+    assert "<svg" in page
+    assert not re.search(r"(src|href)=.?https?:", page)  # nothing is fetched
+
+
+def test_the_page_opens_in_a_browser(finished: Path, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium or google-chrome on PATH")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu"]
+    command += [f"--user-data-dir={tmp_path}", "--dump-dom", (finished / "demo.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", done.stdout)
+    assert {method for own in METHODS.values() for method in own} <= set(cells)
 
 
 def test_demo_is_redrawn_from_its_json_alone(
@@ -60,21 +104,98 @@ def test_demo_is_redrawn_from_its_json_alone(
     assert main(["demo", "--redraw", str(copy)]) == 0
     assert (tmp_path / "demo.png").read_bytes() == (finished / "demo.png").read_bytes()
     table = capsys.readouterr().out
-    assert all(method in table for method in METHODS)
+    assert all(method in table for own in METHODS.values() for method in own)
+    assert main(["demo", "--redraw", str(copy), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert {row["method"] for row in summary["paper"]["rows"]} == METHODS["paper"]
+    copy.write_text("[]")
+    assert main(["demo", "--redraw", str(copy)]) == 2
+    assert "was not written by this demo" in capsys.readouterr().err
 
 
-def test_equal_seeds_give_equal_runs() -> None:
-    table = data.load(None)
-    for method in METHODS:
-        first, second = (training.train(table, method, seed=3, epochs=2) for _ in range(2))
-        assert (first.train, first.valid, first.stats) == (second.train, second.valid, second.stats)
+def test_equal_seeds_give_equal_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch)
+    for part in parts.parts(data.load(None)):
+        for method in part.methods[1:]:
+            first, second = (part.train(method, 3) for _ in range(2))
+            assert (first.train, first.valid) == (second.train, second.valid)
+            assert first.stats == second.stats
 
 
-def test_methods_start_from_the_same_weights_and_batches() -> None:
-    # The first extrapolation is at k = 2, so one step of each method must agree bitwise.
-    table = data.Regression("tiny", np.eye(50), np.arange(50.0), scale_target=True)
-    losses = {training.train(table, method, seed=0, epochs=1).train[0] for method in METHODS}
-    assert len(losses) == 1
+def test_methods_start_from_the_same_weights_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    # No accelerator does anything in the first evaluations, so all must agree bitwise.
+    for name, length in (("full-batch", 1), ("mini-batch", 2), ("paper", 1)):
+        monkeypatch.setitem(parts.LENGTHS, name, length)
+    tiny = data.Regression("tiny", np.eye(50), np.arange(50.0), scale_target=True)
+    for part in parts.parts(tiny):
+        methods = [method for method in part.methods if method != QUASI_NEWTON]
+        assert len({part.train(method, 0).train[0] for method in methods}) == 1
+
+
+def test_validation_and_looks_happen_at_judged_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(parts.LENGTHS, "mini-batch", 200)
+    pending: list[bool] = []
+
+    def at_a_look(optimizer: torch.optim.Optimizer) -> Any:
+        pending.append(aadl_ext.get_accelerator(optimizer).pending)
+        return settled(optimizer)
+
+    settled = aadl_ext.settled
+    monkeypatch.setattr(aadl_ext, "settled", at_a_look)
+    parts.mini_batch(MOMENTUM_DEFAULT, 0)
+    assert len(pending) == parts.LOOKS
+    assert any(pending)  # else nothing was tested
+
+
+def run_of(method: str, losses: list[float], seed: int) -> Run:
+    counts = [10 * (i + 1) for i in range(len(losses))]
+    return Run("mini-batch", method, seed, counts, losses, losses)
+
+
+def compared(base: list[list[float]], other: list[list[float]]) -> compare.Row:
+    part = parts.parts(data.load(None))[1]
+    runs = [run_of(MOMENTUM, losses, seed) for seed, losses in enumerate(base)]
+    runs += [run_of(MOMENTUM_DEFAULT, losses, seed) for seed, losses in enumerate(other)]
+    return compare.rows(part, runs)[1]
+
+
+def test_ratios_are_taken_seed_by_seed() -> None:
+    row = compared([[4.0] * 4, [400.0] * 4], [[1.0] * 4, [100.0] * 4])
+    assert row.train_ratio is not None
+    assert row.train_ratio.mean == pytest.approx(0.25)
+    assert row.reached == 0.25
+
+
+def test_the_share_of_evaluations_is_that_of_the_first_look_below() -> None:
+    assert compared([[9, 5, 1, 1, 1]] * 2, [[9, 1, 1, 1, 1]] * 2).reached == pytest.approx(0.4)
+    assert compared([[9, 5, 1, 1, 1]] * 2, [[9, 9, 9, 9, 9]] * 2).reached is None
+
+
+@pytest.mark.parametrize(
+    ("other", "verdict"),
+    [
+        ([[0.5], [0.51], [0.49]], "lower"),
+        ([[2.0], [2.1], [1.9]], "higher"),
+        ([[0.5], [2.0], [1.1]], "no clear difference"),
+        ([[0.5], [0.5], [math.inf]], "diverges"),
+    ],
+)
+def test_a_verdict_needs_an_interval_on_one_side_of_one(
+    other: list[list[float]], verdict: str
+) -> None:
+    row = compared([[1.0]] * 3, other)
+    assert row.train_ratio is not None
+    assert row.train_ratio.verdict == verdict
+
+
+def test_it_is_said_where_nothing_is_gained() -> None:
+    part = parts.parts(data.load(None))[1]
+    runs = [
+        run_of(method, [1.0], seed) for method in (MOMENTUM, MOMENTUM_DEFAULT) for seed in range(3)
+    ]
+    said = " ".join(compare.sentences(part, compare.rows(part, runs)))
+    assert "No gain in training" in said
+    assert "No gain in validation" in said
 
 
 def test_split_is_disjoint_and_standardised_by_the_training_part() -> None:
@@ -96,13 +217,24 @@ def test_interval_is_students() -> None:
     np.testing.assert_allclose([mean - half, mean + half], [low, high])
 
 
-def test_the_papers_file_is_read_and_trained_on(tmp_path: Path) -> None:
+def test_the_papers_file_is_read_and_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = data.load(admissions_file())
     assert table.features.shape == (500, 7)
     assert 0.3 < table.target.min() < table.target.max() < 1
-    arguments = ["--seeds", "1", "--epochs", "2", "--out", str(tmp_path)]
+    shorten(monkeypatch)
+    arguments = ["--only", "paper", "--seeds", "1", "--out", str(tmp_path)]
     assert main(["demo", "--data", str(admissions_file()), *arguments]) == 0
-    assert json.loads((tmp_path / "demo.json").read_text())["data"] == "graduate admissions"
+    content = json.loads((tmp_path / "demo.json").read_text())
+    assert content["settings"]["data"] == "graduate admissions"
+    assert {run["part"] for run in content["runs"]} == {"paper"}
+
+
+def test_processes_train_as_this_one_would(tmp_path: Path) -> None:
+    assert main(["demo", "--only", "mini-batch", "--seeds", "1", "--out", str(tmp_path)]) == 0
+    base, _ = json.loads((tmp_path / "demo.json").read_text())["runs"]
+    assert base["train"] == parts.mini_batch(MOMENTUM, 0).train
 
 
 def test_column_order_and_stray_blanks_in_the_header_do_not_matter(tmp_path: Path) -> None:
@@ -154,27 +286,3 @@ def test_missing_demo_packages_are_named_with_the_remedy(
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert main(["demo", "--out", str(tmp_path)]) == 2
     assert 'pip install "aadl_ext[demo]"' in capsys.readouterr().err
-
-
-def test_info_tells_versions_and_why_a_backend_is_missing(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert main(["info"]) == 0
-    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
-    assert lines["aadl_ext"].strip() == aadl_ext.__version__
-    assert lines["torch"].strip() == torch.__version__
-    assert "available" in lines["backend: pytorch"]
-
-
-def test_module_runs_from_the_shell_without_the_demo_packages() -> None:
-    # The library itself must not import what only the demo needs.
-    code = (
-        "import sys\n"
-        "for name in ('sklearn', 'matplotlib', 'tqdm', 'rich', 'scipy'): sys.modules[name] = None\n"
-        "import aadl_ext, runpy\n"
-        "sys.argv = ['aadl_ext', 'info']\n"
-        "runpy.run_module('aadl_ext', run_name='__main__')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "aadl_ext" in done.stdout

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import harness
 import numpy as np
 import pytest
-import reporting
 import torch
-from harness import Experiment, SettingsError
+
+from aadl_ext.paper import harness, reporting
+from aadl_ext.paper.harness import Experiment, SettingsError
 
 
 class Decay:

@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import images
 import numpy as np
 import pytest
 import torch
-from harness import SettingsError
-from imagenet import rate_of
-from images import ImageFolder, batches
 from PIL import Image
 
 import aadl_ext
+from aadl_ext.paper import images
+from aadl_ext.paper.harness import SettingsError
+from aadl_ext.paper.imagenet import rate_of
+from aadl_ext.paper.images import ImageFolder, batches
 
 WORKER = Path(__file__).with_name("imagenet_worker.py")
 METHOD = "Nesterov + AADL + average"

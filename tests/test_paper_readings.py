@@ -6,17 +6,13 @@ from pathlib import Path
 from types import MethodType, ModuleType
 from typing import Any
 
-import admissions
-import burgers2d
-import burgers100d
-import harness
 import pytest
-import readings
 import torch
 from torch import nn, optim
 
 from aadl_ext import Averaging, get_accelerator
 from aadl_ext.__main__ import main
+from aadl_ext.paper import admissions, burgers2d, burgers100d, harness, readings
 
 CPU = torch.device("cpu")
 RESULTS = Path(__file__).resolve().parents[1] / "research" / "results" / "paper"
@@ -130,7 +126,8 @@ def test_batches_of_another_length_are_filed_apart() -> None:
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_published_results_can_be_continued(path: Path) -> None:
     results = json.loads(path.read_text())
-    module = next(m for m in (admissions, burgers2d, burgers100d) if m.__name__ in path.stem)
+    modules = {"admissions": admissions, "burgers2d": burgers2d, "burgers100d": burgers100d}
+    module = next(module for name, module in modules.items() if name in path.stem)
     known = readings.paper(**module.ACCELERATION) | readings.CONTROL
     known |= readings.others(**module.ACCELERATION) | readings.aadl_code(**module.ACCELERATION)
     for method in {run["method"] for run in results["runs"]}:

@@ -1,1 +1,1 @@
-"""The main job: a regression network trained with and without acceleration, on real data."""
+"""Two minutes that show where acceleration helps and where not, on problems that people know."""

@@ -1,97 +1,180 @@
-"""Run the demo: all methods and seeds, in as many processes as there are cores."""
+"""Run the demo: all parts, methods and seeds, in as many processes as there are cores."""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
 
 import aadl_ext
 
-from . import report
+from . import figure
+from .compare import plain, rows, sentences
 from .data import Regression, load
-from .training import (
-    ACCELERATION,
-    AVERAGING,
-    BATCH,
-    LATER_RATE,
-    LEARNING_RATE,
-    METHODS,
-    Run,
-    drop_epoch,
-)
-from .training import train as train_one
+from .page import cells, page
+from .parts import DIGITS_RATES, LENGTHS, PINN_RATES, Part, Run, parts
+from .report import write
 
-Task = tuple[Regression, str, int, int]
+Task = tuple[Regression, str, str, int]
+COLUMNS = (
+    "", "runs", "training", "x base [95 %]", "validation", "x base [95 %]", "reached", "ms",
+    "steps", "accepted",
+)  # fmt: skip
 
 
-def run(data_file: Path | None, seeds: int, epochs: int, out: Path) -> None:
-    """Train, then print the table and write ``demo.json`` and ``demo.png`` into ``out``.
+def run(
+    data_file: Path | None, only: list[str], seeds: int, out: Path, quiet: bool = False
+) -> dict[str, Any]:
+    """Train, with a live table; write ``demo.json``, ``.png`` and ``.html``; returns a summary.
 
-    Interrupted, it reports the runs that are finished.
+    Interrupted, it reports the runs that are finished. ``quiet`` prints nothing on standard output.
 
     Raises:
         DataError: ``data_file`` is not usable.
     """
-    from tqdm import tqdm
+    from rich.live import Live
 
     data = load(data_file)
-    tasks = [(data, method, seed, epochs) for seed in range(seeds) for method in METHODS]
+    wanted = [part for part in parts(data) if part.name in only]
+    tasks = [
+        (data, part.name, method, seed)
+        for seed in range(seeds)
+        for part in wanted
+        for method in part.methods
+    ]
     runs: list[Run] = []
+    console = console_of(quiet)
     try:
-        with tqdm(total=len(tasks), unit="run", desc=f"training on {data.name}") as bar:
-            for done in _train_all(tasks):
+        with Live(tables(wanted, runs, seeds), console=console, refresh_per_second=4) as live:
+            for done in train_all(tasks):
                 runs.append(done)
-                bar.update()
+                live.update(tables(wanted, runs, seeds))
     except KeyboardInterrupt:
         if not runs:
             raise
-        print(f"interrupted: {len(runs)} of {len(tasks)} runs are finished")
-    runs.sort(key=lambda r: (r.seed, METHODS.index(r.method)))
-    results = report.Results(
-        data=data.name,
-        settings={
-            "epochs": epochs,
-            "batch": BATCH,
-            "learning_rate": {
-                "first": LEARNING_RATE,
-                f"epoch {drop_epoch(epochs)}": LATER_RATE,
-            },
-            "acceleration": {**asdict(ACCELERATION), "average": asdict(AVERAGING)},
+        console.print(f"interrupted: {len(runs)} of {len(tasks)} runs are finished")
+    runs.sort(key=lambda r: (r.part, r.seed, r.method))
+    made = settings(data, seeds)
+    results = {"settings": made, "runs": [asdict(run) for run in runs]}
+    write(out / "demo.json", json.dumps(results))
+    return report(data.name, runs, made, out / "demo.json", quiet)
+
+
+def redraw(results_file: Path, quiet: bool = False) -> dict[str, Any]:
+    """Table, figure and page of a ``demo.json``, beside it.
+
+    Raises:
+        OSError: the file cannot be read.
+        DataError: it is none of this demo's.
+    """
+    from .data import DataError
+
+    try:
+        content = json.loads(results_file.read_text())
+        runs = [Run(**run) for run in content["runs"]]
+        made = content["settings"]
+        name = made["data"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{results_file} was not written by this demo: {error!r}") from error
+    if not quiet:
+        console_of(quiet).print(tables(_parts(name), runs, made["seeds"]))
+    return report(name, runs, made, results_file, quiet)
+
+
+def report(
+    name: str, runs: list[Run], made: dict[str, Any], path: Path, quiet: bool
+) -> dict[str, Any]:
+    """Figure and page beside the JSON at ``path``; what was found, in words and as a summary."""
+    shown = [part for part in _parts(name) if any(run.part == part.name for run in runs)]
+    files = {kind: path.with_suffix(f".{kind}") for kind in ("html", "png", "json")}
+    figure.save(figure.draw(shown, runs), files["png"])
+    svg = figure.as_svg(figure.draw(shown, runs, words=False))
+    write(files["html"], page(shown, runs, made, svg))
+    console, summary = console_of(quiet), {}
+    for part in shown:
+        table = rows(part, runs)
+        found = sentences(part, table)
+        summary[part.name] = {"found": found, "rows": [plain(row) for row in table]}
+        console.print(f"\n[bold]{part.title}[/bold]")
+        for line in found:
+            console.print(line, markup=False, highlight=False)
+    console.print(f"\npage:    {files['html']}\nfigure:  {files['png']}\ncurves:  {files['json']}")
+    return {**summary, "files": {kind: str(file) for kind, file in files.items()}}
+
+
+def tables(shown: list[Part], runs: list[Run], seeds: int) -> Any:
+    """A table for each part, as far as it has come."""
+    from rich.console import Group
+    from rich.table import Table
+
+    made = []
+    for part in shown:
+        table = Table(title=part.title, title_justify="left", title_style="bold", expand=False)
+        for heading in COLUMNS:
+            table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+        found = {row.method: row for row in rows(part, runs)}
+        for method in part.methods:
+            row = found.get(method)
+            count = row.runs if row else 0
+            bar = "━" * count + "·" * (seeds - count)
+            progress = bar if seeds <= 10 else f"{count}/{seeds}"
+            table.add_row(method, progress, *(cells(row)[1:] if row else []))
+        made.append(table)
+    return Group(*made)
+
+
+def settings(data: Regression, seeds: int) -> dict[str, Any]:
+    """What the results depend on."""
+    return {
+        "data": data.name,
+        "seeds": seeds,
+        "gradient evaluations, and epochs of the paper's problem": LENGTHS,
+        "training loss of the base by learning rate, on other seeds": {
+            "full-batch": PINN_RATES,
+            "mini-batch": DIGITS_RATES,
         },
-        versions={
+        "versions": {
             "aadl_ext": aadl_ext.__version__,
             "torch": torch.__version__,
             "numpy": numpy.__version__,
             "python": platform.python_version(),
         },
-        runs=runs,
-    )
-    report.save(results, out / "demo.json")
-    draw(out / "demo.json")
+    }
 
 
-def draw(results_file: Path) -> None:
-    """Print the table and draw the plot of a ``demo.json``, the plot beside it."""
-    results = report.load(results_file)
-    picture = results_file.with_suffix(".png")
-    report.plot(results, picture)
-    report.show(results)
-    print(f"results: {results_file}\nplot:    {picture}")
+def console_of(quiet: bool) -> Any:
+    """Standard output, or standard error where that is left to JSON; wide where it is a file."""
+    from rich.console import Console
+
+    stream = sys.stderr if quiet else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else 140)
 
 
-def _train_all(tasks: list[Task]) -> Iterator[Run]:
+def train_all(tasks: list[Task]) -> Iterator[Run]:
+    """As they are finished."""
     workers = min(len(tasks), os.cpu_count() or 1)
     # spawn: a forked torch may hang on locks of threads that were not forked with it
     with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
-        yield from pool.imap_unordered(_train, tasks)
+        yield from pool.imap_unordered(train, tasks)
 
 
-def _train(task: Task) -> Run:
-    return train_one(*task)
+def train(task: Task) -> Run:
+    """One run."""
+    data, name, method, seed = task
+    (part,) = (part for part in parts(data) if part.name == name)
+    return part.train(method, seed)
+
+
+def _parts(name: str) -> list[Part]:
+    """To report on: nothing is trained, so that the name of the data is all."""
+    nothing = numpy.empty((0, 0))
+    return parts(Regression(name, nothing, nothing, scale_target=False))

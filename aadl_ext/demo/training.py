@@ -4,45 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from itertools import pairwise
-from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import aadl_ext
 from aadl_ext.options import Anderson, Averaging
 
 from .data import Regression, split
 
-METHODS = ("Adam", "Adam + AADL", "Adam + AADL + average")
-
 # The paper's settings for its first experiment; where it names none: t = 5.
 LEARNING_RATE, LATER_RATE = 0.02, 4e-3
 BATCH = 40
-ACCELERATION = Anderson(relaxation=0.1, history_depth=10, frequency=1, store_each_nth=1)
-AVERAGING = Averaging(window=5, threshold=0.1)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One method on one seed; losses are mean squared errors, one an epoch."""
-
-    method: str
-    seed: int
-    train: list[float]
-    valid: list[float]
-    step_ms: float  #: median of a whole training step: gradient, optimizer, acceleration
-    optimizer_ms: float  #: median of optimizer.step() alone
-    stats: dict[str, Any]  #: the accelerator's counts; empty without one
-
-
-def drop_epoch(epochs: int) -> int:
-    """When the learning rate falls to a fifth: after two thirds, in the paper epoch 1,000."""
-    return 2 * epochs // 3
+PAPER = Anderson(relaxation=0.1, history_depth=10, frequency=1, store_each_nth=1)
+AVERAGING = replace(PAPER, average=Averaging(window=5, threshold=0.1))
 
 
 def network(inputs: int) -> nn.Sequential:
@@ -54,12 +30,6 @@ def network(inputs: int) -> nn.Sequential:
         for layer in (nn.Linear(before, after), nn.ReLU())
     ]
     return nn.Sequential(*hidden, nn.Linear(64, 1))
-
-
-def acceleration_of(method: str) -> Anderson | None:
-    """That of one of ``METHODS``; None: not accelerated."""
-    averaged = replace(ACCELERATION, average=AVERAGING)
-    return dict(zip(METHODS, (None, ACCELERATION, averaged), strict=True))[method]
 
 
 class Training:
@@ -135,29 +105,6 @@ class Training:
             "validation": float(_loss(self.model, parts.valid_x, parts.valid_y)),
             "training": float(_loss(self.model, parts.train_x, parts.train_y)),
         }
-
-
-def train(data: Regression, method: str, seed: int, epochs: int) -> Run:
-    """Train one network to the end."""
-    options = acceleration_of(method)
-    accelerate = None if options is None else partial(aadl_ext.accelerate, method=options)
-    training = Training(data, seed, drop_epoch(epochs), accelerate)
-    errors: list[dict[str, float]] = []
-    for _ in range(epochs):
-        training.advance()
-        errors.append(training.measure())
-    counts = {}
-    if options is not None:
-        counts = aadl_ext.get_accelerator(training.optimizer).stats.as_dict()
-    return Run(
-        method,
-        seed,
-        [error["training"] for error in errors],
-        [error["validation"] for error in errors],
-        1e3 * median(training.step_seconds),
-        1e3 * median(training.optimizer_seconds),
-        stats=counts,
-    )
 
 
 def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

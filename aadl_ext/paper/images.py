@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import SettingsError
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+from .harness import SettingsError
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, red, green, blue

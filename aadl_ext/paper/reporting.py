@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aadl_ext.demo.report import draw_band, mean_and_interval
+from ..demo.report import draw_band, mean_and_interval
 
 COLOURS = ("blue", "green", "red", "purple", "orange", "brown", "pink", "olive", "cyan", "gray")
 

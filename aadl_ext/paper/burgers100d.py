@@ -16,11 +16,10 @@ zero.
 
 from __future__ import annotations
 
-import harness
-import pinn
-import readings
 import torch
 from torch import Tensor, nn
+
+from . import harness, pinn, readings
 
 ACCELERATION = {"frequency": 1, "store_each_nth": 1, "history_depth": 20, "relaxation": 1.0}
 PROBES = 1000  # points where the error is taken
@@ -117,7 +116,3 @@ def main() -> None:
         options.resample,
     )
     readings.run(made, options, ACCELERATION)
-
-
-if __name__ == "__main__":
-    harness.command(main)

@@ -22,11 +22,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import harness
 import torch
 import torch.distributed as dist
-from data_parallel import PRECISIONS, Group, Trainer
-from reporting import report
+
+from . import harness
+from .data_parallel import PRECISIONS, Group, Trainer
+from .reporting import report
 
 SMALLEST_RATE, REFERENCE_BATCH = 0.05, 64
 WARM_UP, DROPS = 5, (30, 60, 80)  # epochs
@@ -142,7 +143,3 @@ def train_all(options: argparse.Namespace, group: Group) -> None:
     if group.rank == 0:
         report(results, options.methods, path.with_suffix(".png"), scale="linear")
         print(f"results: {path}")
-
-
-if __name__ == "__main__":
-    harness.command(main)

@@ -21,13 +21,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from reporting import Record, report
 from torch.optim import Optimizer
 from tqdm import tqdm
 
 import aadl_ext
-from aadl_ext.demo.data import DataError
-from aadl_ext.demo.report import write
+
+from ..demo.data import DataError
+from ..demo.report import write
+from .reporting import Record, report
 
 LOOKS = 150  # points of a curve that are kept
 #: figures of ``Stats`` that are kept, under the name that they have in files

@@ -13,13 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import harness
-import readings
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from images import ImageFolder, batches, network
-from reporting import Record
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -31,6 +27,10 @@ from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
 import aadl_ext
+
+from . import harness, readings
+from .images import ImageFolder, batches, network
+from .reporting import Record
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -173,7 +173,7 @@ class Trainer:
             self.optimizer.zero_grad()
             with self.autocast():
                 loss = cross_entropy(self.parallel(images), labels)
-            self.scaler.scale(loss).backward()
+            torch.autograd.backward(self.scaler.scale(loss))
             self.scaler.step(self.optimizer)
             self.scaler.update()
             place.loss += float(loss.detach())

@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import harness
 from torch.optim import Optimizer
 
 import aadl_ext
 from aadl_ext import Anderson, Averaging, Storage
+
+from . import harness
 
 Methods = dict[str, Any]
 

@@ -16,12 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import harness
 import numpy as np
-import readings
 
-from aadl_ext.demo.data import Regression, load
-from aadl_ext.demo.training import BATCH, LATER_RATE, LEARNING_RATE, Training
+from ..demo.data import Regression, load
+from ..demo.training import BATCH, LATER_RATE, LEARNING_RATE, Training
+from . import harness, readings
 
 ACCELERATION = {"frequency": 1, "store_each_nth": 1, "history_depth": 10, "relaxation": 0.1}
 DROP = 1000  # epoch at which the learning rate falls
@@ -112,7 +111,3 @@ def main() -> None:
     split = AADL_SPLIT if options.one_split else None
     made = experiment(data, name, options.iterations, options.device, split)
     readings.run(made, options, ACCELERATION)
-
-
-if __name__ == "__main__":
-    harness.command(main)

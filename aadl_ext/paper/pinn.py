@@ -12,12 +12,12 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import harness
-import readings
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
+
+from . import harness, readings
 
 VISCOSITY = 0.01 / math.pi
 HELD_OUT = 0.2  # share of the points that is validated on

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import math
 
-import harness
 import numpy as np
-import pinn
-import readings
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from . import harness, pinn, readings
 
 ACCELERATION = {"frequency": 10, "store_each_nth": 5, "history_depth": 5, "relaxation": 1.0}
 RESAMPLE = 100  # iterations between two batches, as far as not said otherwise
@@ -116,7 +115,3 @@ def main() -> None:
     for unit in options.activation:
         made = experiment(unit, options.iterations, options.device, options.resample)
         readings.run(made, options, ACCELERATION)
-
-
-if __name__ == "__main__":
-    harness.command(main)

@@ -1,0 +1,1 @@
+"""The paper's experiments: ``python -m aadl_ext reproduce NAME``; see docs/paper.md."""

@@ -1,0 +1,116 @@
+"""``python -m aadl_ext``: what runs here, how fast, and clear refusals."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import aadl_ext
+from aadl_ext import info
+from aadl_ext.__main__ import main
+from aadl_ext.ops import library
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_info_tells_versions_and_what_to_do_about_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "missing", "not built")
+    monkeypatch.delenv("AADL_EXT_NATIVE", raising=False)
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert aadl_ext.__version__ in text
+    assert torch.__version__ in text
+    assert "no   compiled kernels for CPUs: not built" in text
+    assert "-> install g++ or clang" in text
+
+
+def test_each_part_works_or_has_a_reason_and_mostly_a_remedy() -> None:
+    for part in info.parts():
+        assert part.what
+        assert not (part.works and part.remedy)
+    content = info.as_dict()
+    assert content["versions"]["torch"] == torch.__version__
+    assert {part["name"] for part in content["parts"]} == {part.name for part in info.parts()}
+
+
+def test_json_is_all_there_is_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(info.as_dict()))
+
+
+def test_bench_times_each_pass_beside_its_floor(
+    capsys: pytest.CaptureFixture[str], threads: None
+) -> None:
+    arguments = ["bench", "--size", "10000", "--depth", "3", "--seconds", "0.001"]
+    assert main([*arguments, "--threads", "1", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {"push_secant", "extrapolate_", "add_sample_"} <= {row["op"] for row in rows}
+    for row in rows:
+        assert row["size"] == 10000
+        assert min(row["seconds"], row["floor"], row["definition"]) > 0
+        assert 1e8 < row["read_rate"] < 1e13  # bytes per second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["info", "--no-such-option"], "info --help"),
+        (["demo", "--only", "nothing"], "invalid choice"),
+        (["demo", "--seeds", "0"], "not a positive number"),
+        (["bench", "--size", "-3"], "not a positive number"),
+        (["reproduce", "nothing"], "invalid choice"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_wrong_arguments_end_with_status_2_and_what_is_wrong(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["info", "demo", "bench"])
+def test_commands_explain_themselves(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert "--json" in capsys.readouterr().out
+
+
+def test_reproduce_names_the_experiments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "--help"]) == 0
+    assert "burgers100d" in capsys.readouterr().out
+    assert main(["reproduce"]) == 2
+
+
+def test_missing_demo_packages_are_named_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert 'pip install "aadl_ext[demo]"' in capsys.readouterr().err
+
+
+def test_module_runs_from_the_shell_without_the_demo_packages() -> None:
+    # The library itself must not import what only the demo needs.
+    code = (
+        "import sys\n"
+        "for name in ('sklearn', 'matplotlib', 'tqdm', 'rich', 'scipy'): sys.modules[name] = None\n"
+        "import aadl_ext, runpy\n"
+        "sys.argv = ['aadl_ext', 'bench', '--size', '1000', '--seconds', '0.001']\n"
+        "runpy.run_module('aadl_ext', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "of floor" in done.stdout
