@@ -2,6 +2,7 @@
 # make test      the whole test suite
 # make fallback  the iteration without the compiled library; tests/ops run both ways anyway
 # make check     linters and type checks
+# make docs      the documents as a site that opens from disk: build/site/index.html
 # make compat    real frameworks and optimizers of other packages, in an environment of its own
 # make lab       the kernels under AddressSanitizer and UBSan, those of CUDA emulated on the host
 # make races     the CUDA kernels on the host, a thread for a thread, under ThreadSanitizer
@@ -15,7 +16,11 @@ PIP := pip install --quiet --disable-pip-version-check
 # A process for each core; torch's own threads would only stand in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
-.PHONY: demo test fallback check compat lab races cuda gpu wheel clean
+# What `make` alone says.
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+.PHONY: help demo test fallback check docs compat lab races cuda gpu wheel clean
 
 demo: .venv/ready
 	$(BIN)/python -m aadl_ext demo $(ARGS)
@@ -32,6 +37,17 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy examples/gallery/*.py
+
+# Made from the sources, without torch and without the package.
+docs: build/docs/ready
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --quiet --strict
+	@echo "build/site/index.html"
+
+build/docs/ready: requirements-docs.txt
+	$(PYTHON) -m venv build/docs
+	build/docs/bin/$(PIP) -r requirements-docs.txt
+	touch $@
 
 # The library is compiled already. Packages one by one, so that what cannot be installed is left out
 # alone. torchvision, which some bring, stops all that import it if its build is for another torch.
