@@ -159,7 +159,8 @@ def _method(method: Method | str | None, given: dict[str, Any]) -> Method:
             )
         return method
     if method is not None:
-        raise TypeError(f"expected Anderson(...) or SubspaceNewton(...), got {method!r}")
+        advice = f"; write {method.__name__}()" if isinstance(method, type) else ""
+        raise TypeError(f"expected Anderson(...) or SubspaceNewton(...), got {method!r}{advice}")
     if given:
         warnings.warn(
             f"{min(given)} is an argument of AADL and selects Anderson acceleration; to keep the "

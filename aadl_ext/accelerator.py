@@ -312,12 +312,17 @@ class Accelerator:
             ValueError: the state belongs to other parameters or other options.
         """
         for name, own in self._signature().items():
-            if saved.get(name) != own:
-                raise ValueError(
-                    f"the accelerator state was saved with {name} = {saved.get(name)!r}, but "
-                    f"here it is {own!r}; accelerate with the same options and parameters, or "
-                    "go on without the state: the history then starts anew"
-                )
+            then, now = saved.get(name), own
+            if then == now:
+                continue
+            if isinstance(then, dict) and isinstance(now, dict):  # only what differs
+                names = [x for x in {**then, **now} if then.get(x) != now.get(x)]
+                then, now = ({x: y.get(x) for x in names} for y in (then, now))
+            raise ValueError(
+                f"the accelerator state was saved with {name} = {then!r}, but here it is "
+                f"{now!r}; accelerate with the same options and parameters in the same version "
+                "of aadl_ext, or go on without the state: the history then starts anew"
+            )
         self._wait()
         state.load_state_dict(self.iteration, saved["iteration"], self.layout)
         if saved["settled"]:

@@ -64,9 +64,10 @@ def stepping(optimizer: Any) -> Optimizer:
     """
     found: Any = optimizer
     if not isinstance(found, Optimizer):
-        raise TypeError(
-            f"expected a torch.optim.Optimizer, got {_name(found)}{_instead('optimizer', found)}"
-        )
+        advice = _instead("optimizer", found)
+        if isinstance(found, torch.nn.Module):
+            advice = "; make an optimizer of its parameters and pass that"
+        raise TypeError(f"expected a torch.optim.Optimizer, got {_name(found)}{advice}")
     for (path, outer), (_, inner) in pairwise(_within(optimizer)):
         if _parameters(outer, inner) != _parameters(inner):
             break  # that one is for other things
@@ -342,7 +343,10 @@ def _loss(optimizer: Optimizer, closure: Closure) -> float:
     finally:
         gradients.give_back()
     if loss is None:
-        raise RuntimeError('safeguard="loss" needs the loss, but the closure returned None')
+        raise RuntimeError(
+            'safeguard="loss" compares losses, but the closure returned None: let it return the '
+            'loss, or accelerate with safeguard="residual"'
+        )
     return float(loss)
 
 

@@ -20,7 +20,7 @@ logger = logging.getLogger("aadl_ext")
 TOLD = {
     "rejected": "an extrapolation was rejected",
     "dropped": "an extrapolation was dropped without a verdict",
-    "skipped": "a step left no trace",
+    "skipped": "a step was left out of the history",
     "skipped/high_rate": "it rests while a schedule holds the learning rate near its peak",
     "restarts": "the history starts anew",
     "restarts/moved_outside": "something else moved the parameters",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -238,3 +241,41 @@ def test_the_normal_equation_is_the_gram_solver() -> None:
 def test_every_method_can_be_given_to_another_optimizer() -> None:
     for method in (*METHODS.values(), OF_AADL, SubspaceNewton(), SubspaceNewton.memory_light()):
         assert options_of(options_of(method)) == method
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: accelerate(nn.Linear(2, 2)), "make an optimizer of its parameters"),
+        (lambda: accelerate(sgd_of_one(), SubspaceNewton), r"; write SubspaceNewton\(\)"),
+    ],
+)
+def test_what_is_no_optimizer_or_no_method_is_refused_with_what_to_write(
+    call: Callable[[], object], said: str
+) -> None:
+    with pytest.raises(TypeError, match=said):
+        call()
+
+
+def test_states_of_other_options_are_refused_by_the_option_that_differs() -> None:
+    saved = get_accelerator(accelerate(sgd_of_one())).state_dict()
+    other = get_accelerator(accelerate(sgd_of_one(), SubspaceNewton(history_depth=5)))
+    said = re.escape("{'history_depth': 8}, but here it is {'history_depth': 5};")
+    with pytest.raises(ValueError, match=said):
+        other.load_state_dict(saved)
+
+
+def sgd_of_one() -> torch.optim.SGD:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
+
+
+@pytest.mark.parametrize("name", ["TrainerCallback", "LightningCallback"])
+def test_a_callback_of_a_missing_framework_says_what_to_install(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("transformers", "lightning", "lightning.pytorch", "pytorch_lightning"):
+        monkeypatch.setitem(sys.modules, package, None)
+    for module in ("trainer", "pytorch_lightning"):
+        monkeypatch.delitem(sys.modules, f"aadl_ext.integrations.{module}", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install (transformers|lightning)"):
+        getattr(aadl_ext.integrations, name)

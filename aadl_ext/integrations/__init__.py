@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 MODULES = {"TrainerCallback": ".trainer", "LightningCallback": ".pytorch_lightning"}
+FRAMEWORKS = {"TrainerCallback": "transformers", "LightningCallback": "lightning"}
 
 __all__ = ["LightningCallback", "TrainerCallback"]
 
@@ -21,4 +22,12 @@ __all__ = ["LightningCallback", "TrainerCallback"]
 def __getattr__(name: str) -> Any:
     if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(MODULES[name], __name__), name)
+    try:
+        return getattr(import_module(MODULES[name], __name__), name)
+    except ModuleNotFoundError as error:
+        framework = FRAMEWORKS[name]
+        raise ModuleNotFoundError(
+            f"{name} needs {framework}, which cannot be imported ({error}): "
+            f"pip install {framework}",
+            name=error.name,
+        ) from error

@@ -29,7 +29,10 @@ def _load() -> str | None:
         try:
             torch.ops.load_library(str(found[0]))  # type: ignore[no-untyped-call]
         except OSError as error:
-            missing = f"{found[0].name} does not load with torch {torch.__version__}: {error}"
+            missing = (
+                f"{found[0].name} does not load with torch {torch.__version__}, reinstall with "
+                f"pip install --no-build-isolation . to build it for that: {error}"
+            )
     if missing and choice != "auto":
         raise ImportError(
             f"AADL_EXT_NATIVE={choice}, but the compiled library is missing: {missing}"

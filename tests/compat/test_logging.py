@@ -103,11 +103,11 @@ def test_skipped_steps_and_restarts_that_the_host_knows_are_told(
     training.parameters[0].grad.fill_(torch.nan)
     training.optimizer.step()
     reset_acceleration_history(training.optimizer)
-    assert numbers(caplog, "a step left no trace (zero_lr)") == [1, 2, 4]
+    assert numbers(caplog, "a step was left out of the history (zero_lr)") == [1, 2, 4]
     training.run(1)
     assert numbers(caplog, "the history starts anew (request)") == [1]
     if options is NEWTON:
-        assert numbers(caplog, "a step left no trace (nonfinite)")[0] == 1
+        assert numbers(caplog, "a step was left out of the history (nonfinite)")[0] == 1
 
 
 @methods
@@ -120,7 +120,7 @@ def test_where_reading_waits_it_is_told_when_stats_are_read(
     training.run(30)
     group["lr"] = 0.0
     training.run(1)
-    assert lines(caplog) == ["a step left no trace (zero_lr): 1 so far, at step 30"]
+    assert lines(caplog) == ["a step was left out of the history (zero_lr): 1 so far, at step 30"]
     rejected = training.accelerator.stats.rejected["residual"]
     told = numbers(caplog, "an extrapolation was rejected (residual)")
     assert told == [rejected]
