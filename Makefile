@@ -8,7 +8,7 @@
 # make races     the CUDA kernels on the host, a thread for a thread, under ThreadSanitizer
 # make cuda      the CUDA kernels compiled, and their registers and stack within their limits
 # make gpu       everything that needs a GPU, in two calls: PART=check and PART=measure
-# make wheel     build a wheel and test it in an environment of its own
+# make wheel     build a wheel and test it; TORCHES="2.11.0 2.12.0 2.13.0" with each of these
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -61,13 +61,15 @@ compat: .venv/ready
 	$(COMPAT)/python -c "import torchvision" 2>/dev/null || $(COMPAT)/pip uninstall --quiet --yes torchvision
 	AADL_COMPAT_RESULTS=research/results/compat.json OMP_NUM_THREADS=1 \
 		$(COMPAT)/python -m pytest --numprocesses auto --dist loadgroup tests/compat/frameworks $(ARGS)
+	$(COMPAT)/python -m pytest -q tests/test_gallery.py tests/test_documents.py -k "runs"
 	$(BIN)/python tests/compat/frameworks/table.py
 
 # No build isolation: the tools of the build are pinned with the rest, nothing is fetched twice.
 .venv/ready: requirements.txt pyproject.toml setup.py $(SOURCES)
 	$(PYTHON) -m venv .venv
 	$(BIN)/$(PIP) -r requirements.txt
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/$(PIP) --no-build-isolation --no-deps -e .
+	@echo "compiling the kernels: a minute or two of a core, more with CUDA"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --no-build-isolation --no-deps -e .
 	touch $@
 
 # Only GCC tells where its sanitizer libraries lie, which Python has to load first.
@@ -101,16 +103,29 @@ cuda: .venv/ready
 gpu:
 	$(PYTHON) .ci/gpu.py $(PART)
 
-# The tests run from a copy, so that the package is imported from the wheel, not from here.
+# One wheel for all versions of Python and torch: torch's own libraries are left out, the rest decides
+# the tag. The tests run from a copy, so that the package is imported from the wheel, not from here.
+# Other versions of torch come from the index that pip is set up with.
+TORCHES ?=
 wheel: .venv/ready
-	rm -rf dist build/wheel
+	rm -rf dist build/wheel build/raw
 	PATH="$(CURDIR)/$(BIN):$$PATH" AADL_EXT_NATIVE=1 \
-		$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+		$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/raw .
 	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/$(PIP) -r requirements-wheel.txt
+	PATH="$(CURDIR)/build/wheel/bin:$$PATH" build/wheel/bin/auditwheel repair \
+		--exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/raw/*.whl
+	ls dist
 	build/wheel/bin/$(PIP) -r requirements.txt dist/*.whl
 	cp -r tests pyproject.toml build/wheel/
 	cd build/wheel && AADL_EXT_NATIVE=1 OMP_NUM_THREADS=1 bin/pytest -q --numprocesses auto --dist loadgroup $(ARGS) \
-		tests/native tests/test_demo.py tests/test_settled.py tests/test_stats.py
+		tests/native tests/test_command_line.py tests/test_settled.py tests/test_stats.py \
+		tests/test_demo.py::test_processes_train_as_this_one_would \
+		tests/test_paper_problems.py::test_the_command_trains_and_reports
+	for torch in $(TORCHES); do \
+		build/wheel/bin/$(PIP) "torch==$$torch" && (cd build/wheel && \
+		AADL_EXT_NATIVE=1 OMP_NUM_THREADS=1 bin/pytest -q tests/test_settled.py tests/ops \
+		-k "not cuda") || exit 1; done
 
 clean:
 	rm -rf .venv build dist *.egg-info aadl_ext/_native*

@@ -1,7 +1,11 @@
-"""Shared by the benchmarks: plots on disk."""
+"""Shared by the benchmarks: plots on disk.
+
+python benchmarks/pictures.py FILE.png ...    makes pictures smaller
+"""
 
 from __future__ import annotations
 
+import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -31,3 +35,10 @@ def few_colours(image: Image.Image) -> Image.Image:
     made = Image.fromarray(distances.argmin(axis=1)[places].reshape(pixels.shape[:2]).astype("u1"))
     made.putpalette(palette.astype("u1").tobytes())
     return made
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        with Image.open(name) as picture:
+            small = few_colours(picture)
+        small.save(name, optimize=True)

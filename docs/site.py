@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "research/*.md", "research/results/**/*.*",
            "examples/**/*.*")  # fmt: skip
-LEFT_OUT = re.compile(r"_runs\.jsonl$|__pycache__")
+LEFT_OUT = re.compile(r"_runs\.jsonl$|\.html$|__pycache__")
 PROGRAM = re.compile(r"^\[[\w.]+\.py\]\(([^)]+)\)$", re.MULTILINE)
 ROLE = re.compile(r":(?:class|func|meth):<code>~?")  # of docstrings, which name things by it
 SHIM = re.compile(r'<script src="https://[^"]*iframe-worker/shim"></script>')

@@ -153,7 +153,12 @@ def plain(row: Row) -> dict[str, Any]:
     """For JSON."""
     ratios = {"train_ratio": row.train_ratio, "valid_ratio": row.valid_ratio}
     plain_ratios = {
-        name: None if ratio is None else [ratio.mean, ratio.low, ratio.high]
+        name: [ratio.mean, ratio.low, ratio.high]
+        if ratio is not None and math.isfinite(ratio.mean)
+        else None
         for name, ratio in ratios.items()
     }
-    return {**vars(row), **plain_ratios}
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in {**vars(row), **plain_ratios}.items()
+    }

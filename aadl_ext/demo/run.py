@@ -19,7 +19,7 @@ import aadl_ext
 
 from . import figure
 from .compare import plain, rows, sentences
-from .data import Regression, load
+from .data import DataError, Regression, load
 from .page import cells, page
 from .parts import DIGITS_RATES, LENGTHS, PINN_RATES, Part, Run, parts
 from .report import write
@@ -63,10 +63,9 @@ def run(
             raise
         console.print(f"interrupted: {len(runs)} of {len(tasks)} runs are finished")
     runs.sort(key=lambda r: (r.part, r.seed, r.method))
-    made = settings(data, seeds)
-    results = {"settings": made, "runs": [asdict(run) for run in runs]}
-    write(out / "demo.json", json.dumps(results))
-    return report(data.name, runs, made, out / "demo.json", quiet)
+    results = {"settings": settings(data, seeds), "runs": [asdict(run) for run in runs]}
+    write(out / "demo.json", json.dumps(rounded(results)))
+    return report(*read(out / "demo.json"), out / "demo.json", quiet)
 
 
 def redraw(results_file: Path, quiet: bool = False) -> dict[str, Any]:
@@ -76,25 +75,33 @@ def redraw(results_file: Path, quiet: bool = False) -> dict[str, Any]:
         OSError: the file cannot be read.
         DataError: it is none of this demo's.
     """
-    from .data import DataError
+    runs, made = read(results_file)
+    console_of(quiet).print(tables(shown_of(made, runs), runs, made["seeds"]))
+    return report(runs, made, results_file, quiet)
 
+
+def read(results_file: Path) -> tuple[list[Run], dict[str, Any]]:
+    """Runs and settings of a ``demo.json``; errors as of :func:`redraw`."""
     try:
         content = json.loads(results_file.read_text())
-        runs = [Run(**run) for run in content["runs"]]
-        made = content["settings"]
-        name = made["data"]
+        _ = content["settings"]["data"], content["settings"]["seeds"]
+        return [Run(**run) for run in content["runs"]], content["settings"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{results_file} was not written by this demo: {error!r}") from error
-    if not quiet:
-        console_of(quiet).print(tables(_parts(name), runs, made["seeds"]))
-    return report(name, runs, made, results_file, quiet)
 
 
-def report(
-    name: str, runs: list[Run], made: dict[str, Any], path: Path, quiet: bool
-) -> dict[str, Any]:
+def rounded(value: Any) -> Any:
+    """The same with floats of five significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: rounded(member) for key, member in value.items()}
+    return [rounded(member) for member in value] if isinstance(value, list) else value
+
+
+def report(runs: list[Run], made: dict[str, Any], path: Path, quiet: bool) -> dict[str, Any]:
     """Figure and page beside the JSON at ``path``; what was found, in words and as a summary."""
-    shown = [part for part in _parts(name) if any(run.part == part.name for run in runs)]
+    shown = shown_of(made, runs)
     files = {kind: path.with_suffix(f".{kind}") for kind in ("html", "png", "json")}
     figure.save(figure.draw(shown, runs), files["png"])
     svg = figure.as_svg(figure.draw(shown, runs, words=False))
@@ -174,7 +181,8 @@ def train(task: Task) -> Run:
     return part.train(method, seed)
 
 
-def _parts(name: str) -> list[Part]:
-    """To report on: nothing is trained, so that the name of the data is all."""
+def shown_of(made: dict[str, Any], runs: list[Run]) -> list[Part]:
+    """The parts that have runs; nothing is trained any more, so the name of the data is all."""
     nothing = numpy.empty((0, 0))
-    return parts(Regression(name, nothing, nothing, scale_target=False))
+    known = parts(Regression(made["data"], nothing, nothing, scale_target=False))
+    return [part for part in known if any(run.part == part.name for run in runs)]

@@ -43,7 +43,7 @@ def train(rank: int, accelerated: bool) -> list[float]:
         optimizer.zero_grad()
         torch.autograd.backward(nn.functional.cross_entropy(model(x[pick]), y[pick]))
         optimizer.step()
-        with torch.no_grad():
+        with torch.no_grad(), aadl_ext.settled(optimizer):
             losses.append(float(nn.functional.cross_entropy(model.module(x), y)))
     for parameter in model.parameters():
         same = parameter.detach().clone()

@@ -48,8 +48,8 @@ def train(callbacks: list[transformers.TrainerCallback]) -> list[float]:
         trainer.train()
     if callbacks:
         print(aadl_ext.get_accelerator(trainer.optimizer).stats)
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
 
 
 curves = {"AdamW": train([]), "accelerated": train([TrainerCallback()])}
-picture.draw({name: [float(loss) for loss in curve] for name, curve in curves.items()})
+picture.draw(curves, xlabel="tens of steps")
