@@ -14,7 +14,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
   color: #222; background: #fff; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-svg { width: 100%; height: auto; }
+figure { margin: 0; } svg { width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
@@ -58,7 +58,7 @@ def page(parts: list[Part], runs: list[Run], settings: dict[str, Any], svg: str)
 <title>aadl_ext: what acceleration gains</title><style>{STYLE}</style></head>
 <body>
 <h1>What acceleration gains, and where it gains nothing</h1>
-<p>Trained on this machine just now, with equal weights and batches for all methods of a seed:</p>
+<p>Equal weights and batches for all methods of a seed; the only difference is one line:</p>
 <pre>{escape(CODE)}</pre>
 <figure role="img" aria-label="Loss against gradient evaluations, a panel for each part">
 {svg}
