@@ -222,7 +222,9 @@ def test_a_device_that_is_not_there_is_an_error_at_the_call(name: str) -> None:
 
 @pytest.mark.parametrize("averages", [False, True])
 def test_a_call_of_aadl_trains_as_the_method_that_it_means(averages: bool) -> None:
-    method = replace(AVERAGED if averages else JUMPY, mixing="paper")
+    method = replace(
+        AVERAGED if averages else JUMPY, mixing="paper", safeguard=Anderson().safeguard
+    )
     training, plain = Training(sgd, method), Training(sgd, None)
     accelerate(plain.optimizer, "anderson", 0.5, 1, 3, 1, 2, 0.0, averages)
     assert torch.equal(training.run(12), plain.run(12))
@@ -233,7 +235,8 @@ def test_the_normal_equation_is_the_gram_solver() -> None:
     named = Training(sgd, None, torch.double)
     given = {name: asdict(JUMPY)[name] for name in ("relaxation", "history_depth", "frequency")}
     accelerate(named.optimizer, "anderson_normal_equation", **given)
-    paper = Training(sgd, replace(JUMPY, solver="gram", mixing="paper"), torch.double)
+    method = replace(JUMPY, solver="gram", mixing="paper", safeguard=Anderson().safeguard)
+    paper = Training(sgd, method, torch.double)
     assert torch.equal(named.run(12), paper.run(12))
     assert named.accelerator.stats.extrapolations > 3
 
