@@ -24,13 +24,13 @@ def draw(figure: Figure, path: Path) -> None:
 
 
 def few_colours(image: Image.Image) -> Image.Image:
-    """The curves' colours, black, white and the 20 most common ones in place of all others."""
+    """The curves' colours, black, white and the 60 most common ones in place of all others."""
     pixels = np.asarray(image.convert("RGB")).astype(int)
     curves = [to_rgb(f"C{index}") for index in range(10)] + [(0, 0, 0), (1, 1, 1)]
     colours, places, counts = np.unique(
         pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True
     )
-    palette = np.concatenate([np.rint(255 * np.array(curves)), colours[np.argsort(-counts)[:20]]])
+    palette = np.concatenate([np.rint(255 * np.array(curves)), colours[np.argsort(-counts)[:60]]])
     distances = ((colours[:, None] - palette) ** 2).sum(axis=-1)
     made = Image.fromarray(distances.argmin(axis=1)[places].reshape(pixels.shape[:2]).astype("u1"))
     made.putpalette(palette.astype("u1").tobytes())

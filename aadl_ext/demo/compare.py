@@ -29,15 +29,18 @@ class Ratio:
         if not math.isfinite(self.mean):
             return "diverges"
         if self.low == self.high:
-            return "one seed, no interval"
+            return "the same" if self.mean == 1 else "one seed, no interval"
         return "lower" if self.high < 1 else "higher" if self.low > 1 else "no clear difference"
 
     def __str__(self) -> str:
         if not math.isfinite(self.mean):
             return "not finite"
-        if self.low == self.high:
-            return f"{self.mean:.2g}"
-        return f"{self.mean:.2g} [{self.low:.2g}, {self.high:.2g}]"
+        mean, low, high = map(_times, (self.mean, self.low, self.high))
+        return mean if low == high else f"{mean} [{low}, {high}]"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}" if 0.1 <= ratio < 10 else f"{ratio:.2g}"
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@ from aadl_ext.options import Anderson, Averaging
 
 from .data import Regression, split
 
-# The paper's settings for its first experiment; where it names none: t = 5.
+# The paper's settings for its first experiment, and its safeguard; where it names none: t = 5.
 LEARNING_RATE, LATER_RATE = 0.02, 4e-3
 BATCH = 40
-PAPER = Anderson(relaxation=0.1, history_depth=10, frequency=1, store_each_nth=1)
+PAPER = Anderson(
+    relaxation=0.1, history_depth=10, frequency=1, store_each_nth=1, safeguard="residual"
+)
 AVERAGING = replace(PAPER, average=Averaging(window=5, threshold=0.1))
 
 
