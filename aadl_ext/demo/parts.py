@@ -93,7 +93,8 @@ def parts(data: Regression) -> list[Part]:
             "paper",
             f"The paper's method: {data.name}",
             "The first experiment of arXiv:2110.14813, shortened: 3 x 64 ReLU, batches of "
-            f"{BATCH}, its settings and safeguard; stable Anderson acceleration, then with moving average.",
+            f"{BATCH}, its settings and safeguard; stable Anderson acceleration, then with its "
+            "moving average.",
             (BASE, ANDERSON, AVERAGE),
             "validation loss",
             partial(paper, data),
