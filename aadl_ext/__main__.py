@@ -1,4 +1,4 @@
-"""Command line: ``python -m aadl_ext`` with ``info``, ``demo``, ``reproduce``, ``plan`` or ``bench``.
+"""Command line: ``python -m aadl_ext`` with ``info``, ``demo``, ``reproduce``, ``plan``, ``bench``.
 
 Exit status: 0 done, 2 the command cannot be carried out; standard error then says what to do.
 """

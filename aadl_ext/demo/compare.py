@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .parts import DEFAULT, QUASI_NEWTON, Part, Run
+from .parts import DEFAULT, LINE_SEARCH, QUASI_NEWTON, Part, Run
 from .report import mean_and_interval
 
 LAST = 3  # looks in the mean that stands for the end of a run
@@ -143,9 +143,11 @@ def _advice(table: list[Row]) -> list[str]:
     train = [row.train_ratio.verdict for row in table if row.train_ratio]
     valid = [row.valid_ratio.verdict for row in table if row.valid_ratio]
     advice = []
-    mine, other = by_name.get(DEFAULT), by_name.get(QUASI_NEWTON)
-    if mine and other and other.train < mine.train:
-        advice.append("L-BFGS ends lower: on full batches of small smooth problems use it.")
+    ends = {name: row.train for name, row in by_name.items()}
+    if LINE_SEARCH in ends and ends[LINE_SEARCH] <= min(ends.values()):
+        advice.append("L-BFGS ends lowest: on full batches of small smooth problems use it.")
+    if QUASI_NEWTON in ends and ends[QUASI_NEWTON] < ends.get(DEFAULT, 0.0):
+        advice.append("On full batches like this take SubspaceNewton(quasi_newton=True).")
     for name, verdicts in (("training", train), ("validation", valid)):
         if verdicts and "lower" not in verdicts:
             advice.append(f"No gain in {name} is to be seen here.")

@@ -15,6 +15,7 @@ from .parts import (
     AVERAGE,
     BASE,
     DEFAULT,
+    LINE_SEARCH,
     MOMENTUM,
     MOMENTUM_DEFAULT,
     QUASI_NEWTON,
@@ -27,7 +28,8 @@ COLOURS = {
     MOMENTUM: "#444444",
     DEFAULT: "#0072b2",
     MOMENTUM_DEFAULT: "#0072b2",
-    QUASI_NEWTON: "#e69f00",
+    QUASI_NEWTON: "#882288",
+    LINE_SEARCH: "#e69f00",
     ANDERSON: "#009e73",
     AVERAGE: "#cc3311",
 }

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -229,7 +229,7 @@ class Trainer:
             # A checkpoint of all processes is a folder; its name, with the step, is told last.
             step = place["epoch"] * self.steps + place["step"]
             folder = self.path.with_suffix(f".{step}")
-            dcp.save({**self.state(), "place": place}, checkpoint_id=folder)
+            state_dict_saver.save({**self.state(), "place": place}, checkpoint_id=folder)
             if self.group.rank == 0:
                 last = self.path.read_text() if self.path.exists() else folder.name
                 part.write_text(folder.name)
@@ -265,7 +265,7 @@ class Trainer:
         if self.sharded:
             folder = self.path.with_name(self.path.read_text())
             state = {**self.state(), "place": vars(Place())}
-            dcp.load(state, checkpoint_id=folder)
+            state_dict_loader.load(state, checkpoint_id=folder)
         else:
             state = torch.load(self.path, map_location=self.device, weights_only=True)
         if state["settings"] != self.settings:
