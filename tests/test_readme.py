@@ -28,7 +28,7 @@ def test_there_are_no_other_figures() -> None:
     begin, end = readme_numbers.BEGIN, readme_numbers.END
     before, rest = README.split(begin)
     text = re.sub(r"```.*?```", "", before + rest.split(end)[1], flags=re.DOTALL)
-    text = re.sub(r"\]\([^)]*\)|arXiv:[\d.]+", "", text)
+    text = re.sub(r"\]\([^)]*\)|arXiv:[\d.]+|[\d.]+ vectors", "", text)  # these are tested below
     assert re.findall(r"\d*\.\d+|\d+ ?%|\d+ times", text) == []
 
 
@@ -50,7 +50,7 @@ def test_memory_is_what_is_held() -> None:
             parameter.grad = torch.full_like(parameter, 1.0 / (step + 1))
             optimizer.step()
         vectors = get_accelerator(optimizer).stats.bytes_held / parameter.nbytes
-        assert said.format(round(vectors)) in README
+        assert said.format(f"{round(2 * vectors) / 2:g}") in README
 
 
 def test_readme_is_short() -> None:
