@@ -106,6 +106,7 @@ def method_of(settings: dict[str, Any], storage: Storage | None = None) -> Ander
     average = averaging if options.pop("average", False) else None
     if options.pop("acceleration_type", "anderson") == "identity":
         options["history_depth"] = 0
+    options = {"safeguard": "residual", **options}  # that of Algorithm 1 alone
     return Anderson(**options, average=average, storage=storage or Storage())
 
 
