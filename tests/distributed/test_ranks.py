@@ -22,9 +22,16 @@ pytestmark = pytest.mark.xdist_group("ranks")  # a launch serves many tests
 LAUNCH = "-m torch.distributed.run --standalone --nproc-per-node"
 
 
-@functools.cache
 def launch(ranks: int, native: bool = True, names: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """What each rank has to tell of its cases."""
+    told, error = launched(ranks, native, names)
+    assert not error, error
+    return told
+
+
+@functools.cache  # also of a launch that failed
+def launched(ranks: int, native: bool, names: tuple[str, ...]) -> tuple[list[dict[str, Any]], str]:
+    """The same, and how it failed."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -36,10 +43,10 @@ def launch(ranks: int, native: bool = True, names: tuple[str, ...] = ()) -> list
         run = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=False, timeout=900
         )
-        assert run.returncode == 0, run.stderr[-5000:]
-        return [
-            json.loads(Path(folder, f"{ranks}-{rank}.json").read_text()) for rank in range(ranks)
-        ]
+        if run.returncode != 0:
+            return [], f"ended with {run.returncode}: {run.stderr[-5000:]}"
+        files = [Path(folder, f"{ranks}-{rank}.json") for rank in range(ranks)]
+        return [json.loads(file.read_text()) for file in files], ""
 
 
 def results(name: str, ranks: int) -> list[dict[str, Any]]:

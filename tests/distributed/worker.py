@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -599,7 +600,10 @@ def main() -> None:
             print(name, results[name], flush=True)
         failed = [None] * ranks
         dist.all_gather_object(failed, "failed" in results[name])
+    dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # threads of gloo may end after what they use; all results are written
 
 
 if __name__ == "__main__":
