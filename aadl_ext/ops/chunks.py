@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 CHUNK = 1 << 15  # entries of a row handled at a time; bounds every temporary
-_size = ContextVar("_size", default=CHUNK)
+_sizes = [CHUNK]  # the last one counts; a list, for torch.compile cannot read context variables
 
 
 def chunk_size() -> int:
     """``CHUNK``, or without end within ``undivided``."""
-    return _size.get()
+    return _sizes[-1]
 
 
 def chunks(start: int, stop: int) -> Iterator[slice]:
@@ -25,8 +24,8 @@ def chunks(start: int, stop: int) -> Iterator[slice]:
 @contextmanager
 def undivided() -> Iterator[None]:
     """For device "meta", where temporaries need no memory: the time does not depend on sizes."""
-    token = _size.set(1 << 62)
+    _sizes.append(1 << 62)
     try:
         yield
     finally:
-        _size.reset(token)
+        _sizes.pop()

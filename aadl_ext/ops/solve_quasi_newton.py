@@ -102,4 +102,6 @@ def solve_quasi_newton(
     share = torch.where(length > growth * last_step, growth * last_step / length, 1.0)
     found = torch.cat((scaled.reshape(1), c.roll(-shift), q.roll(-shift))) * share
     found = torch.where(found.isfinite().all(), found, 0.0)[None]
-    return QuasiNewtonSolution(*(x.contiguous() for x in torch.split(found, [1, m, m], dim=1)))
+    own = torch.contiguous_format  # results of an op share no memory
+    parts = torch.split(found, [1, m, m], dim=1)
+    return QuasiNewtonSolution(*(x.clone(memory_format=own) for x in parts))

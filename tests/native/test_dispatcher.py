@@ -154,14 +154,23 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
         (*verdicts(), wide(), YES.clone(), float("inf"), True),
     ],
     "judge_residual_": [
-        (*verdicts(), wide(3).abs(), None, True, True, False),
-        (*verdicts(), wide(3).abs(), NO.clone(), False, False, True),
+        (*verdicts(), wide(4).abs(), None, True, True, False),
+        (*verdicts(), wide(4).abs(), NO.clone(), False, False, True),
     ],
     "arm_": [
         (*verdicts(), YES.clone(), [YES.clone(), NO.clone()], CAUSES, True, True),
         (*verdicts(), YES.clone(), [], [], False, False),
     ],
     "average_": [(*verdicts(), normal(), 0.1, 5)],
+    "solve_quasi_newton": [
+        (*(wide(3, 3, seed=k) for k in range(3)), wide(3), wide(3, seed=4), wide().abs(), 1, 4.0)
+    ],
+    "compare_": [(*verdicts(), wide().abs(), wide().abs())],
+    "judge_line_": [
+        (*verdicts(), wide(1, 1, 2).abs(), wide().abs(), None, 10.0, True, False),
+        (*verdicts(), wide(1, 1, 2).abs(), wide().abs(), NO.clone(), 10.0, False, True),
+    ],
+    "take_line_": [(*verdicts(), wide(), YES.clone(), YES.clone(), False)],
     "judge_slope_": [(*verdicts(), wide(2), True), (*verdicts(), wide(2), False)],
     "learn_": [
         (*verdicts(), 10, wide(2).abs(), wide(2, 3).abs(), 0, 0),
