@@ -39,7 +39,7 @@ class Dense:
     reg_acc: float = 0.0
     averaging: Averaging | None = None
     mixing: str = "paper"
-    safeguard: str | None = "residual"
+    safeguard: str | Sequence[str] | None = ("residual", "descent")
 
     k: int = 0
     pairs: list[tuple[Vector, Vector]] = field(default_factory=list)  # (w, rho), newest last
@@ -74,9 +74,12 @@ class Dense:
             return now.plain
         candidate = np.concatenate([self._extrapolated(now, rate, block) for block in self.blocks])
         self.counts["extrapolations"] += 1
-        if self.safeguard == "residual":
+        tests = (self.safeguard,) if isinstance(self.safeguard, str) else self.safeguard or ()
+        if "descent" in tests and not now.r @ (candidate - now.plain) > 0:
+            return self._rejected(now)
+        if "residual" in tests:
             self.pending = now
-        elif self.safeguard == "loss" and not loss(candidate) < loss(now.plain):
+        elif "loss" in tests and not loss(candidate) < loss(now.plain):
             return self._rejected(now)
         else:
             self._accepted()

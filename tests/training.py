@@ -36,6 +36,7 @@ NEWTON = SubspaceNewton(
     noise_shrinkage=0.01,
     trust_radius=100.0,
     adaptive_blocks=False,  # else fewer steps
+    rest_above=1.0,  # else none where rates change
 )
 METHODS: dict[str, Method] = {"anderson": JUMPY, "newton": NEWTON}
 VARIANTS: dict[str, Method] = {**METHODS, "average": AVERAGED}
