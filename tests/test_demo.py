@@ -5,7 +5,6 @@ import math
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -279,11 +278,3 @@ def test_files_that_cannot_be_read_are_refused(
     for path in (tmp_path / "absent.csv", tmp_path):
         assert main(["demo", "--data", str(path)]) == 2
         assert f"cannot read {path}" in capsys.readouterr().err
-
-
-def test_missing_demo_packages_are_named_with_the_remedy(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    assert main(["demo", "--out", str(tmp_path)]) == 2
-    assert 'pip install "aadl_ext[demo]"' in capsys.readouterr().err
