@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from . import ops
@@ -42,6 +43,7 @@ class AndersonIteration:
     window: MovingAverage | None
     next: Entries[Tensor]  #: where the parameters were left; with a window a spare vector
     fallback: Entries[Tensor]  #: w + r where the pending extrapolation began
+    gradient: Scratch[Tensor | None]  #: at w^k, where it judges
     sizes: Tensor  #: [2] of the last extrapolation (``ops.extrapolate_``)
     k: int = 0
     pending: bool = False  #: whether the last step may have extrapolated, so that this one judges
@@ -63,6 +65,7 @@ class AndersonIteration:
             window=MovingAverage.empty(layout, average, verdicts) if average else None,
             next=layout.vector(),
             fallback=layout.vector(),
+            gradient=layout.vector() if "descent" in options.tests else None,
             sizes=layout.numbers(2),
         )
 
@@ -81,15 +84,32 @@ class AndersonIteration:
             self.window.start_at(w, self.moved)
 
     def see_gradient(self, gradients: Gradients) -> Tensor | None:
-        """Whether the base step is to be left out: the gradient there is not finite."""
+        """Whether the base step is to be left out: the gradient there rejects a pending one."""
         if self.pending and not self.judged:
             self.judged = True
-            squared_norm, averages = gradients.squared_norm(self.layout.device), bool(self.window)
-            # Each of several ranks leaves its own base step out; all hear of it afterwards.
-            moved = None if self.layout.ranks else self.moved
-            ops.judge_gradient_(*self.verdicts.tensors, squared_norm, moved, math.inf, averages)
-            self.moved = self.moved if self.layout.ranks else None
+            figures, moved = self._slope_here(gradients), self.moved
+            if self.layout.ranks:
+                away = figures.new_zeros(()) if moved is None else moved.double()
+                away, figures = self.layout.ranks.gather(away, figures)
+                figures, moved = figures.sum(dim=0), away.any()
+            ops.judge_gradient_(
+                *self.verdicts.tensors, figures, moved, math.inf, self.window is not None
+            )
+            self.moved = None
         return self.verdicts.when.rejected if self.judged else None
+
+    def _slope_here(self, gradients: Gradients) -> Tensor:
+        """|g|^2 at w^k and, if it judges, g . (w^k - fallback) on this rank.
+
+        Of the base step r only tells less: momentum and Adam lag behind.
+        """
+        g, w, layout = self.gradient, self.history.pair[0], self.layout
+        if g is None:
+            return gradients.squared_norm(layout.device)[None]
+        gradients.gather(layout, w, g)
+        products = ops.cross_products(g[None], (g, w, self.fallback), layout.offsets)[:, 0]
+        square, end, start = layout.counted(products).sum(dim=0)
+        return torch.stack([square, end - start])
 
     def step(self, rates: tuple[float, ...], evaluate: Evaluate | None) -> None:
         """From w^k and w^k + r^k to w^{k+1}; ``rates``: learning rate of each segment."""
@@ -107,8 +127,8 @@ class AndersonIteration:
         figures = h.push(base, rates, stores, extrapolates)  # Eq. 1 to 3
         if self.layout.ranks:
             figures, self.moved = h.join(figures, self.moved, stores, extrapolates)
-        guarded, averages = "residual" in o.tests, self.window is not None
-        ops.judge_residual_(*v.tensors, figures, self.moved, guarded, stores, averages)
+        compares, averages = "residual" in o.tests, self.window is not None
+        ops.judge_residual_(*v.tensors, figures, self.moved, compares, stores, averages)
         if stores:
             h.keep()
         if pending:  # lines 19 to 24: a rejected extrapolation is as if it had not been
@@ -117,7 +137,7 @@ class AndersonIteration:
             self.next, self.fallback = self.fallback, base
             self.solution = h.solve(residual)  # Eq. 5
             self._extrapolate(w, residual, base, self.solution, rates, evaluate)
-            self.pending = guarded
+            self.pending = self.guarded
         if self.window:  # lines 5 to 7 of the next pass: Eq. 11, 15 and 16
             self.next = self.window.push(self.next, pending)
             self.next = self.window.smooth(self.next)
@@ -148,7 +168,7 @@ class AndersonIteration:
         candidate = Candidate(
             self.layout, v, base, self.next, self.largest, possible, evaluate, slope, ways
         )
-        arm(candidate, o.tests, guarded="residual" in o.tests, patient=True)
+        arm(candidate, o.tests, guarded=self.guarded, patient=True)
         ops.gather((base,), self.next, when=v.when.declined)
 
     def _join(self, ranks: Ranks, slope: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -163,6 +183,11 @@ class AndersonIteration:
     def largest(self) -> Tensor:
         """``[]`` entry of the last extrapolation."""
         return self.sizes[0]
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the next step judges an extrapolation."""
+        return "residual" in self.options.tests or "descent" in self.options.tests
 
     @property
     def wants_gradient(self) -> bool:

@@ -195,28 +195,39 @@ def _release(c: Numbers, f: Numbers, n: Numbers, moved: Tensor | None, averages:
     f.pending = f.pending & _not(away)
 
 
-@_verdict("judge_gradient_(Tensor squared_norm, Tensor? moved, float growth, bool averages)")
+@_verdict("judge_gradient_(Tensor figures, Tensor? moved, float growth, bool averages)")
 def judge_gradient_(
     c: Numbers,
     f: Numbers,
     n: Numbers,
-    squared_norm: Tensor,
+    figures: Tensor,
     moved: Tensor | None,
     growth: float,
     averages: bool,
 ) -> None:
-    """Reject a pending step whose gradient is not finite, or has grown more than ``growth`` times.
+    """Judge a pending step by the gradient where it has led.
 
-    ``moved``, ``[]`` bool: whether something else has moved the parameters since.
+    It is rejected if that is not finite, has grown more than ``growth`` times, or if the loss grows
+    there along the way from the base step: it went beyond the minimum.
+
+    Args:
+        figures: ``[1]`` or ``[2]`` float64, squared norm of the gradient, and its slope along the
+            way from the base step, where that judges.
+        moved: ``[]`` bool, whether something else has moved the parameters since; None for no.
+        growth: of the norm of the gradient over its recent one.
+        averages: whether there is a moving average.
     """
     _release(c, f, n, moved, averages)
-    norm = _root(_numbers(squared_norm)[0])
+    squared_norm, *slopes = _numbers(figures)
+    norm = _root(squared_norm)
     f.nonfinite = f.pending & _not(_finite(norm))
     f.rejected = f.pending & (norm > growth * c.reference) | f.nonfinite
+    for slope in slopes:
+        f.rejected = f.rejected | f.pending & _not(slope <= 0)
 
 
 @_verdict(
-    "judge_residual_(Tensor figures, Tensor? moved, bool guarded, bool stores, bool averages)"
+    "judge_residual_(Tensor figures, Tensor? moved, bool compares, bool stores, bool averages)"
 )
 def judge_residual_(
     c: Numbers,
@@ -224,25 +235,29 @@ def judge_residual_(
     n: Numbers,
     figures: Tensor,
     moved: Tensor | None,
-    guarded: bool,
+    compares: bool,
     stores: bool,
     averages: bool,
 ) -> None:
     """Algorithm 1, lines 19 to 24, one step late: the residual must be smaller where a point was
-    extrapolated to than where it came from. ``figures`` are those of ``push_secant``.
+    extrapolated to than where it came from, if ``compares``; and the step must be finite, which one
+    that ``judge_gradient_`` has rejected is not. ``figures`` are those of ``push_secant``.
     """
     _release(c, f, n, moved, averages)
     max_step, squared_norm, *_ = _numbers(figures)
     norm = _root(squared_norm)
     sound = _finite(norm)
-    f.rejected = f.pending & _not(norm < c.norm) & guarded  # NaN is not smaller
-    accepted = f.pending & _not(f.rejected) & guarded
+    before = f.rejected & _not(f.nonfinite)  # by the gradient
+    larger = _not(norm < c.norm)  # or NaN
+    f.rejected = f.pending & (larger & compares | _not(sound))
+    accepted = f.pending & _not(f.rejected)
     f.lost = _not(sound | f.rejected)
     rejections = _where(accepted, 0.0, c.rejections + f.rejected)
     f.restart = rejections >= PATIENCE
     n.pairs = n.pairs + (sound & stores)
     n.accepted = n.accepted + accepted
-    n.rejected_nonfinite = n.rejected_nonfinite + (f.rejected & _not(sound))
+    n.rejected_nonfinite = n.rejected_nonfinite + (f.rejected & _not(sound | before))
+    n.rejected_descent = n.rejected_descent + (f.rejected & _not(sound) & before)
     n.rejected_residual = n.rejected_residual + (f.rejected & sound)
     n.skipped_nonfinite = n.skipped_nonfinite + f.lost
     n.restarts_rejections = n.restarts_rejections + f.restart

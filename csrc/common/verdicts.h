@@ -56,17 +56,19 @@ AADL_INLINE void release(const Verdicts& to, const bool* moved, bool averages) {
 
 struct JudgeGradient {
   Verdicts to;
-  const double* squared_norm;
-  const bool* moved;  // may be null
+  const double* figures;  // squared norm and perhaps slope
+  const bool* moved;      // may be null
   double growth;
-  bool averages;
+  bool averages, has_slope;
 
   AADL_INLINE void operator()() const {
     release(to, moved, averages);
     Flags& f = *to.flags;
-    const double norm = std::sqrt(*squared_norm);
+    const double norm = std::sqrt(figures[0]);
+    const bool uphill = has_slope && !(figures[1] <= 0);
     f.nonfinite = f.pending && !finite(norm);
-    f.rejected = (f.pending && norm > growth * to.control->reference) || f.nonfinite;
+    f.rejected = f.pending && (norm > growth * to.control->reference || uphill);
+    f.rejected = f.rejected || f.nonfinite;
   }
 };
 
@@ -74,7 +76,7 @@ struct JudgeResidual {
   Verdicts to;
   const double* figures;
   const bool* moved;  // may be null
-  bool guarded, stores, averages;
+  bool compares, stores, averages;
 
   AADL_INLINE void operator()() const {
     release(to, moved, averages);
@@ -83,15 +85,18 @@ struct JudgeResidual {
     Counts& n = *to.counts;
     const double norm = std::sqrt(figures[1]);
     const bool sound = finite(norm);
-    f.rejected = f.pending && !(norm < c.norm) && guarded;  // NaN is not smaller
-    const bool accepted = f.pending && !f.rejected && guarded;
+    const bool before = f.rejected && !f.nonfinite;  // by the gradient
+    const bool larger = !(norm < c.norm);            // or NaN
+    f.rejected = f.pending && ((larger && compares) || !sound);
+    const bool accepted = f.pending && !f.rejected;
     f.lost = !(sound || f.rejected);
     c.rejections = accepted ? 0 : c.rejections + f.rejected;
     f.restart = c.rejections >= kPatience;
     if (f.restart) c.rejections = 0;
     n.pairs += sound && stores;
     n.accepted += accepted;
-    n.rejected_nonfinite += f.rejected && !sound;
+    n.rejected_nonfinite += f.rejected && !sound && !before;
+    n.rejected_descent += f.rejected && !sound && before;
     n.rejected_residual += f.rejected && sound;
     n.skipped_nonfinite += f.lost;
     n.restarts_rejections += f.restart;

@@ -31,21 +31,22 @@ const double* numbers(const On& on, const char* name, const Tensor& tensor, int6
 }
 
 template <class On>
-void judge_gradient_(Tensor control, Tensor flags, Tensor counts, const Tensor& squared_norm,
+void judge_gradient_(Tensor control, Tensor flags, Tensor counts, const Tensor& figures,
                      std::optional<Tensor> moved, double growth, bool averages) {
   const On on(control);
+  const bool has_slope = figures.numel() == 2;
   judge(JudgeGradient{verdicts(on, control, flags, counts),
-                      numbers(on, "squared_norm", squared_norm, 1),
-                      check_flag(on, "moved", moved), growth, averages},
+                      numbers(on, "figures", figures, has_slope ? 2 : 1),
+                      check_flag(on, "moved", moved), growth, averages, has_slope},
         on.how);
 }
 
 template <class On>
 void judge_residual_(Tensor control, Tensor flags, Tensor counts, const Tensor& figures,
-                     std::optional<Tensor> moved, bool guarded, bool stores, bool averages) {
+                     std::optional<Tensor> moved, bool compares, bool stores, bool averages) {
   const On on(control);
   judge(JudgeResidual{verdicts(on, control, flags, counts), numbers(on, "figures", figures, 4),
-                      check_flag(on, "moved", moved), guarded, stores, averages},
+                      check_flag(on, "moved", moved), compares, stores, averages},
         on.how);
 }
 
