@@ -135,7 +135,9 @@ class Anderson:
             more and rejects it unless the loss of the batch is below that of the base step
             (BatchNorm statistics and gradients of parameters that are not this optimizer's see
             the calls). "descent" rejects ways that lead back, against the base optimizer's own
-            step: a small residual is sought at saddles, too, and only this keeps away from them.
+            step (a small residual is sought at saddles, too), and points where the loss grows along
+            the way, by the next step's gradient, which the base optimizer then does not see; it
+            keeps momentum and Adam in bounds, whose steps lag behind.
             "limits" rejects ways ten times as long as all that the columns have seen.
         scope: "all", one least-squares problem for all parameters; "group", one per parameter group
             (AADL); "tensor", one per parameter tensor.

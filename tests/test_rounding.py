@@ -76,6 +76,26 @@ def test_losses_with_flat_pieces_are_not_left_for_far_away(
     assert largest < 10 * max(reach, 1)
 
 
+LAGGING: dict[str, Any] = {
+    "momentum": lambda p: SGD(p, lr=0.02, momentum=0.9),
+    "nesterov": lambda p: SGD(p, lr=0.02, momentum=0.9, nesterov=True),
+    "adam": lambda p: Adam(p, lr=0.05),
+}
+
+
+@pytest.mark.parametrize("base", LAGGING)
+@pytest.mark.parametrize("options", [SETTINGS[x] for x in ("default", "always", "short")])
+@pytest.mark.parametrize("kind", ["absolute", "hinge", "huber"])
+def test_residuals_that_lag_behind_lead_nowhere_far(
+    kind: str, options: Anderson, base: str
+) -> None:
+    plain, reach = losses(kind, torch.float32, LAGGING[base], None)
+    mine, largest = losses(kind, torch.float32, LAGGING[base], options)
+    assert largest < 10 * max(reach, 1)
+    assert mine.max() < 3 * plain.max()  # a point that is left in the next step is seen, too
+    assert mine[-1] < 2 * plain[-100:].max() + 0.01 * plain.max()
+
+
 @dtypes
 @pytest.mark.parametrize("solver", ["gram", "tsqr"])
 @pytest.mark.parametrize(

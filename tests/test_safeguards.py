@@ -451,6 +451,44 @@ def test_a_saddle_is_left_as_fast_as_without_acceleration(rates: tuple[float, fl
     assert escaped <= plain < -3e-3
 
 
+@pytest.mark.parametrize("in_closure", [False, True], ids=["plain", "closure"])
+def test_a_point_beyond_the_minimum_is_left_before_its_gradient_is_used(in_closure: bool) -> None:
+    """The slope of sqrt(1 + w^2) is nearly the same from afar: secants lead far beyond 0."""
+
+    def farthest(safeguard: str) -> tuple[float, int]:
+        w = nn.Parameter(torch.tensor([3.0], dtype=torch.float64))
+        options = Anderson(frequency=1, relaxation=1.0, safeguard=safeguard)
+        optimizer = accelerate(torch.optim.SGD([w], lr=0.5, momentum=0.5), options)
+
+        def closure() -> float:
+            optimizer.zero_grad()
+            loss = (1 + w**2).sqrt().sum()
+            loss.backward()
+            return loss.item()
+
+        most, left, base, buffer = 0.0, 0, 0.0, torch.zeros(1)
+        for _ in range(30):
+            start, last = w.item(), buffer
+            beyond = get_accelerator(optimizer).pending and start * (start - base) > 0
+            if in_closure:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+            buffer = optimizer.state[w]["momentum_buffer"].clone()
+            if beyond and safeguard == "descent":
+                left += 1
+                assert torch.equal(buffer, last)
+                assert w.item() == base
+            base, most = start - 0.5 * buffer.item(), max(most, abs(start))
+        return most, left
+
+    most, left = farthest("descent")
+    assert left > 1
+    assert most <= 3
+    assert farthest("residual")[0] > 30
+
+
 @pytest.mark.parametrize("safeguard", ["residual", "loss", None])
 @pytest.mark.parametrize("solver", ["gram", "tsqr"])
 @pytest.mark.parametrize("average", [False, True])

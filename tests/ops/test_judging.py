@@ -72,7 +72,12 @@ def block(dice: Dice) -> tuple[Any, ...]:
 
 
 VERDICTS: dict[str, Callable[[Dice], tuple[Any, ...]]] = {
-    "judge_gradient_": lambda d: (figures(d, d.random.choice([1, 2])), d.maybe(), d.limit(), d.flag()),
+    "judge_gradient_": lambda d: (
+        figures(d, d.random.choice([1, 2])),
+        d.maybe(),
+        d.limit(),
+        d.flag(),
+    ),
     "judge_residual_": lambda d: (figures(d, 4), d.maybe(), d.flag(), d.flag(), d.flag()),
     "arm_": some_tests,
     "average_": lambda d: (d.squares(), d.limit(), d.random.randint(2, 5)),
