@@ -57,6 +57,7 @@ class NewtonIteration:
     k: int = 0
     pending: bool = False  #: whether the last step may have been one, so that this one judges
     on_line: bool = False  #: whether the block under way began with one
+    rates: Scratch[tuple[float, ...]] = ()  #: of the segments
     judged: Scratch[bool] = False  #: whether the step under way has shown its gradient
     reach: Scratch[float] = math.inf  #: largest entry that weight decay leaves
     joined: Scratch[Tensor] = field(default_factory=lambda: torch.empty(0))  #: figures of all ranks
@@ -92,6 +93,7 @@ class NewtonIteration:
 
     def rests(self, rates: tuple[float, ...]) -> bool:
         """Whether to do nothing: near a schedule's peak what a step gains is lost in the decay."""
+        self.rates = tuple(rates[group] for group in self.layout.groups)
         near_peak = self.schedule.near_peak(max(rates), self.options.rest_above)
         asks = self.options.uses_quasi_newton and self.quasi_newton.asks
         rests = near_peak and not self.pending and not asks
@@ -107,13 +109,15 @@ class NewtonIteration:
     def see_gradient(self, gradients: Gradients) -> Tensor | None:
         """Keep g; whether the base step is to be left out, since g rejects a pending step."""
         if self.judged:  # a closure that is called again, at another point
-            return self._rejected if self.pending and not self.quasi_newton.active else None
+            if self.quasi_newton.active:
+                return self.quasi_newton.left_out
+            return self._rejected if self.pending else None
         present = gradients.gather(self.layout, self.point, self.gradient)
         self.judged = present or self.layout.ranks is not None  # others may have gradients
         self.history.present = present
         if self.quasi_newton.active:
             self.reach = gradients.reach
-            return None
+            return self._judge_exact_step()
         if not self.pending or not self.judged:
             return None
         o, v = self.options, self.verdicts
@@ -134,7 +138,7 @@ class NewtonIteration:
             v.number.skipped_no_gradient += 1
             return
         if self.quasi_newton.active:
-            self._take_exact_step(rates)
+            self._take_exact_step()
             return
         pending, self.pending = self.pending, False
         if pending:  # a rejected step is as if it had not been
@@ -196,15 +200,19 @@ class NewtonIteration:
         v.now.slope.copy_(slope)
         v.when.limited.copy_(limited)
 
-    def _take_exact_step(self, rates: tuple[float, ...]) -> None:
-        """Gradients repeat: a quasi-Newton step in place of the base step."""
+    def _judge_exact_step(self) -> Tensor:
+        """Whether the base optimizer is not to see the gradient, where gradients repeat."""
         moved = None
         if self.pending:
             moved = self.layout.differ(self.point, self.left_at, self.largest)
-        for rate, start, stop in zip(rates, *self.layout.bounds, strict=True):
+        for rate, start, stop in zip(self.rates, *self.layout.bounds, strict=True):
             if not rate:  # what the base optimizer does not move stays where it is
                 self.gradient[start:stop].zero_()
-        self.sizes = self.quasi_newton.step(moved, min(self.reach, self.layout.limit))
+        return self.quasi_newton.judge(moved)
+
+    def _take_exact_step(self) -> None:
+        """Gradients repeat: a quasi-Newton step in place of the base step."""
+        self.sizes = self.quasi_newton.step(min(self.reach, self.layout.limit))
         self.pending, self.on_line = self.quasi_newton.active, False
 
     def _join(self, moved: Tensor) -> tuple[Tensor, Tensor]:

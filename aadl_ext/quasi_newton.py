@@ -8,9 +8,10 @@ r         what the base optimizer would do
 
 Each step is judged by the next training gradient (``ops.judge_line_``): no closure, no loss. A
 point that is not good is left for one nearer to w0 on the same line. The base optimizer steps
-along, so that its state is that of the present gradients, and its move is undone. Nothing here
-waits for a device: ``active``, what the host knows, follows ``verdicts.when.exact`` some steps
-late, and where that is false already the moves of the base optimizer stand.
+along at points that stand, so that its state is that of the present gradients, and its move is
+undone. Now and then it has a trial (``Race``). Nothing here waits for a device: ``active``, what
+the host knows, follows ``verdicts.when.exact`` some steps late, and where that is false already the
+moves of the base optimizer stand.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from . import ops
 from .block_history import BlockHistory
 from .buffers import zeros
 from .parameters import Layout
+from .race import Race
 from .state import Scratch
 from .trust_region import Delayed
 
 FIRST, WAIT, LONGER = 2, 16, 16  # the step that asks; steps until the next; how many times as many
-OPENING = 4  # base steps before the first quasi-Newton step
 HOLD = 32  # steps between two that ask again
-FOLLOW = 8  # steps between two looks of the host
+FOLLOW = 4  # steps between two looks of the host
 GROWTH = 4.0  # longest step, in units of the last one
 STEEPER = 10.0  # growth of the gradient in a step that is good
 
@@ -52,12 +53,15 @@ class QuasiNewton:
     metric: Tensor  #: [m, m] S S^T
     curvature: Tensor  #: [m, m] S Y^T
     gradient_metric: Tensor  #: [m, m] Y Y^T
+    race: Race
+    left_out: Tensor  #: [] bool, whether the base optimizer has not seen g
     active: bool = False  #: whether the host knows that gradients repeat
     age: int = 0  #: steps since then
     until: int = FIRST  #: steps until one asks
     wait: int = WAIT  #: and until the next one does
     asked: int = 0  #: 1: the last step has asked; 2: the answer is on its way to the host
     known: Delayed = field(default_factory=Delayed)
+    slot: Scratch[int] = 0  #: of the newest pair
 
     @classmethod
     def empty(
@@ -86,6 +90,8 @@ class QuasiNewton:
             metric=zeros((m, m), torch.float64, layout.device),
             curvature=zeros((m, m), torch.float64, layout.device),
             gradient_metric=zeros((m, m), torch.float64, layout.device),
+            race=Race.empty(layout.device, start=history.last_point, gradient=history.sums[1]),
+            left_out=zeros((), torch.bool, layout.device),
         )
 
     @property
@@ -123,12 +129,15 @@ class QuasiNewton:
     def _begin(self) -> None:
         self.active, self.age = True, 0
         self.history.clear()
+        self.race.begin()
         self.verdicts.now.tries.zero_()
         for matrix in (self.metric, self.curvature, self.gradient_metric):
             matrix.zero_()
 
     def end(self) -> None:
         """Leave the parameters to the base optimizer; ask again after some time."""
+        if self.race.decided(self.age):  # the base optimizer is the faster one
+            self.wait *= LONGER
         self.active, self.asked, self.until, self.wait = False, 0, self.wait, 2 * self.wait
         self.history.clear()
         when = self.verdicts.when
@@ -137,33 +146,38 @@ class QuasiNewton:
 
     # ---- steps while they do ------------------------------------------------------------------
 
-    def step(self, moved: Tensor | None, reach: float) -> Tensor:
-        """Take in (w, g), judge the step that led here, and take the next.
+    def judge(self, moved: Tensor | None) -> Tensor:
+        """Take in (w, g), and judge the step that led here.
 
-        ``moved``: ``[]`` bool, whether something else has moved the parameters. ``reach``: the
-        largest entry that they may have. Returns the ``[2]`` sizes of ``ops.extrapolate_``.
+        ``moved``: ``[]`` bool, whether something else has moved the parameters. Returns ``[]``
+        bool, whether the base optimizer is not to see g: w does not stand.
+        """
+        v, when, ends = self.verdicts, self.verdicts.when, (0, self.layout.padded)
+        last_gradient, next = self.history.last_gradient, self.next
+        self.age += 1
+        self.slot = self.age % len(self.step_rows)
+        change = ops.squared_norm([torch.sub(self.gradient, last_gradient, out=next)])
+        self.gradient_rows[self.slot] = next
+        self.step_rows[self.slot] = torch.sub(self.point, self.fallback, out=next)
+        figures = ops.cross_products(self.gradient[None], (self.gradient, self.direction), ends)
+        hold = self.age % HOLD == 0 and not self.race.tries(self.age)
+        pending = when.pending & ~when.held
+        ops.judge_line_(*v.tensors, figures, change, moved, self.race.by_base, STEEPER, hold)
+        self.race.follow(v, pending, figures[0, 0, 1])
+        self.left_out.copy_(when.exact & ~when.ready)
+        return self.left_out
+
+    def step(self, reach: float) -> Tensor:
+        """Take the next step. ``reach``: the largest entry that the parameters may have.
+
+        Returns the ``[2]`` sizes of ``ops.extrapolate_``.
         """
         v, when, ends = self.verdicts, self.verdicts.when, (0, self.layout.padded)
         last_gradient, direction, next = self.history.last_gradient, self.direction, self.next
-        self.age += 1
-        opens, opened = self.age <= OPENING, 1 < self.age <= OPENING + 1
-        slot = self.age % len(self.step_rows)
-        change = ops.squared_norm([torch.sub(self.gradient, last_gradient, out=next)])
-        self.gradient_rows[slot] = next
-        self.step_rows[slot] = torch.sub(self.point, self.fallback, out=next)
-        figures = ops.cross_products(self.gradient[None], (self.gradient, direction), ends)
-        ops.judge_line_(
-            *v.tensors,
-            figures,
-            change,
-            moved,
-            growth=STEEPER,
-            base=opened,
-            hold=self.age % HOLD == 0,
-        )
         ops.gather((self.point,), self.fallback, when=when.ready)
         ops.gather((self.gradient,), last_gradient, when=when.ready)
-        solution = self._solve(slot)
+        self.race.look(self.age, v, self.fallback, last_gradient, way=next)
+        solution = self._solve(self.slot)
         direction.mul_(v.now.share)
         for rows, coefficients in (
             (last_gradient[None], solution.gradient),
@@ -174,7 +188,8 @@ class QuasiNewton:
                 direction, direction, direction, 1.0, rows, coefficients, ends, accept=when.anew
             )
         blind = when.anew & (solution.gradient == 0).squeeze()  # there is no step to learn from
-        ops.gather((self._base_step(),), direction, when=blind | opens)
+        by_base = self.race.whose(self.age, when.anew)
+        ops.gather((self._base_step(),), direction, when=blind | by_base & when.anew)
         slope = ops.cross_products(last_gradient[None], (direction,), ends)[0, 0, 0]
         sizes = ops.extrapolate_(
             next,
@@ -187,7 +202,7 @@ class QuasiNewton:
             accept=when.exact & ~when.held,
         )
         moves, fits = sizes[1] > 0, sizes[0] <= reach
-        ops.take_line_(*v.tensors, slope, moves, fits, base=opens)
+        ops.take_line_(*v.tensors, slope, moves, fits, by_base)
         ops.gather((self.fallback,), next, when=when.declined)
         self.layout.write(next, when=when.write)
         if self.age % FOLLOW == 0 and not self.known.exchange(when.exact.double()):

@@ -417,7 +417,7 @@ def compare_(c: Numbers, f: Numbers, n: Numbers, squared_norm: Tensor, change: T
 
 
 @_verdict(
-    "judge_line_(Tensor figures, Tensor change, Tensor? moved, float growth, bool base, bool hold)"
+    "judge_line_(Tensor figures, Tensor change, Tensor? moved, Tensor base, float growth, bool hold)"
 )
 def judge_line_(
     c: Numbers,
@@ -426,8 +426,8 @@ def judge_line_(
     figures: Tensor,
     change: Tensor,
     moved: Tensor | None,
+    base: Tensor,
     growth: float,
-    base: bool,
     hold: bool,
 ) -> None:
     """Judge the point of a quasi-Newton step by its gradient.
@@ -441,8 +441,8 @@ def judge_line_(
         figures: ``[2]`` float64, squared norm of the gradient and its slope along the step.
         change: ``[]`` float64, ``|gradient - that where the step began|^2``.
         moved: ``[]`` bool, whether something else has moved the parameters; None for no.
+        base: ``[]`` bool, whether the step was the base optimizer's, which may rise.
         growth: of the norm of the gradient over its recent one.
-        base: whether the step was the base optimizer's, which stands.
         hold: whether to stay a step at a point that is good, to see whether the gradient repeats.
     """
     waits, held = f.pending, f.held
@@ -453,11 +453,11 @@ def judge_line_(
     repeats = _numbers(change)[0] <= REPEATS**2 * squared_norm
     exact = f.exact & (f.pending | _not(waits)) & (repeats | _not(held)) & (sound | f.pending)
     judged = exact & f.pending & _not(held)
-    low = (slope <= STEEP * abs(c.slope)) & (norm <= growth * c.reference)
-    good = judged & sound & (low | base)
+    (by_base,) = _numbers(base)
+    low = (slope <= STEEP * abs(c.slope)) | by_base
+    good = judged & sound & low & (norm <= growth * c.reference)
     bad = judged & _not(good)
-    exact = exact & (sound | _not(bad & base))
-    taken = good & (not base)
+    taken = good & _not(by_base)
     n.accepted = n.accepted + taken
     n.shortened = n.shortened + (taken & (c.tries > 0))
     tries = _where(bad, c.tries + 1, _where(judged, 0.0, c.tries))
@@ -473,14 +473,15 @@ def judge_line_(
     less = _larger(_smaller(_ratio(c.slope, c.slope - slope), 0.9), 0.05)
     c.share = _where(f.anew, 0.0, _where(back, _where(sound, less, 0.1), 1.0))
     f.held = exact & (back & (c.tries == 2) | f.ready & hold)
-    c.reference = _where(f.ready, _larger(norm, 0.9 * c.reference), c.reference)
+    recent = _larger(norm, 0.9 * c.reference)
+    c.reference = _where(f.ready & _not(by_base), recent, c.reference)
     n.pairs = n.pairs + (exact & f.complete)
     f.exact = exact
 
 
-@_verdict("take_line_(Tensor slope, Tensor moves, Tensor fits, bool base)")
+@_verdict("take_line_(Tensor slope, Tensor moves, Tensor fits, Tensor base)")
 def take_line_(
-    c: Numbers, f: Numbers, n: Numbers, slope: Tensor, moves: Tensor, fits: Tensor, base: bool
+    c: Numbers, f: Numbers, n: Numbers, slope: Tensor, moves: Tensor, fits: Tensor, base: Tensor
 ) -> None:
     """Whether to go on along a direction; to stay where it leads nowhere.
 
@@ -489,16 +490,16 @@ def take_line_(
         moves: ``[]`` bool, whether its end is another point.
         fits: ``[]`` bool, whether that is one that the parameters may take; else
             quasi-Newton steps end.
-        base: whether it is the base optimizer's step.
+        base: ``[]`` bool, whether it is the base optimizer's step.
     """
-    c.slope = _numbers(slope)[0]
+    c.slope, by_base = _numbers(slope)[0], _numbers(base)[0]
     descends = c.slope < 0
     exact = f.exact & _numbers(fits)[0]
-    f.held = exact & (f.held | _not(descends & _numbers(moves)[0] | base))
+    f.held = exact & (f.held | _not(descends & _numbers(moves)[0] | by_base))
     f.declined = f.held | f.exact & _not(exact | f.ready)
     f.accepted = exact
-    f.write = exact & (not base) | f.declined
-    n.extrapolations = n.extrapolations + (exact & f.anew & descends & (not base))
+    f.write = exact | f.declined
+    n.extrapolations = n.extrapolations + (exact & f.anew & descends & _not(by_base))
     f.paired = f.paired | f.ready
     f.exact = f.pending = exact
     f.rejected = False

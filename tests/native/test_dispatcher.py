@@ -167,10 +167,10 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
     ],
     "compare_": [(*verdicts(), wide().abs(), wide().abs())],
     "judge_line_": [
-        (*verdicts(), wide(1, 1, 2).abs(), wide().abs(), None, 10.0, True, False),
-        (*verdicts(), wide(1, 1, 2).abs(), wide().abs(), NO.clone(), 10.0, False, True),
+        (*verdicts(), wide(1, 1, 2).abs(), wide().abs(), None, YES.clone(), 10.0, False),
+        (*verdicts(), wide(1, 1, 2).abs(), wide().abs(), NO.clone(), NO.clone(), 10.0, True),
     ],
-    "take_line_": [(*verdicts(), wide(), YES.clone(), YES.clone(), False)],
+    "take_line_": [(*verdicts(), wide(), YES.clone(), YES.clone(), NO.clone())],
     "judge_slope_": [(*verdicts(), wide(2), True), (*verdicts(), wide(2), False)],
     "learn_": [
         (*verdicts(), 10, wide(2).abs(), wide(2, 3).abs(), 0, 0),

@@ -84,8 +84,10 @@ VERDICTS: dict[str, Callable[[Dice], tuple[Any, ...]]] = {
     "judge_slope_": lambda d: (figures(d, 2), d.flag()),
     "learn_": block,
     "compare_": lambda d: (d.squares(), d.squares()),
-    "judge_line_": lambda d: (figures(d, 2), d.squares(), d.maybe(), d.limit(), d.flag(), d.flag()),
-    "take_line_": lambda d: (d.numbers(), torch.tensor(d.flag()), torch.tensor(d.flag()), d.flag()),
+    "judge_line_": lambda d: (
+        *(figures(d, 2), d.squares(), d.maybe(), torch.tensor(d.flag()), d.limit(), d.flag()),
+    ),
+    "take_line_": lambda d: (d.numbers(), *(torch.tensor(d.flag()) for _ in range(3))),
 }
 
 

@@ -1,0 +1,113 @@
+"""Whether quasi-Newton steps or those of the base optimizer gain more.
+
+The loss is never evaluated: along a step it changes by the mean of the slopes at both ends (the
+trapezoid rule). From time to time the base optimizer has a trial, and what it gains is compared with
+what as many quasi-Newton steps before it have gained. If that is more the base optimizer goes on, if
+it is a loss the parameters go back to where the trial began.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .buffers import zeros
+from .state import Scratch
+
+OPENING = 4  # base steps before the first quasi-Newton step
+FIRST, RARER = 24, 8  # steps before the first trial; how many times as many before the next
+TRIAL = 16  # steps of a trial
+LEAST = 0.25  # of what it has to gain is to be there after the first half
+STRAIGHT = 1 / 3  # likewise, by the slopes at the ends of the trial only
+SETTLES = 8  # steps after a trial, until what it has told is done
+
+
+@dataclass(eq=False)
+class Race:
+    """When trials are, and what they tell."""
+
+    start: Scratch[Tensor]  #: where the trial began, in a vector that nobody needs meanwhile
+    gradient: Scratch[Tensor]  #: that there
+    loss: Tensor  #: [3] its changes since steps began: now, at a trial's start, TRIAL steps before
+    by_base: Tensor  #: [] bool, whether the pending step is the base optimizer's
+    over: Tensor  #: [] bool, whether the trial is lost already
+    back: Tensor  #: [] bool, whether to go back to its start
+    at: int = FIRST  #: age at which the next trial begins
+
+    @classmethod
+    def empty(cls, device: torch.device, start: Tensor, gradient: Tensor) -> Race:
+        """Allocate what is small."""
+        flags = [zeros((), torch.bool, device) for _ in range(3)]
+        return cls(start, gradient, zeros((3,), torch.float64, device), *flags)
+
+    def begin(self) -> None:
+        """Nothing is known."""
+        self.at = FIRST
+        for numbers in (self.loss, self.by_base, self.over, self.back):
+            numbers.zero_()
+
+    def tries(self, age: int) -> bool:
+        """Whether the step at this age is one of a trial."""
+        return self.at <= age < self.at + TRIAL
+
+    def decided(self, age: int) -> bool:
+        """Whether a trial has ended a few steps ago."""
+        return self.at > FIRST and 0 <= age - self.at // RARER - TRIAL <= SETTLES
+
+    def whose(self, age: int, anew: Tensor) -> Tensor:
+        """``[]`` bool, whether the next step is the base optimizer's; ``anew``: or a shorter one
+        along the same line.
+        """
+        if age <= OPENING:
+            mine = anew
+        elif self.tries(age):
+            mine = anew & ~self.over
+        else:
+            mine = torch.zeros_like(anew)
+        return self.by_base.copy_(mine | self.by_base & ~anew)
+
+    def follow(self, v: ops.Verdicts, pending: Tensor, slope: Tensor) -> None:
+        """A step has been judged; ``slope``: along it, at its end."""
+        stands = pending & v.when.ready
+        self.loss[0] += torch.where(stands, (v.now.slope + slope) / 2, 0.0)
+        wild = self.by_base & pending & ~stands
+        self.over |= wild
+        self.back |= wild
+
+    def look(
+        self, age: int, v: ops.Verdicts, point: Tensor, gradient: Tensor, way: Tensor
+    ) -> None:
+        """Begin a trial, or end one; ``point`` and ``gradient`` are those that stand.
+
+        ``way`` is free to be used.
+        """
+        when, loss, at = v.when, self.loss, self.at
+        now, start, before = loss.clone().unbind()
+        if age == at - TRIAL:
+            loss[2] = now
+        elif age == at:
+            loss[1] = now
+            self.over.zero_()
+            self.back.zero_()
+            self.start.copy_(point)
+            self.gradient.copy_(gradient)
+        elif age == at + TRIAL // 2:
+            self.over |= now - start > LEAST * (start - before)
+            self.back |= self.over & (now >= start)
+        elif age == at + TRIAL:
+            self.at *= RARER
+            torch.sub(point, self.start, out=way)
+            ends = ops.cross_products(way[None], (self.gradient, gradient), (0, len(way)))
+            path, chord, goal = now - start, ends.sum() / 2, start - before
+            won = when.ready & ~self.over & (path < goal) & (chord < STRAIGHT * goal)
+            when.exact &= ~won
+            self.back |= ~(won | self.over) & ((path >= 0) | (chord >= 0))
+        if self.tries(age) or self.decided(age):
+            back = self.back & when.ready
+            ops.gather((self.start,), point, when=back)
+            ops.gather((self.gradient,), gradient, when=back)
+            loss[0] = torch.where(back, loss[1], loss[0])
+            self.back &= ~back
