@@ -1,9 +1,11 @@
 """Whether quasi-Newton steps or those of the base optimizer gain more.
 
 The loss is never evaluated: along a step it changes by the mean of the slopes at both ends (the
-trapezoid rule). From time to time the base optimizer has a trial, and what it gains is compared with
-what as many quasi-Newton steps before it have gained. If that is more the base optimizer goes on, if
-it is a loss the parameters go back to where the trial began.
+trapezoid rule). From time to time the base optimizer has a trial, and what it gains is compared
+with what as many quasi-Newton steps before it have gained. If that is more the base optimizer goes
+on, if it is a loss the parameters go back to where the trial began. Where steps jump in and out of
+steep places the rule is wrong, and finds gains; so the slopes at the two ends of the whole trial
+have to tell of a gain, too.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ class Race:
     @classmethod
     def empty(cls, device: torch.device, start: Tensor, gradient: Tensor) -> Race:
         """Allocate what is small."""
-        flags = [zeros((), torch.bool, device) for _ in range(3)]
-        return cls(start, gradient, zeros((3,), torch.float64, device), *flags)
+        by_base, over, back = (zeros((), torch.bool, device) for _ in range(3))
+        return cls(start, gradient, zeros((3,), torch.float64, device), by_base, over, back)
 
     def begin(self) -> None:
         """Nothing is known."""
@@ -77,9 +79,7 @@ class Race:
         self.over |= wild
         self.back |= wild
 
-    def look(
-        self, age: int, v: ops.Verdicts, point: Tensor, gradient: Tensor, way: Tensor
-    ) -> None:
+    def look(self, age: int, v: ops.Verdicts, point: Tensor, gradient: Tensor, way: Tensor) -> None:
         """Begin a trial, or end one; ``point`` and ``gradient`` are those that stand.
 
         ``way`` is free to be used.

@@ -15,7 +15,9 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from training import MakeOptimizer, Training, adam, momentum, same, sgd
 
 from aadl_ext import SubspaceNewton, accelerate, finish, get_accelerator, settled
+from aadl_ext.race import FIRST, TRIAL
 
+EXACT = SubspaceNewton(quasi_newton=True)
 BEGUN = 12  # steps within which they have begun
 few = pytest.mark.parametrize("make", [sgd, momentum, adam], ids=["sgd", "momentum", "adam"])
 
@@ -26,7 +28,7 @@ def exact(optimizer: Optimizer) -> bool:
 
 
 def begun(make: MakeOptimizer = sgd, **options: Any) -> Training:
-    training = Training(make, SubspaceNewton(**options), torch.float64)
+    training = Training(make, SubspaceNewton(quasi_newton=True, **options), torch.float64)
     training.run(BEGUN)
     assert exact(training.optimizer)
     return training
@@ -53,6 +55,25 @@ class Noisy:
         return self.w.detach().clone()
 
 
+def assert_resumes(make: MakeOptimizer, after: int) -> None:
+    """A run goes on from a checkpoint bit for bit."""
+    training = Training(make, EXACT, torch.float64)
+    training.run(after)
+    saved = copy.deepcopy(
+        (
+            training.model.state_dict(),
+            training.optimizer.state_dict(),
+            training.accelerator.state_dict(),
+        )
+    )
+    resumed = Training(make, EXACT, torch.float64)
+    for target, state in zip(
+        (resumed.model, resumed.optimizer, resumed.accelerator), saved, strict=True
+    ):
+        target.load_state_dict(state)
+    assert torch.equal(resumed.run(50), training.run(50))
+
+
 # ---- they converge -------------------------------------------------------------------------
 
 
@@ -74,7 +95,7 @@ class Quadratic:
         spectrum = torch.logspace(-3, 0, 10, dtype=torch.float64)
         self.hessian = axes @ torch.diag(spectrum) @ axes.T
         self.w = nn.Parameter(torch.ones(10, dtype=torch.float64))
-        self.optimizer = accelerate(make([self.w]), options or SubspaceNewton())
+        self.optimizer = accelerate(make([self.w]), options or EXACT)
 
     def step(self) -> float:
         self.w.grad = self.hessian @ self.w.detach()
@@ -99,7 +120,7 @@ def test_at_a_minimum_the_parameters_stay() -> None:
 
 def test_a_gradient_of_zero_moves_nothing() -> None:
     w = nn.Parameter(torch.ones(3))
-    optimizer = accelerate(SGD([w], lr=0.1))
+    optimizer = accelerate(SGD([w], lr=0.1), EXACT)
     for _ in range(40):
         w.grad = torch.zeros(3)
         optimizer.step()
@@ -112,7 +133,7 @@ def test_a_gradient_of_zero_moves_nothing() -> None:
 @few
 @pytest.mark.parametrize("steps", [60])
 def test_batches_cost_the_steps_that_ask_and_nothing_else(make: MakeOptimizer, steps: int) -> None:
-    noisy, plain = Noisy(make, SubspaceNewton()), Noisy(make, None)
+    noisy, plain = Noisy(make, EXACT), Noisy(make, None)
     asking = [2, 20]  # later a multiple of it
     before = noisy.w.detach().clone()
     for k in range(1, 22):
@@ -132,8 +153,8 @@ def test_batches_cost_the_steps_that_ask_and_nothing_else(make: MakeOptimizer, s
 
 def test_they_can_be_left_out() -> None:
     for options in (
-        SubspaceNewton(quasi_newton=False),
-        SubspaceNewton(safeguard=("descent", "limits")),
+        SubspaceNewton(),
+        SubspaceNewton(quasi_newton=True, safeguard=("descent", "limits")),
     ):
         training = Training(sgd, options, torch.float64)
         points = training.run(BEGUN)
@@ -151,7 +172,7 @@ def test_sums_in_another_order_are_the_same_gradient() -> None:
         training.optimizer.step()
 
     for size, repeats in ((1e-6, True), (1e-2, False)):
-        training = Training(sgd, SubspaceNewton(), torch.float64)
+        training = Training(sgd, EXACT, torch.float64)
         for _ in range(BEGUN):
             shaken(training, size)
         assert exact(training.optimizer) == repeats
@@ -204,6 +225,17 @@ def test_what_moves_the_parameters_ends_them() -> None:
 # ---- steps are judged ------------------------------------------------------------------------
 
 
+def test_the_base_optimizer_does_not_see_where_no_step_stands() -> None:
+    training = begun(adam)
+    training.closure()
+    for p in training.parameters:
+        p.grad.fill_(math.nan)
+    training.optimizer.step()
+    assert exact(training.optimizer)
+    for state in training.optimizer.state.values():
+        assert all(x.isfinite().all() for x in state.values())
+
+
 def test_a_gradient_that_is_not_finite_is_taken_back() -> None:
     training = begun()
     best = training.accelerator.iteration.fallback[: len(training.point())].clone()
@@ -228,7 +260,7 @@ def test_the_state_of_the_base_optimizer_follows_the_gradients(make: MakeOptimiz
 def test_steps_stay_within_what_decoupled_decay_leaves() -> None:
     # The minimum is at 3, but with a decay of 1/2 Adam goes no farther than 2.
     w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
-    optimizer = accelerate(AdamW([w], lr=0.05, weight_decay=0.5))
+    optimizer = accelerate(AdamW([w], lr=0.05, weight_decay=0.5), EXACT)
     seen = []
     for _ in range(30):
         w.grad = 2 * (w.detach() - 3)
@@ -240,7 +272,7 @@ def test_steps_stay_within_what_decoupled_decay_leaves() -> None:
 
 def test_decay_in_the_loss_is_a_part_of_the_minimum() -> None:
     w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
-    optimizer = accelerate(SGD([w], lr=0.05, weight_decay=0.5))
+    optimizer = accelerate(SGD([w], lr=0.05, weight_decay=0.5), EXACT)
     for _ in range(60):
         w.grad = w.detach() - 3
         optimizer.step()
@@ -252,7 +284,9 @@ def test_a_group_whose_rate_is_zero_stays() -> None:
     torch.manual_seed(0)
     a, b = (nn.Parameter(torch.randn(3, dtype=torch.float64)) for _ in range(2))
     frozen = nn.Parameter(torch.ones(2, dtype=torch.float64), requires_grad=False)
-    optimizer = accelerate(SGD([{"params": [a, frozen]}, {"params": [b], "lr": 0.0}], lr=0.05))
+    optimizer = accelerate(
+        SGD([{"params": [a, frozen]}, {"params": [b], "lr": 0.0}], lr=0.05), EXACT
+    )
     before = b.detach().clone()
     for _ in range(60):
         optimizer.zero_grad()
@@ -261,6 +295,62 @@ def test_a_group_whose_rate_is_zero_stays() -> None:
     assert exact(optimizer)
     assert torch.equal(b.detach(), before)
     assert torch.equal(frozen, torch.ones_like(frozen))
+
+
+# ---- the base optimizer has trials -----------------------------------------------------------
+
+
+class Coordinates(Optimizer):
+    """Takes an eighth of the coordinates a share of the way to the minimum of a quadratic."""
+
+    def __init__(self, w: nn.Parameter, spectrum: Tensor, rate: float) -> None:
+        super().__init__([w], {"lr": rate})
+        self.w, self.spectrum, self.first = w, spectrum, 0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        if self.w.grad is not None:
+            part = slice(self.first, None, 8)
+            self.w[part] -= self.param_groups[0]["lr"] * self.w.grad[part] / self.spectrum[part]
+            self.first = (self.first + 1) % 8
+
+
+class Raced:
+    """A quadratic of condition 1e6 in 200 dimensions; what it was like at each age of the race."""
+
+    def __init__(self, rate: float, steps: int) -> None:
+        spectrum = torch.logspace(-6, 0, 200, dtype=torch.float64)
+        w = nn.Parameter(spectrum.rsqrt())
+        self.optimizer = accelerate(Coordinates(w, spectrum, rate), EXACT)
+        self.began: dict[int, Tensor] = {}  # where the step began
+        self.losses: dict[int, float] = {}  # where it led
+        iteration = get_accelerator(self.optimizer).iteration
+        for _ in range(steps):
+            w.grad = spectrum * w.detach()
+            self.optimizer.step()
+            age = iteration.quasi_newton.age
+            self.began[age] = iteration.fallback[:200].clone()
+            self.losses[age] = (spectrum * w.detach().square()).sum().item() / 2
+
+
+def test_it_goes_on_where_it_gains_more() -> None:
+    raced = Raced(0.6, FIRST + TRIAL + 10)
+    assert not exact(raced.optimizer)
+    assert not get_accelerator(raced.optimizer).iteration.quasi_newton.active
+    assert raced.losses[FIRST + TRIAL] < 0.05 * raced.losses[FIRST - 1]
+
+
+def test_a_trial_that_loses_is_undone() -> None:
+    raced = Raced(2.2, FIRST + TRIAL + 10)  # it diverges
+    assert exact(raced.optimizer)
+    assert raced.losses[FIRST + TRIAL // 2 - 1] > raced.losses[FIRST - 1]
+    assert torch.equal(raced.began[FIRST], raced.began[FIRST + TRIAL // 2])
+
+
+@few
+@pytest.mark.parametrize("after", [1, TRIAL // 2, TRIAL, TRIAL + 3])
+def test_a_trial_goes_on_from_a_checkpoint(make: MakeOptimizer, after: int) -> None:
+    assert_resumes(make, FIRST + after)
 
 
 # ---- what is pending, and checkpoints -------------------------------------------------------
@@ -292,26 +382,12 @@ def test_the_end_is_a_judged_point() -> None:
 @few
 @pytest.mark.parametrize("after", [1, 2, 3, 5, 8, 16, 30, 60])
 def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(make: MakeOptimizer, after: int) -> None:
-    training = Training(make, SubspaceNewton(), torch.float64)
-    training.run(after)
-    saved = copy.deepcopy(
-        (
-            training.model.state_dict(),
-            training.optimizer.state_dict(),
-            training.accelerator.state_dict(),
-        )
-    )
-    resumed = Training(make, SubspaceNewton(), torch.float64)
-    for target, state in zip(
-        (resumed.model, resumed.optimizer, resumed.accelerator), saved, strict=True
-    ):
-        target.load_state_dict(state)
-    assert torch.equal(resumed.run(50), training.run(50))
+    assert_resumes(make, after)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_narrow_parameters_end_no_worse(dtype: torch.dtype) -> None:
-    fast = Training(sgd, SubspaceNewton(), dtype)
+    fast = Training(sgd, EXACT, dtype)
     plain = Training(sgd, None, dtype)
     fast.run(200), plain.run(200)
     finish(fast.optimizer)
@@ -319,8 +395,8 @@ def test_narrow_parameters_end_no_worse(dtype: torch.dtype) -> None:
 
 
 def test_a_closure_is_called_once_a_step() -> None:
-    training = Training(partial(Adam, lr=0.02), SubspaceNewton(), torch.float64)
-    twin = Training(partial(Adam, lr=0.02), SubspaceNewton(), torch.float64)
+    training = Training(partial(Adam, lr=0.02), EXACT, torch.float64)
+    twin = Training(partial(Adam, lr=0.02), EXACT, torch.float64)
     calls: list[Callable[..., Any]] = []
 
     def once() -> None:

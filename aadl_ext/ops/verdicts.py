@@ -417,7 +417,8 @@ def compare_(c: Numbers, f: Numbers, n: Numbers, squared_norm: Tensor, change: T
 
 
 @_verdict(
-    "judge_line_(Tensor figures, Tensor change, Tensor? moved, Tensor base, float growth, bool hold)"
+    "judge_line_(Tensor figures, Tensor change, Tensor? moved, Tensor base, float growth, "
+    "bool hold)"
 )
 def judge_line_(
     c: Numbers,
