@@ -75,7 +75,7 @@ def test_subspace_newton(
     storage: Storage, block_end: float, memory_format: torch.memory_format
 ) -> None:
     """An ordinary step, one that judges, one that ends a block."""
-    options = SubspaceNewton(adaptive_blocks=False, storage=storage)
+    options = SubspaceNewton(adaptive_blocks=False, quasi_newton=False, storage=storage)
     found = moved(options, memory_format)
     assert sorted(found)[CYCLE // 2] <= 56.1
     assert sorted(found)[-2] <= 105
