@@ -11,11 +11,15 @@ import torch
 
 GALLERY = Path(__file__).resolve().parents[1] / "examples" / "gallery"
 EXAMPLES = sorted(path for path in GALLERY.glob("*.py") if path.stem != "picture")
-STARTS_PROCESSES = ("data_parallel",)  # which import the program
+STARTS_PROCESSES = ("data_parallel",)  # that import the program
+RUN = [
+    pytest.param(path, marks=[pytest.mark.thorough] * (path.stem in STARTS_PROCESSES))
+    for path in EXAMPLES
+]
 NEEDS = {"hugging_face": ["transformers", "accelerate"], "lightning_module": ["lightning"]}
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("example", RUN, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("default")  # of frameworks
 def test_example_runs(
     example: Path,
