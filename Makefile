@@ -118,7 +118,7 @@ wheel: .venv/ready
 	ls dist
 	build/wheel/bin/$(PIP) -r requirements.txt dist/*.whl
 	cp -r tests pyproject.toml build/wheel/
-	cd build/wheel && AADL_EXT_NATIVE=1 OMP_NUM_THREADS=1 bin/pytest -q --numprocesses auto --dist loadgroup $(ARGS) \
+	cd build/wheel && AADL_EXT_NATIVE=1 OMP_NUM_THREADS=1 bin/pytest -q --numprocesses auto --dist loadgroup --thorough $(ARGS) \
 		tests/native tests/test_command_line.py tests/test_settled.py tests/test_stats.py \
 		tests/test_demo.py::test_processes_train_as_this_one_would \
 		tests/test_paper_problems.py::test_the_command_trains_and_reports

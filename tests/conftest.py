@@ -9,7 +9,7 @@ settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz", type=int, default=10, help="fuzzed trainings of each kind [10]")
+    parser.addoption("--fuzz", type=int, help="fuzzed trainings of each kind [5, thorough 10]")
     parser.addoption("--thorough", action="store_true", help="also what other tests show, too")
 
 
@@ -26,4 +26,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "fuzz" in metafunc.fixturenames:
-        metafunc.parametrize("fuzz", range(metafunc.config.getoption("fuzz")))
+        usual = 10 if "AADL_THOROUGH" in os.environ else 5
+        metafunc.parametrize("fuzz", range(metafunc.config.getoption("fuzz") or usual))

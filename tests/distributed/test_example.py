@@ -16,7 +16,7 @@ import pytest
 import aadl_ext
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fsdp2.py"
-pytestmark = pytest.mark.xdist_group("example of ranks")
+pytestmark = [pytest.mark.xdist_group("example of ranks"), pytest.mark.thorough]
 OPTIONS = "--steps 34 --batch 16 --save-every 10 --timeout 60"
 
 

@@ -57,8 +57,9 @@ ANDERSON = replace(DESCENDING, safeguard=("residual", "limits"))
 AVERAGED = replace(ANDERSON, solver="tsqr", average=True)
 METHODS: dict[str, Method] = {"newton": NEWTON, "anderson": ANDERSON, "averaged": AVERAGED}
 TOLD = ("accepted", "dropped", "rejected", "skipped", "restarts")
-STEPS = 60  # as far as they are compared, but for FSDP2 over two ranks: 200
 THOROUGH = "AADL_THOROUGH" in os.environ
+STEPS = 60  # as far as they are compared
+LONG = 200 if THOROUGH else STEPS  # FSDP2 over two ranks
 CASES: dict[str, tuple[tuple[int, ...], Callable[[], Result]]] = {}
 
 
@@ -262,7 +263,7 @@ def stages(method: Method) -> Result:
 
 for kind, method in METHODS.items():
     for dtype, name in FLOATS.items():
-        run = partial(fsdp2, momentum, method, dtype, 200)
+        run = partial(fsdp2, momentum, method, dtype, LONG)
         narrow = dtype is torch.float32 and kind != "newton"
         case(f"fsdp2 {name} momentum {kind}", run, 2, thorough=narrow)
     case(f"without kernels {kind}", partial(without_kernels, method), 2)
@@ -276,7 +277,7 @@ for kind, method in METHODS.items():
     case(f"stages {kind}", partial(stages, method), 4)
 for kind in ("newton", "anderson"):
     method = METHODS[kind]
-    run = partial(fsdp2, adam, method, torch.float64, 200)
+    run = partial(fsdp2, adam, method, torch.float64, LONG)
     case(f"fsdp2 float64 adam {kind}", run, 2, thorough=kind == "anderson")
     case(f"tensor parallel by tensor {kind}", partial(tensor_parallel, method, 1, "tensor"), 2)
     case(f"fsdp1 flat {kind}", partial(fsdp1, method, False), 2)
@@ -583,7 +584,7 @@ def checkpoints(method: Method, parallel: str) -> Result:
 
 for kind, method in METHODS.items():
     for way in RESUMED:
-        thorough = kind != "newton" and (way, kind) != ("fsdp2", "averaged")
+        thorough = (way, kind) not in (("fsdp2", "newton"), ("ddp", "newton"), ("2-d", "averaged"))
         case(f"checkpoints {way} {kind}", partial(checkpoints, method, way), 4, thorough=thorough)
 
 for kind in ("newton", "anderson", "averaged"):
