@@ -98,12 +98,15 @@ def train(
     share: tuple[int, int] = (0, 1),
     after: Callable[[], object] = lambda: None,
     closure: bool = False,
+    full: bool = False,
 ) -> None:
-    """Steps on a share of the same global batches."""
+    """Steps on a share of the same global batches; ``full``: of one, at all steps."""
     generator = torch.Generator().manual_seed(7)
     dtype = next(model.parameters()).dtype
     index, count = share
     for _ in range(steps):
+        if full:
+            generator.manual_seed(7)
         inputs, targets = (x[index::count] for x in batch(dtype, generator))
 
         def evaluate(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
@@ -203,13 +206,28 @@ def split(model: nn.Module, shards: int) -> None:
         fully_shard(model, mesh=both["outer"])
 
 
-def tensor_parallel(method: Method, shards: int, scope: str = "all", steps: int = STEPS) -> Result:
+def tensor_parallel(method: Method, shards: int, scope: str = "all") -> Result:
     method, dtype = replace(method, scope=scope), torch.float64
     model, (rank, ranks) = Net(dtype), here()
     split(model, shards)
     optimizer = accelerate(momentum(model.parameters(), foreach=False), method)
-    train(model, optimizer, steps, (rank // (ranks // shards), shards))
-    return compared(model, optimizer, alone(momentum, method, dtype, steps, foreach=False))
+    train(model, optimizer, STEPS, (rank // (ranks // shards), shards))
+    return compared(model, optimizer, alone(momentum, method, dtype, STEPS, foreach=False))
+
+
+def descending(parallel: str) -> Result:
+    """On full batches, where extrapolations lead downhill often enough; a ridge, as rows repeat."""
+    method = replace(DESCENDING, reg_acc=0.01)
+    model, reference = Net(torch.float64), Net(torch.float64)
+    single = accelerate(momentum(reference.parameters(), foreach=False), method)
+    train(reference, single, STEPS, full=True)
+    if parallel == "fsdp2":
+        fully_shard(model, mesh=mesh(here()[1]))
+    else:
+        split(model, 1)
+    optimizer = accelerate(momentum(model.parameters(), foreach=False), method)
+    train(model, optimizer, STEPS, here() if parallel == "fsdp2" else (0, 1), full=True)
+    return compared(model, optimizer, whole(reference))
 
 
 def fsdp1(method: Method, original: bool) -> Result:
@@ -285,8 +303,8 @@ for kind in ("newton", "anderson"):
     case(f"zero outer {kind}", partial(zero, method, False), 2)
     case(f"ddp {kind}", partial(ddp, method, False), 2)
     case(f"ddp with a group {kind}", partial(ddp, method, True), 2)
-case("fsdp2 descending", partial(fsdp2, momentum, DESCENDING, torch.float64, 100), 2)
-case("tensor parallel descending", partial(tensor_parallel, DESCENDING, 1, steps=100), 2)
+case("fsdp2 descending", partial(descending, "fsdp2"), 2)
+case("tensor parallel descending", partial(descending, "tensor parallel"), 2)
 COMPARED = tuple(CASES)
 
 
