@@ -1,5 +1,5 @@
 # make demo      train with and without acceleration; options: make demo ARGS="--data FILE.csv"
-# make test      the whole test suite
+# make test      the test suite; ARGS=--thorough more of it, as in CI
 # make fallback  the iteration without the compiled library; tests/ops run both ways anyway
 # make check     linters and type checks
 # make docs      the documents as a site that opens from disk: build/site/index.html
@@ -60,7 +60,7 @@ compat: .venv/ready
 		$(COMPAT)/$(PIP) -c requirements.txt "$$package" || echo "not installed: $$package"; done
 	$(COMPAT)/python -c "import torchvision" 2>/dev/null || $(COMPAT)/pip uninstall --quiet --yes torchvision
 	AADL_COMPAT_RESULTS=research/results/compat.json OMP_NUM_THREADS=1 \
-		$(COMPAT)/python -m pytest --numprocesses auto --dist loadgroup tests/compat/frameworks $(ARGS)
+		$(COMPAT)/python -m pytest --numprocesses auto --dist loadgroup --thorough tests/compat/frameworks $(ARGS)
 	$(COMPAT)/python -m pytest -q tests/test_gallery.py tests/test_documents.py -k "runs"
 	$(BIN)/python tests/compat/frameworks/table.py
 
@@ -118,7 +118,7 @@ wheel: .venv/ready
 	ls dist
 	build/wheel/bin/$(PIP) -r requirements.txt dist/*.whl
 	cp -r tests pyproject.toml build/wheel/
-	cd build/wheel && AADL_EXT_NATIVE=1 OMP_NUM_THREADS=1 bin/pytest -q --numprocesses auto --dist loadgroup $(ARGS) \
+	cd build/wheel && AADL_EXT_NATIVE=1 OMP_NUM_THREADS=1 bin/pytest -q --numprocesses auto --dist loadgroup --thorough $(ARGS) \
 		tests/native tests/test_command_line.py tests/test_settled.py tests/test_stats.py \
 		tests/test_demo.py::test_processes_train_as_this_one_would \
 		tests/test_paper_problems.py::test_the_command_trains_and_reports

@@ -189,6 +189,10 @@ def native_build() -> dict[str, Any]:
     class BuildIfPossible(BuildExtension):
         """Turns a failed build into a pure-Python install, unless that was ruled out."""
 
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            self.build_temp = "build/temp"  # an editable install has another each time
+
         def build_extension(self, ext: Any) -> None:
             objects = cuda_objects(Path(self.build_temp))
             if objects:

@@ -185,8 +185,11 @@ def check_branches(counts: Counter[str], steps: int, safeguard: str | None, aver
 def test_trajectory_is_that_of_the_dense_algorithm(
     frequency: int, store_each_nth: int, safeguard: str | None, average: bool
 ) -> None:
+    # Each mixing with one of the depths, another one in each cell of the two grids: all pairs of
+    # options meet, at a third of the runs.
     mixings = [("paper", 0.1), ("paper", 1.0), ("anderson", 0.1)]  # at 1 they are the same
-    cases = list(product(mixings, (1, 3, 8)))
+    turn = (frequency + store_each_nth) % 3
+    cases = list(zip(mixings, [(1, 3, 8)[(i + turn) % 3] for i in range(3)], strict=True))
     counts: Counter[str] = Counter()
     for (mixing, relaxation), history_depth in cases:
         counts += compare(

@@ -231,6 +231,7 @@ def test_the_papers_file_is_read_and_trained_on(
     assert {run["part"] for run in content["runs"]} == {"paper"}
 
 
+@pytest.mark.thorough  # they import torch anew
 def test_processes_train_as_this_one_would(tmp_path: Path) -> None:
     assert main(["demo", "--only", "mini-batch", "--seeds", "1", "--out", str(tmp_path)]) == 0
     base, _ = json.loads((tmp_path / "demo.json").read_text())["runs"]

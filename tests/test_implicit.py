@@ -15,11 +15,17 @@ from aadl_ext import AndersonMixing, fixed_point
 TIGHT = {"tol": 1e-14, "abs_tol": 1e-14}
 
 
-def parameters(complex_: bool = False) -> tuple[Tensor, Tensor]:
+def parameters(
+    dtype: torch.dtype = torch.float64, samples: int = 3, size: int = 5
+) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
-    dtype = torch.complex128 if complex_ else torch.float64
-    W, b = torch.randn(5, 5, dtype=dtype) / 5, torch.randn(3, 5, dtype=dtype)
+    W, b = torch.randn(size, size, dtype=dtype) / size, torch.randn(samples, size, dtype=dtype)
     return W.requires_grad_(), b.requires_grad_()
+
+
+def few(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """For differences in each of them."""
+    return parameters(dtype, samples=2, size=3)
 
 
 def solution(W: Tensor, b: Tensor, **options: Any) -> Tensor:
@@ -29,7 +35,7 @@ def solution(W: Tensor, b: Tensor, **options: Any) -> Tensor:
 
 @pytest.mark.parametrize("method", [AndersonMixing(), AndersonMixing(kind="I", relaxation=0.7)])
 def test_implicit_gradients_are_those_of_differences(method: AndersonMixing) -> None:
-    assert gradcheck(lambda *p: solution(*p, method=method), parameters())
+    assert gradcheck(lambda *p: solution(*p, method=method), few())
 
 
 def test_implicit_gradients_of_complex_maps() -> None:
@@ -37,7 +43,7 @@ def test_implicit_gradients_of_complex_maps() -> None:
         x0 = torch.zeros_like(b)
         return fixed_point(lambda x: (x @ W).sin() / 2 + b, x0, **TIGHT).solution
 
-    assert gradcheck(solve, parameters(complex_=True))
+    assert gradcheck(solve, few(torch.complex128))
 
 
 def test_implicit_gradients_of_pytrees_and_through_what_is_before_and_after() -> None:
@@ -51,7 +57,7 @@ def test_implicit_gradients_of_pytrees_and_through_what_is_before_and_after() ->
         found = fixed_point(f, x0, **TIGHT).solution
         return found["u"].square() + found["v"]
 
-    assert gradcheck(solve, parameters())
+    assert gradcheck(solve, few())
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own rules use it
@@ -91,7 +97,7 @@ def test_phantom_gradients_are_differentiable_again() -> None:
     def solve(W: Tensor, b: Tensor) -> Tensor:
         return solution(W, b, gradient="phantom", gradient_terms=80)
 
-    assert gradgradcheck(solve, parameters(), atol=1e-4)
+    assert gradgradcheck(solve, few(), atol=1e-4)
 
 
 @pytest.mark.parametrize("gradient", ["implicit", "truncated"])

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.optim import SGD
 
 import aadl_ext
 from aadl_ext import Anderson, Storage, SubspaceNewton, accelerate, get_accelerator
+from aadl_ext.__main__ import main
 from aadl_ext.ops import library
 from aadl_ext.ops.traffic import Traffic
 
@@ -72,15 +73,24 @@ def test_the_size_of_a_model_does_not_matter(method: aadl_ext.SubspaceNewton | A
     assert large.vectors == pytest.approx(small.vectors, rel=0.1)
 
 
-def run(arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "aadl_ext", "plan", *arguments.split()]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+@pytest.fixture
+def ranks() -> Iterator[None]:
+    """The command makes a process group of ranks that are not there."""
+    assert not dist.is_initialized()
+    yield
+    dist.destroy_process_group()
 
 
-def test_the_command_counts_for_any_number_of_ranks() -> None:
-    told = run("--parameters 1e12 --dtype bfloat16 --mesh r8x512 --step 2 --set history_depth=4")
-    assert told.returncode == 0, told.stderr
-    rows = dict(line.split(maxsplit=1) for line in told.stdout.splitlines())
+def plan(arguments: str) -> int:
+    return main(["plan", *arguments.split()])
+
+
+def test_the_command_counts_for_any_number_of_ranks(
+    ranks: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mesh = "--mesh r8x512 --step 2 --set history_depth=4"
+    assert plan(f"--parameters 1e12 --dtype bfloat16 {mesh}") == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert rows["ranks"] == "4,096"
     assert rows["entries"] == "1.95312e+09"  # copies do not divide them
     assert rows["collectives"] == "0.2"  # two in a block of ten steps
@@ -97,7 +107,8 @@ def test_the_command_counts_for_any_number_of_ranks() -> None:
         ("--parameters 10 --set history_depth=0", "history_depth is 0"),
     ],
 )
-def test_what_cannot_be_planned_is_told(arguments: str, reason: str) -> None:
-    told = run(arguments)
-    assert told.returncode == 2
-    assert reason in told.stderr
+def test_what_cannot_be_planned_is_told(
+    arguments: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan(arguments) == 2
+    assert reason in capsys.readouterr().err

@@ -6,6 +6,7 @@ import gc
 import json
 import weakref
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.optim.lr_scheduler import StepLR
 from training import (
     JUMPY,
     NEWTON,
+    VARIANTS,
     MakeOptimizer,
     Method,
     Training,
@@ -306,22 +308,27 @@ def test_reset_forgets_everything_but_moves_nothing(solver: str, average: bool) 
     assert torch.equal(training.run(8), fresh.run(8))
 
 
-@pytest.mark.parametrize("scheduled", [False, True])
-@guards
-@variants
-def test_a_forgotten_optimizer_is_collected_with_its_accelerator(
-    safeguard: str | None, scheduled: bool, options: Method
-) -> None:
-    training = Training(adam, replace(options, safeguard=safeguard))
-    scheduler = StepLR(training.optimizer, 3) if scheduled else None
-    for _ in range(7):
-        step(training)
-    history = training.accelerator.iteration.history
-    watched = (training.optimizer, training.accelerator, history.step_rows)
-    references = [weakref.ref(x) for x in watched]
-    del training, watched, history, scheduler
-    gc.collect()
-    assert [reference() for reference in references] == [None, None, None]
+def test_a_forgotten_optimizer_is_collected_with_its_accelerator() -> None:
+    def train(scheduled: bool, options: Method) -> list[weakref.ref[Any]]:
+        training = Training(adam, options)
+        scheduler = StepLR(training.optimizer, 3) if scheduled else None
+        for _ in range(7):
+            step(training)
+        assert scheduler is None or scheduler.optimizer is training.optimizer
+        history = training.accelerator.iteration.history
+        return [
+            weakref.ref(x) for x in (training.optimizer, training.accelerator, history.step_rows)
+        ]
+
+    cases = {
+        (scheduled, guard, name): train(scheduled, replace(options, safeguard=guard))
+        for scheduled, guard, (name, options) in product(
+            (False, True), ("residual", "loss", None), VARIANTS.items()
+        )
+    }
+    gc.collect()  # of all objects of the process: once
+    held = [case for case, references in cases.items() if any(x() for x in references)]
+    assert not held
 
 
 @methods

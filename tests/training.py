@@ -45,6 +45,11 @@ methods = pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
 variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 
 
+def some(*values: Any) -> list[Any]:
+    """Parameters of a test that are tried with ``--thorough`` only."""
+    return [pytest.param(value, marks=pytest.mark.thorough) for value in values]
+
+
 def as_if_exact(optimizer: Optimizer) -> None:
     """Let rows of narrow parameters count though they are little more than rounding."""
     layout = get_accelerator(optimizer).layout

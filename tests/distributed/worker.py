@@ -1,11 +1,15 @@
-"""One rank of the tests in this folder: runs all cases for its number of ranks, writes what came.
+"""The ranks of the tests in this folder: they run all cases for their number, and write what came.
 
-torchrun --standalone --nproc-per-node 2 tests/distributed/worker.py FOLDER [NAME ...]
+    python tests/distributed/worker.py FOLDER RANKS [NAME ...]
+
+Ranks are forks of one process, which imports torch for all. ``AADL_THOROUGH`` in the environment
+adds cases, see ``--thorough``.
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import sys
@@ -31,11 +35,13 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
+from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, Optimizer
 
 import aadl_ext
 from aadl_ext import Anderson, SubspaceNewton, accelerate, get_accelerator
+from aadl_ext.ops import library
 from aadl_ext.ranks import local
 
 Result = dict[str, Any]
@@ -51,13 +57,16 @@ ANDERSON = replace(DESCENDING, safeguard=("residual", "limits"))
 AVERAGED = replace(ANDERSON, solver="tsqr", average=True)
 METHODS: dict[str, Method] = {"newton": NEWTON, "anderson": ANDERSON, "averaged": AVERAGED}
 TOLD = ("accepted", "dropped", "rejected", "skipped", "restarts")
-STEPS = 100  # as far as they are compared, but for FSDP2: 200
+THOROUGH = "AADL_THOROUGH" in os.environ
+STEPS = 60  # as far as they are compared
+LONG = 200 if THOROUGH else STEPS  # FSDP2 over two ranks
 CASES: dict[str, tuple[tuple[int, ...], Callable[[], Result]]] = {}
 
 
-def case(name: str, run: Callable[[], Result], *sizes: int) -> None:
+def case(name: str, run: Callable[[], Result], *sizes: int, thorough: bool = False) -> None:
     assert name not in CASES
-    CASES[name] = sizes, run
+    if THOROUGH or not thorough:
+        CASES[name] = sizes, run
 
 
 # ---- one problem, trained in many ways --------------------------------------------------------
@@ -89,12 +98,15 @@ def train(
     share: tuple[int, int] = (0, 1),
     after: Callable[[], object] = lambda: None,
     closure: bool = False,
+    full: bool = False,
 ) -> None:
-    """Steps on a share of the same global batches."""
+    """Steps on a share of the same global batches; ``full``: of one, at all steps."""
     generator = torch.Generator().manual_seed(7)
     dtype = next(model.parameters()).dtype
     index, count = share
     for _ in range(steps):
+        if full:
+            generator.manual_seed(7)
         inputs, targets = (x[index::count] for x in batch(dtype, generator))
 
         def evaluate(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
@@ -120,6 +132,7 @@ def whole(model: nn.Module) -> Tensor:
     return torch.cat([getattr(p, "full_tensor", lambda p=p: p)().flatten() for p in values])
 
 
+@functools.cache  # many ways are compared with one run
 def alone(make: Make, method: Method, dtype: torch.dtype, steps: int, **options: Any) -> Tensor:
     """Where a single process gets."""
     model = Net(dtype)
@@ -171,6 +184,15 @@ def fsdp2(make: Make, method: Method, dtype: torch.dtype, steps: int, *shape: in
     return compared(model, optimizer, alone(make, method, dtype, steps))
 
 
+def without_kernels(method: Method) -> Result:
+    """By the definitions, beside one process that has the kernels."""
+    with library.definitions_only():
+        model = fully_shard(Net(torch.float64), mesh=mesh(here()[1]))
+        optimizer = accelerate(momentum(model.parameters()), method)
+        train(model, optimizer, STEPS, here())
+    return compared(model, optimizer, alone(momentum, method, torch.float64, STEPS))
+
+
 def split(model: nn.Module, shards: int) -> None:
     """Tensor parallel, the norm and a bias as plain tensors or copies; with FSDP2 over shards."""
     both = mesh(shards, here()[1] // shards)
@@ -191,6 +213,21 @@ def tensor_parallel(method: Method, shards: int, scope: str = "all") -> Result:
     optimizer = accelerate(momentum(model.parameters(), foreach=False), method)
     train(model, optimizer, STEPS, (rank // (ranks // shards), shards))
     return compared(model, optimizer, alone(momentum, method, dtype, STEPS, foreach=False))
+
+
+def descending(parallel: str) -> Result:
+    """On full batches, where extrapolations lead downhill often enough; a ridge, as rows repeat."""
+    method = replace(DESCENDING, reg_acc=0.01)
+    model, reference = Net(torch.float64), Net(torch.float64)
+    single = accelerate(momentum(reference.parameters(), foreach=False), method)
+    train(reference, single, STEPS, full=True)
+    if parallel == "fsdp2":
+        fully_shard(model, mesh=mesh(here()[1]))
+    else:
+        split(model, 1)
+    optimizer = accelerate(momentum(model.parameters(), foreach=False), method)
+    train(model, optimizer, STEPS, here() if parallel == "fsdp2" else (0, 1), full=True)
+    return compared(model, optimizer, whole(reference))
 
 
 def fsdp1(method: Method, original: bool) -> Result:
@@ -242,12 +279,15 @@ def stages(method: Method) -> Result:
     return compared(model, optimizer, alone(momentum, method, dtype, STEPS))
 
 
-for dtype, name in FLOATS.items():
-    for base, make in {"momentum": momentum, "adam": adam}.items():
-        for kind in METHODS if base == "momentum" else ("newton", "anderson"):
-            case(f"fsdp2 {name} {base} {kind}", partial(fsdp2, make, METHODS[kind], dtype, 200), 2)
 for kind, method in METHODS.items():
-    case(f"fsdp2 {kind}", partial(fsdp2, momentum, method, torch.float64, STEPS), 4)
+    for dtype, name in FLOATS.items():
+        run = partial(fsdp2, momentum, method, dtype, LONG)
+        narrow = dtype is torch.float32 and kind != "newton"
+        case(f"fsdp2 {name} momentum {kind}", run, 2, thorough=narrow)
+    case(f"without kernels {kind}", partial(without_kernels, method), 2)
+for kind, method in METHODS.items():
+    run = partial(fsdp2, momentum, method, torch.float64, STEPS)
+    case(f"fsdp2 {kind}", run, 4, thorough=True)  # hsdp has as many ranks
     case(f"hsdp {kind}", partial(fsdp2, momentum, method, torch.float64, STEPS, 2, 2), 4)
     case(f"tensor parallel {kind}", partial(tensor_parallel, method, 1), 2)
     case(f"tensor parallel and fsdp2 {kind}", partial(tensor_parallel, method, 2), 4)
@@ -255,14 +295,16 @@ for kind, method in METHODS.items():
     case(f"stages {kind}", partial(stages, method), 4)
 for kind in ("newton", "anderson"):
     method = METHODS[kind]
+    run = partial(fsdp2, adam, method, torch.float64, LONG)
+    case(f"fsdp2 float64 adam {kind}", run, 2, thorough=kind == "anderson")
     case(f"tensor parallel by tensor {kind}", partial(tensor_parallel, method, 1, "tensor"), 2)
     case(f"fsdp1 flat {kind}", partial(fsdp1, method, False), 2)
     case(f"zero inner {kind}", partial(zero, method, True), 2)
     case(f"zero outer {kind}", partial(zero, method, False), 2)
     case(f"ddp {kind}", partial(ddp, method, False), 2)
     case(f"ddp with a group {kind}", partial(ddp, method, True), 2)
-case("fsdp2 descending", partial(fsdp2, momentum, DESCENDING, torch.float64, STEPS), 2)
-case("tensor parallel descending", partial(tensor_parallel, DESCENDING, 1), 2)
+case("fsdp2 descending", partial(descending, "fsdp2"), 2)
+case("tensor parallel descending", partial(descending, "tensor parallel"), 2)
 COMPARED = tuple(CASES)
 
 
@@ -538,7 +580,7 @@ RESUMED = {"fsdp2": ("hsdp", "2-d", "ddp", "alone"), "2-d": ("alone",), "ddp": (
 
 
 def checkpoints(method: Method, parallel: str) -> Result:
-    """Saved in the middle of a block, pending and not; resumed over other meshes."""
+    """Saved in the middle of a block; pending, when there is most to load, for other meshes too."""
     ended = {}
     for pending in (False, True):
         first = Run(method, parallel)
@@ -548,7 +590,7 @@ def checkpoints(method: Method, parallel: str) -> Result:
         step, folder = first.step, Path(sys.argv[1], f"{method} {parallel} {pending}"[-60:])
         first.save(folder)
         end = first.go(15)
-        for other in (parallel, *RESUMED[parallel]):
+        for other in (parallel, *(RESUMED[parallel] if pending else ())):
             again = Run(method, other)
             again.load(folder, step)
             found = again.go(15)
@@ -558,9 +600,10 @@ def checkpoints(method: Method, parallel: str) -> Result:
     return {"ended": ended, "extrapolations": first.accelerator.stats.extrapolations}
 
 
-for kind in ("newton", "anderson", "averaged"):
-    for way in ("fsdp2", "ddp", "2-d"):
-        case(f"checkpoints {way} {kind}", partial(checkpoints, METHODS[kind], way), 4)
+for kind, method in METHODS.items():
+    for way in RESUMED:
+        thorough = (way, kind) not in (("fsdp2", "newton"), ("ddp", "newton"), ("2-d", "averaged"))
+        case(f"checkpoints {way} {kind}", partial(checkpoints, method, way), 4, thorough=thorough)
 
 for kind in ("newton", "anderson", "averaged"):
     method = METHODS[kind]
@@ -573,7 +616,7 @@ for kind in ("newton", "anderson"):
     case(f"losses fsdp2 {kind}", partial(losses, METHODS[kind], "fsdp2"), 2)
     case(f"losses ddp {kind}", partial(losses, METHODS[kind], "ddp"), 2)
     case(f"uneven {kind}", partial(uneven, METHODS[kind]), 2)
-    case(f"muon {kind}", partial(muon, METHODS[kind]), 2)
+    case(f"muon {kind}", partial(muon, METHODS[kind]), 2, thorough=kind == "anderson")
 case("without gradients newton", partial(without_gradients, NEWTON), 2)
 case("refusals", refusals, 2)
 
@@ -581,12 +624,10 @@ case("refusals", refusals, 2)
 # ---- run --------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    warnings.simplefilter("ignore")
-    folder, *names = sys.argv[1:]
+def work(rank: int, folder: str, ranks: int, names: list[str]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
-    rank, ranks = here()
+    meeting, longest = f"file://{folder}/meeting", datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", meeting, longest, rank=rank, world_size=ranks)
     results: dict[str, Result] = {}
     for name, (sizes, run) in CASES.items():
         if ranks not in sizes or (names and not any(name.startswith(x) for x in names)):
@@ -607,4 +648,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    warnings.simplefilter("ignore")
+    folder, ranks, *names = sys.argv[1:]
+    start_processes(work, (folder, int(ranks), names), int(ranks), start_method="fork")

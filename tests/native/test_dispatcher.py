@@ -185,8 +185,12 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
 def test_schema_and_tracing_are_as_declared(name: str, arguments: tuple[Any, ...]) -> None:
     op = getattr(torch.ops.aadl_ext, name).default
     declared = op._schema.arguments
+    checks = ["test_schema", "test_faketensor"]
+    if arguments is SAMPLES[name][0]:  # takes longest
+        checks += ["test_autograd_registration", "test_aot_dispatch_dynamic"]
     named = {x.name: y for x, y in zip(declared, arguments, strict=False) if x.kwarg_only}
-    torch.library.opcheck(op, arguments[: sum(not x.kwarg_only for x in declared)], named)
+    given = arguments[: sum(not x.kwarg_only for x in declared)]
+    torch.library.opcheck(op, given, named, test_utils=checks)
 
 
 def test_every_op_is_among_the_samples() -> None:

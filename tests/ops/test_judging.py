@@ -102,7 +102,7 @@ def judged(name: str, seed: int) -> tuple[Tensor, ...]:
 def test_numbers_of_tensors_are_judged_as_pythons(
     name: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seeds = range(100 if backend.startswith("emulated") else 400)
+    seeds = range(100 if backend.startswith("emulated") else 200)
     with library.definitions_only():
         seen = [judged(name, seed) for seed in seeds]
     if backend == "definition":  # once more, as on a device: nothing is read

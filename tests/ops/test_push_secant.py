@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -323,11 +324,13 @@ def assert_row_is_discarded(push: Push, old: Push) -> None:
     assert not push.changed(expected)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("place", [0, 2, 4])
+@pytest.mark.parametrize(
+    ("bad", "place"),
+    [*((math.nan, place) for place in (0, 2, 4)), (math.inf, 4), (-math.inf, 0)],
+)
 @pytest.mark.parametrize("rates", [[0.5, 0.5, 0.5], [0.5, 0.5, 0.0]])
 @pytest.mark.parametrize("of", ["before", "after"])
-@pytest.mark.parametrize("slot", [-1, 0, 2])
+@pytest.mark.parametrize("slot", [-1, 2])
 @systems_or_none
 def test_step_that_is_not_finite_is_seen_and_discarded(
     bad: float, place: int, rates: list[float], of: str, slot: int, with_systems: bool

@@ -12,7 +12,8 @@ import pytest
 import torch
 from training import same
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+# Of processes that are killed there are others: tests/distributed/test_example.py.
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.thorough]
 WORKER = Path(__file__).with_name("worker.py")
 FRAMEWORKS = {  #: module by function of the worker
     "transformers": "transformers",
