@@ -51,25 +51,44 @@ __device__ __forceinline__ To converted(From x) {
   }
 }
 
+// So many packs, a pass of the block apart: all are in registers before the first is stored, since
+// the compiler cannot know that a store does not change what is still to be read.
+template <int kPack, int kAtOnce, class From, class To>
+__device__ __forceinline__ void copy_packs(const From* from, To* to) {
+  Pack<From, kPack> source[kAtOnce];
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k) {
+    source[k] = *reinterpret_cast<const Pack<From, kPack>*>(from + k * kThreads * kPack);
+  }
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k) {
+    Pack<To, kPack> target;
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) target.entry[j] = converted<To>(source[k].entry[j]);
+    *reinterpret_cast<Pack<To, kPack>*>(to + k * kThreads * kPack) = target;
+  }
+}
+
+// Entries begin .. end - 1, whole packs.
+template <int kPack, int kAtOnce, class From, class To>
+__device__ __forceinline__ void copy_span(const From* from, To* to, int64_t begin, int64_t end) {
+  constexpr int64_t kPass = kThreads * kPack;
+  int64_t i = begin + threadIdx.x * kPack;
+  for (; i + (kAtOnce - 1) * kPass < end; i += kAtOnce * kPass) {
+    copy_packs<kPack, kAtOnce>(from + i, to + i);
+  }
+#pragma unroll 1
+  for (; i < end; i += kPass) copy_packs<kPack, 1>(from + i, to + i);
+}
+
 template <class From, class To>
 __device__ __forceinline__ void copy_part(const Piece& piece, int64_t begin, int64_t count) {
   constexpr int kPack = 16 / (sizeof(From) < sizeof(To) ? sizeof(From) : sizeof(To));
   const From* const from = static_cast<const From*>(piece.from) + begin;
   To* const to = static_cast<To*>(piece.to) + begin;
-  int64_t done = 0;
-  if (aligned(from) && aligned(to)) {
-    done = count - count % kPack;
-#pragma unroll 4
-    for (int64_t i = threadIdx.x * kPack; i < done; i += kThreads * kPack) {
-      const auto source = *reinterpret_cast<const Pack<From, kPack>*>(from + i);
-      Pack<To, kPack> target;
-#pragma unroll
-      for (int j = 0; j < kPack; ++j) target.entry[j] = converted<To>(source.entry[j]);
-      *reinterpret_cast<Pack<To, kPack>*>(to + i) = target;
-    }
-  }
-#pragma unroll 8
-  for (int64_t i = done + threadIdx.x; i < count; i += kThreads) to[i] = converted<To>(from[i]);
+  const int64_t packed = aligned(from) && aligned(to) ? count - count % kPack : 0;
+  copy_span<kPack, 4>(from, to, 0, packed);
+  copy_span<1, 8>(from, to, packed, count);
 }
 
 // Calls use(From{}, To{}).
