@@ -59,9 +59,12 @@ PACKS = {
     "extrapolate_tiles<float, Half>": 4,
     "window_tiles<float>": 3,
     "window_tiles<double>": 4,
-    "copy_tiles": 6,
-    "square_tiles<Wide>": 3,
-    "square_tiles<Compensated>": 3,
+    "copy_tiles<112>": 6,
+    "copy_tiles<900>": 6,
+    "square_tiles<Wide, 112>": 3,
+    "square_tiles<Wide, 900>": 3,
+    "square_tiles<Compensated, 112>": 3,
+    "square_tiles<Compensated, 900>": 3,
 }
 MOST = 255  # of kernels that have one block on an SM, or few threads
 ENTRY = re.compile(
