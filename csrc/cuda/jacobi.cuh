@@ -74,9 +74,9 @@ struct Round {
 
   // Rows first < second that meet in this round; `second` may be the one that does not exist.
   __device__ __forceinline__ void meet(int round, int pair, int* first, int* second) const {
-    const int circle = players - 1;
-    const int a = (round + pair) % circle;
-    const int b = pair == 0 ? circle : (round + circle - pair) % circle;
+    const int circle = players - 1, ahead = round + pair, behind = round - pair;
+    const int a = ahead < circle ? ahead : ahead - circle;
+    const int b = pair == 0 ? circle : behind < 0 ? behind + circle : behind;
     *first = a < b ? a : b;
     *second = a < b ? b : a;
   }

@@ -17,8 +17,8 @@
 namespace aadl::cuda {
 namespace {
 
-constexpr int kSide = 4;            // rows and vectors that a warp takes at once
 constexpr int kProductThreads = 128;
+constexpr int kSide = 4;            // rows and vectors that a warp takes at once
 constexpr int kVectorsAtOnce = 64;  // in the arguments, of rows and of vectors
 constexpr int64_t kMostProductTiles = kMostTiles / 4;  // each has many sums
 
