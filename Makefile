@@ -6,7 +6,7 @@
 # make compat    real frameworks and optimizers of other packages, in an environment of its own
 # make lab       the kernels under AddressSanitizer and UBSan, those of CUDA emulated on the host
 # make races     the CUDA kernels on the host, a thread for a thread, under ThreadSanitizer
-# make cuda      the CUDA kernels compiled, and their registers and stack within their limits
+# make cuda      the CUDA kernels compiled; registers, stack and loads under way within their limits
 # make gpu       everything that needs a GPU, in two calls: PART=check and PART=measure
 # make wheel     build a wheel and test it; TORCHES="2.11.0 2.12.0 2.13.0" with each of these
 
@@ -99,6 +99,7 @@ cuda: export AADL_EXT_CUDA ?= $(if $(or $(shell command -v nvcc),$(wildcard /usr
 cuda: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py -q build_ext --inplace
 	$(BIN)/python .ci/cuda_limits.py build/temp*/cuda_*
+	$(BIN)/python .ci/loads_in_flight.py build/temp*/cuda_*
 
 gpu:
 	$(PYTHON) .ci/gpu.py $(PART)

@@ -56,6 +56,7 @@ def checks(archs: str) -> Iterator[Part]:
     """First what makes all others worthless if it fails; asked for when the build is done."""
     objects = [str(path) for path in ROOT.glob(f"build/temp*/cuda_{archs.replace(' ', '_')}")]
     yield Part("registers and stack", 20, [sys.executable, ".ci/cuda_limits.py", *objects])
+    yield Part("loads under way", 60, [sys.executable, ".ci/loads_in_flight.py", *objects])
     if shutil.which("compute-sanitizer"):
         for tool in ("memcheck", "racecheck"):
             yield Part(tool, 90, sanitized(tool))

@@ -123,36 +123,34 @@ class BlockHistory:
         products = self._products(slot, noise_slot)
         if self.layout.ranks:
             products = self._join(products, slot, noise_slot)
+        of_steps, of_gradients, of_noise = products
         change = self.slopes.new_zeros(len(self.slopes))
         if noises:
-            self.noise_norms[:, noise_slot] = products["noise"][:, noise_slot, 0]
+            self.noise_norms[:, noise_slot] = of_noise[:, noise_slot, 1]
         if slot >= 0:
             self.slot = (slot + 1) % self.options.history_depth
-            of_steps, of_gradients = products["steps"], products["gradients"]
             self.metric[:, slot] = self.metric[:, :, slot] = of_steps[..., 0]
             self.curvature[:, :, slot] = of_steps[..., 1]
             self.curvature[:, slot] = of_gradients[..., 0]
             self.slopes.copy_(of_steps[..., 2])
             change = of_gradients[:, slot, 1].contiguous()
         if noises and slot >= 0:
-            self.noise[:, slot] = products["noise"][..., 1]
-            self.noise[..., noise_slot] = products["noise of steps"][..., 0]
+            self.noise[:, slot] = of_noise[..., 0]
+            self.noise[..., noise_slot] = of_steps[..., 3]
         return change, noise_slot
 
-    def _products(self, slot: int, noise_slot: int) -> dict[str, Tensor]:
-        """Products of the new rows, and of the new mean gradient, with all rows."""
-        products, offsets = {}, self.layout.offsets
-        step = [self.step_rows[slot]] if slot >= 0 else []
-        if step:
-            new = (*step, self.gradient_rows[slot], self.last_gradient)
-            products["steps"] = ops.cross_products(self.step_rows, new, offsets)
-            products["gradients"] = ops.cross_products(self.gradient_rows, new[:2], offsets)
-        if noise_slot >= 0:
-            noise = self.noise_rows[noise_slot]
-            products["noise"] = ops.cross_products(self.noise_rows, (noise, *step), offsets)
-        if step and noise_slot >= 0:
-            products["noise of steps"] = ops.cross_products(self.step_rows, (noise,), offsets)
-        return products
+    def _products(self, slot: int, noise_slot: int) -> list[Tensor]:
+        """Of the rows of steps, gradients and noise with what is new; all rows are read once.
+
+        Rows of steps with the new step, gradient, mean gradient and noise; rows of gradients with
+        the first two; rows of noise with the first and the last.
+        """
+        m = self.options.history_depth
+        new = [self.step_rows[slot], self.gradient_rows[slot], self.last_gradient]
+        new += [self.noise_rows[noise_slot]] if noise_slot >= 0 else []
+        found = ops.cross_products(self.rows, new, self.layout.offsets)
+        of_steps, of_gradients, of_noise = found.tensor_split((m, 2 * m), dim=1)
+        return [of_steps, of_gradients[..., :2], of_noise[..., ::3]]
 
     # ---- over several ranks -----------------------------------------------------------------
 
@@ -178,9 +176,9 @@ class BlockHistory:
     def judge_waiting(self) -> None:
         """Judge the samples that this rank has figures of; one collective, if there are any."""
         if self.waiting:
-            self._join({}, -1, -1)
+            self._join([], -1, -1)
 
-    def _join(self, products: dict[str, Tensor], slot: int, noise_slot: int) -> dict[str, Tensor]:
+    def _join(self, products: list[Tensor], slot: int, noise_slot: int) -> list[Tensor]:
         """Judge the samples by the figures of all ranks, and add up products; one collective.
 
         If one of them turns out to be spoilt, the rows that it is in are no rows.
@@ -189,7 +187,7 @@ class BlockHistory:
         assert layout.ranks is not None
         figures = torch.stack([*self.waiting, self.metric.new_zeros(3)])
         self.waiting.clear()
-        told = layout.ranks.gather(figures, *map(layout.counted, products.values()))
+        told = layout.ranks.gather(figures, *map(layout.counted, products))
         believed = ~when.spoiled
         for sample in self.of_ranks(told[0])[:-1]:
             ops.judge_slope_(*self.verdicts.tensors, sample, False)
@@ -199,8 +197,7 @@ class BlockHistory:
         rows += [self.noise_rows[noise_slot]] if noise_slot >= 0 else []
         for row in rows:
             ops.gather((), row, when=spoilt)
-        sums = [layout.without_copies(x.sum(dim=0)).masked_fill(spoilt, 0) for x in told[1:]]
-        return dict(zip(products, sums, strict=True))
+        return [layout.without_copies(x.sum(dim=0)).masked_fill(spoilt, 0) for x in told[1:]]
 
     def solve(self, caution: float = 1.0) -> tuple[ops.SubspaceSolution, Tensor]:
         """The small problem, one per scope; and ``[]`` whether the trust radius has cut it.

@@ -33,7 +33,7 @@ from torch.utils.hooks import RemovableHandle
 
 from . import ops
 from .accelerator import Accelerator
-from .parameters import Layout
+from .parameters import Layout, memory_order, ordered
 from .ranks import local, local_gradient
 
 logger = logging.getLogger("aadl_ext")
@@ -402,7 +402,7 @@ class Gradients:
 
     def squared_norm(self, device: torch.device) -> Tensor:
         """``[]`` float64 over all of them, on a device."""
-        dense = [_values(g) for g in map(local_gradient, self._owners) if g is not None]
+        dense = [_as_it_lies(g) for g in map(local_gradient, self._owners) if g is not None]
         if not dense:
             return torch.zeros((), dtype=torch.float64, device=device)
         return ops.squared_norm(dense).to(device)
@@ -422,7 +422,7 @@ class Gradients:
             p.detach().new_zeros(()).expand(p.shape) if g is None else _dense(g)
             for p, g in zip(layout.local, gradients, strict=True)
         ]
-        ops.gather(dense, out)
+        ops.gather(layout.ordered(dense), out)
         if self._scale is not None:
             out.div_(self._scale.to(out.device))
         for part, negative, decay in self._runs(layout, gradients):
@@ -468,7 +468,7 @@ class Gradients:
     def clear_(self, when: Tensor) -> None:
         """Make them zero, in place, where a flag on their device is true."""
         present = [local(g) for g in self._gradients if g is not None]
-        present = [g._values() if g.is_sparse else g for g in present]
+        present = [g._values() if g.is_sparse else _as_it_lies(g) for g in present]
         size = sum(g.numel() for g in present)
         zeros = torch.zeros(size, dtype=torch.float32, device=when.device)
         ops.scatter_(present, zeros, when=when)
@@ -484,8 +484,11 @@ class Gradients:
             parameter.grad = gradient
 
 
-def _values(gradient: Tensor) -> Tensor:
-    return gradient.detach().coalesce().values() if gradient.is_sparse else gradient
+def _as_it_lies(gradient: Tensor) -> Tensor:
+    """Its entries, of a dense one in the order that they have in memory."""
+    if gradient.is_sparse:
+        return gradient.detach().coalesce().values()
+    return ordered(gradient, memory_order(gradient))
 
 
 def _dense(gradient: Tensor) -> Tensor:

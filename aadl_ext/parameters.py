@@ -16,16 +16,18 @@ from .buffers import zeros
 from .ranks import Ranks, as_placed, is_dtensor, is_flattened, is_partial, local
 
 PADDING = 64  # entries; rows of the history start on a multiple
+Order = tuple[int, ...] | None  # dimensions from the outermost in memory on; None if row-major
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
     """Table of the accelerated parameters in one flat vector.
 
-    Parameters that are frozen (``requires_grad=False``) or empty have no place in it.
-    Segments are the blocks with one learning rate and one least-squares problem: a
-    parameter group each, or a tensor each with ``scope="tensor"``. Padding belongs to
-    the last segment and stays zero.
+    Parameters that are frozen (``requires_grad=False``) or empty have no place in it. Each lies
+    there in the order that its entries have in memory, so that a channels_last weight is copied as
+    it lies; in checkpoints all are in logical order. Segments are the blocks with one learning rate
+    and one least-squares problem: a parameter group each, or a tensor each with
+    ``scope="tensor"``. Padding belongs to the last segment and stays zero.
 
     Where parameters are spread over ``ranks`` the vector holds the entries of this one. Copies of
     entries that another rank counts are a segment of their own, behind that of their problem:
@@ -42,6 +44,7 @@ class Layout:
     rounding: tuple[float, ...]  #: [S] half of the machine epsilon of the coarsest parameter
     rounds: bool  #: whether some parameter is narrower than the working vectors
     signature: tuple[Any, ...]
+    orders: tuple[Order, ...] = ()  #: of the dimensions of each parameter, in the flat vector
     names: tuple[str, ...] = ()  #: of the parameters, in checkpoints
     problems: tuple[int, ...] = ()  #: [S] problem of each segment, which copies share; or its own
     ranks: Ranks | None = None  #: that hold the other parameters
@@ -106,6 +109,7 @@ class Layout:
         somewhere = parameters or [p for group in param_groups for p in group["params"]]
         return cls(
             parameters=tuple(parameters),
+            orders=tuple(memory_order(local(p)) for p in parameters),
             names=tuple(names[id(p)] for p in parameters),
             size=size,
             offsets=tuple(offsets),
@@ -190,17 +194,25 @@ class Layout:
 
     def read(self, out: Tensor) -> None:
         """Copy the parameters into ``out``, zeros into its padding."""
-        ops.gather(self.local, out)
+        ops.gather(self.ordered(self.local), out)
 
     def write(self, flat: Tensor, when: Tensor | None = None) -> None:
         """Copy ``flat`` into the parameters; ``flat`` takes over what they could hold of it.
 
         Nothing happens where ``when`` is false.
         """
-        tensors = self.local
+        tensors = self.ordered(self.local)
         ops.scatter_(tensors, flat, when=when)
         if self.rounds:
             ops.gather(tensors, flat, when=when)
+
+    def ordered(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Views of one tensor a parameter, of its shape, whose logical order is the flat vector's.
+
+        They are copied fastest where they are contiguous: where strides are those that the
+        parameter had at first.
+        """
+        return [ordered(x, order) for x, order in zip(tensors, self.orders, strict=True)]
 
     @property
     def local(self) -> Sequence[Tensor]:
@@ -227,18 +239,21 @@ class Layout:
         Those of a DTensor are one, with the same placements.
         """
         lead, start, state = vectors.shape[:-1], 0, {}
-        for name, parameter, own in zip(self.names, self.parameters, self.local, strict=True):
-            part = vectors[..., start : start + own.numel()].reshape(*lead, *own.shape).clone()
-            state[name] = as_placed(part, parameter)
+        for i, own in enumerate(self.local):
+            part = vectors.new_empty((*lead, *own.shape))
+            target = ordered(part, self.orders[i], len(lead))
+            target.copy_(vectors[..., start : start + own.numel()].reshape(target.shape))
+            state[self.names[i]] = as_placed(part, self.parameters[i])
             start += own.numel()
         return state
 
     def fill(self, vectors: Tensor, state: dict[str, Tensor]) -> Tensor:
         """Inverse of :meth:`by_parameter`, in place."""
         start = 0
-        for name, own in zip(self.names, self.local, strict=True):
+        for i, own in enumerate(self.local):
             part = vectors[..., start : start + own.numel()]
-            part.copy_(local(state[name]).reshape(part.shape))
+            source = ordered(local(state[self.names[i]]), self.orders[i], vectors.ndim - 1)
+            part.copy_(source.reshape(part.shape))
             start += own.numel()
         return vectors
 
@@ -292,6 +307,21 @@ class Layout:
     def has_copies(self) -> bool:
         """Whether some entries are counted by another rank."""
         return self._counted is not None
+
+
+def memory_order(tensor: Tensor) -> Order:
+    """In which its dimensions lie in memory; None if row-major, or with gaps or overlaps."""
+    if tensor.is_contiguous():
+        return None
+    order = tuple(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
+    return order if tensor.permute(order).is_contiguous() else None
+
+
+def ordered(tensor: Tensor, order: Order, lead: int = 0) -> Tensor:
+    """A view with the dimensions behind the first ``lead`` in this order."""
+    if order is None:
+        return tensor
+    return tensor.detach().permute(*range(lead), *(lead + dimension for dimension in order))
 
 
 def _takes_part(parameter: Tensor, ranks: Ranks | None) -> bool:

@@ -220,8 +220,8 @@ class QuasiNewton:
         for rows in (self.step_rows, self.gradient_rows):
             rows[slot].masked_fill_(~when.complete, 0)
         new = (self.step_rows[slot], self.gradient_rows[slot], last_gradient)
-        of_steps = ops.cross_products(self.step_rows, new, ends)[0]
-        of_gradients = ops.cross_products(self.gradient_rows, new, ends)[0]
+        rows = self.history.rows[: 2 * len(self.step_rows)]
+        of_steps, of_gradients = ops.cross_products(rows, new, ends)[0].chunk(2)
         self.metric[slot] = self.metric[:, slot] = of_steps[:, 0]
         self.curvature[:, slot], self.curvature[slot] = of_steps[:, 1], of_gradients[:, 0]
         self.curvature.masked_fill_(when.rejected, 0)  # what they say has led nowhere

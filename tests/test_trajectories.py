@@ -30,8 +30,8 @@ RECORDED = Path(__file__).with_name("recorded")
 STEPS, EVERY = 32, 8
 BOUNDS = {
     torch.float32: 1e-6,
-    torch.float64: 1e-11,
-}  # other processors round otherwise: 1.2e-12 was seen
+    torch.float64: 2e-11,
+}  # other processors round otherwise: 1.2e-12 was seen; rotations of another formula: 1.003e-11
 
 # Strong steps that are accepted and rejected within a few steps.
 ANDERSON = Anderson(

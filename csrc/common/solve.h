@@ -37,18 +37,30 @@ constexpr double kUnit = std::numeric_limits<double>::epsilon();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kFew = 2;  // errors that a column must be longer than
+constexpr double kSmall = 1e-250;  // below this squares lose digits
 constexpr int kSweeps = 60;  // six to ten do; what is not finite never gets here
 
 struct Rotation {
   double cosine, sine, tangent;
 };
 
-// The rotation of least angle that takes `product` out of [[first, product], [product, second]].
+// 1 / sqrt(x): on a GPU a chain of its own, shorter than a root and a division.
+AADL_INLINE double inverse_root(double x) {
+#ifdef __CUDA_ARCH__
+  return rsqrt(x);
+#else
+  return 1 / std::sqrt(x);
+#endif
+}
+
+// The rotation of least angle that takes `product` out of [[first, product], [product, second]]:
+// one root, one division and one inverse root. Columns are scaled, so that squares are no infinity.
 AADL_INLINE Rotation rotation(double first, double product, double second) {
-  const double slope = (second - first) / (2 * product);
-  const double root = std::fabs(slope) > 1e150 ? std::fabs(slope) : std::sqrt(1 + slope * slope);
-  const double tangent = (slope < 0 ? -1 : 1) / (std::fabs(slope) + root);
-  const double cosine = 1 / std::sqrt(1 + tangent * tangent);
+  const double gap = second - first, twice = 2 * product;
+  const double square = gap * gap + twice * twice;
+  const double root = square > kSmall ? std::sqrt(square) : std::hypot(gap, twice);
+  const double tangent = (gap < 0 ? -twice : twice) / (std::fabs(gap) + root);
+  const double cosine = inverse_root(1 + tangent * tangent);
   return {cosine, tangent * cosine, tangent};
 }
 
@@ -60,6 +72,13 @@ AADL_INLINE void rotate(const Rotation& by, double* x, double* y, int64_t size) 
     x[i] = c * first - s * second;
     y[i] = s * first + c * second;
   }
+}
+
+// Whether |product| <= bound sqrt(first second), without roots where squares keep their digits.
+AADL_INLINE bool is_small(double first, double product, double second, double bound) {
+  const double both = std::fabs(first * second);
+  if (both > kSmall) return product * product <= bound * bound * both;
+  return std::fabs(product) <= bound * std::sqrt(std::fabs(first)) * std::sqrt(std::fabs(second));
 }
 
 // Of a product of two vectors, relative to their lengths.
@@ -84,7 +103,7 @@ AADL_INLINE void orthogonalize_rows(const Alone&, double* a, int64_t size) {
           product += x[i] * y[i];
           second += y[i] * y[i];
         }
-        if (std::fabs(product) <= bound * std::sqrt(first) * std::sqrt(second)) continue;
+        if (is_small(first, product, second, bound)) continue;
         done = false;
         rotate(rotation(first, product, second), x, y, width);
       }
@@ -94,8 +113,7 @@ AADL_INLINE void orthogonalize_rows(const Alone&, double* a, int64_t size) {
 
 // Relative to both directions, so that the small one is found as well as the large one.
 AADL_INLINE bool counts_as_zero(double first, double product, double second, double least) {
-  const double bound = kUnit * std::sqrt(std::fabs(first)) * std::sqrt(std::fabs(second));
-  return std::fabs(product) <= bound || std::fabs(product) <= least;
+  return std::fabs(product) <= least || is_small(first, product, second, kUnit);
 }
 
 // Symmetric `a` [size, size] becomes diagonal; the rows of `v` [size, size] its eigenvectors.

@@ -13,27 +13,37 @@ namespace aadl::cuda {
 namespace {
 
 constexpr int64_t kPieceTile = 32 * kThreads;
-constexpr int kPiecesAtOnce = 112;  // in 4 KiB of arguments
+
+// Pieces of a launch: in 4 KiB of arguments, or in the 32 KiB that CUDA 12.1 brought.
+constexpr int kFewPieces = 112, kManyPieces = 900;
 
 // The tiles of some pieces: piece p has tiles first[p] .. first[p + 1] - 1.
+template <int kMost>
 struct PieceTiles {
-  int first[kPiecesAtOnce + 1];
+  int first[kMost + 1];
   int pieces;
 };
 
+template <int kMost>
 struct CopyTiles {
-  Piece pieces[kPiecesAtOnce];
-  PieceTiles tiles;
+  static constexpr int kPieces = kMost;
+  Piece pieces[kMost];
+  PieceTiles<kMost> tiles;
   const bool* when;
 };
 
+template <int kMost>
 struct SquareTiles {
-  Entries pieces[kPiecesAtOnce];
-  PieceTiles tiles;
+  static constexpr int kPieces = kMost;
+  Entries pieces[kMost];
+  PieceTiles<kMost> tiles;
   double* partials;  // of each tile
 };
 
-__device__ __forceinline__ int piece_of(const PieceTiles& tiles, int tile) {
+static_assert(sizeof(CopyTiles<kFewPieces>) <= 4096 && sizeof(CopyTiles<kManyPieces>) <= 32764);
+
+template <int kMost>
+__device__ __forceinline__ int piece_of(const PieceTiles<kMost>& tiles, int tile) {
   int low = 0, high = tiles.pieces;
   while (high - low > 1) {  // first[low] <= tile < first[high]
     const int middle = (low + high) / 2;
@@ -51,25 +61,44 @@ __device__ __forceinline__ To converted(From x) {
   }
 }
 
+// So many packs, a pass of the block apart: all are in registers before the first is stored, since
+// the compiler cannot know that a store does not change what is still to be read.
+template <int kPack, int kAtOnce, class From, class To>
+__device__ __forceinline__ void copy_packs(const From* from, To* to) {
+  Pack<From, kPack> source[kAtOnce];
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k) {
+    source[k] = *reinterpret_cast<const Pack<From, kPack>*>(from + k * kThreads * kPack);
+  }
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k) {
+    Pack<To, kPack> target;
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) target.entry[j] = converted<To>(source[k].entry[j]);
+    *reinterpret_cast<Pack<To, kPack>*>(to + k * kThreads * kPack) = target;
+  }
+}
+
+// Entries begin .. end - 1, whole packs.
+template <int kPack, int kAtOnce, class From, class To>
+__device__ __forceinline__ void copy_span(const From* from, To* to, int64_t begin, int64_t end) {
+  constexpr int64_t kPass = kThreads * kPack;
+  int64_t i = begin + threadIdx.x * kPack;
+  for (; i + (kAtOnce - 1) * kPass < end; i += kAtOnce * kPass) {
+    copy_packs<kPack, kAtOnce>(from + i, to + i);
+  }
+#pragma unroll 1
+  for (; i < end; i += kPass) copy_packs<kPack, 1>(from + i, to + i);
+}
+
 template <class From, class To>
 __device__ __forceinline__ void copy_part(const Piece& piece, int64_t begin, int64_t count) {
   constexpr int kPack = 16 / (sizeof(From) < sizeof(To) ? sizeof(From) : sizeof(To));
   const From* const from = static_cast<const From*>(piece.from) + begin;
   To* const to = static_cast<To*>(piece.to) + begin;
-  int64_t done = 0;
-  if (aligned(from) && aligned(to)) {
-    done = count - count % kPack;
-#pragma unroll 4
-    for (int64_t i = threadIdx.x * kPack; i < done; i += kThreads * kPack) {
-      const auto source = *reinterpret_cast<const Pack<From, kPack>*>(from + i);
-      Pack<To, kPack> target;
-#pragma unroll
-      for (int j = 0; j < kPack; ++j) target.entry[j] = converted<To>(source.entry[j]);
-      *reinterpret_cast<Pack<To, kPack>*>(to + i) = target;
-    }
-  }
-#pragma unroll 8
-  for (int64_t i = done + threadIdx.x; i < count; i += kThreads) to[i] = converted<To>(from[i]);
+  const int64_t packed = aligned(from) && aligned(to) ? count - count % kPack : 0;
+  copy_span<kPack, 4>(from, to, 0, packed);
+  copy_span<1, 8>(from, to, packed, count);
 }
 
 // Calls use(From{}, To{}).
@@ -88,7 +117,8 @@ __device__ __forceinline__ void with_types(Type from, Type to, const Use& use) {
   if (from == Type::kHalf && to == Type::kFloat) return use(Half{}, float{});
 }
 
-__global__ void __launch_bounds__(kThreads) copy_tiles(CopyTiles own) {
+template <int kMost>
+__global__ void __launch_bounds__(kThreads) copy_tiles(CopyTiles<kMost> own) {
   if (own.when && !*own.when) return;
   const int tile = blockIdx.x, index = piece_of(own.tiles, tile);
   const Piece& piece = own.pieces[index];
@@ -126,8 +156,8 @@ __device__ __forceinline__ double squares_of(const void* entries, int64_t begin,
   return sum.value();
 }
 
-template <class Sum>
-__global__ void __launch_bounds__(kThreads) square_tiles(SquareTiles own) {
+template <class Sum, int kMost>
+__global__ void __launch_bounds__(kThreads) square_tiles(SquareTiles<kMost> own) {
   const int tile = blockIdx.x, index = piece_of(own.tiles, tile);
   const Entries& piece = own.pieces[index];
   const int64_t begin = (tile - own.tiles.first[index]) * kPieceTile;
@@ -143,25 +173,49 @@ __global__ void __launch_bounds__(kThreads) square_tiles(SquareTiles own) {
 
 int tiles_of(int64_t count) { return static_cast<int>((count + kPieceTile - 1) / kPieceTile); }
 
-// Calls use(tiles) after filling `own` with as many pieces at a time as an argument holds.
+// Whether a launch may have arguments of 32 KiB.
+bool takes_many() {
+#ifdef __CUDACC__
+#if CUDART_VERSION >= 12010
+  static const bool takes = [] {
+    int driver = 0;
+    return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12010;
+  }();
+  return takes;
+#else
+  return false;
+#endif
+#else
+  return true;  // in the emulation
+#endif
+}
+
+// Calls use(own, tiles) after filling `own` with as many pieces at a time as an argument holds.
 template <class Own, class AnyPiece, class Use>
-void for_pieces(const std::vector<AnyPiece>& pieces, Own& own, const Use& use) {
-  for (size_t begin = 0; begin < pieces.size(); begin += kPiecesAtOnce) {
-    own.tiles.pieces = static_cast<int>(std::min<size_t>(pieces.size() - begin, kPiecesAtOnce));
+void fill(const std::vector<AnyPiece>& pieces, const Use& use) {
+  Own own = {};
+  for (size_t begin = 0; begin < pieces.size(); begin += Own::kPieces) {
+    own.tiles.pieces = static_cast<int>(std::min<size_t>(pieces.size() - begin, Own::kPieces));
     for (int p = 0; p < own.tiles.pieces; ++p) {
       own.pieces[p] = pieces[begin + p];
       own.tiles.first[p + 1] = own.tiles.first[p] + tiles_of(own.pieces[p].count);
     }
-    if (const int tiles = own.tiles.first[own.tiles.pieces]; tiles > 0) use(tiles);
+    if (const int tiles = own.tiles.first[own.tiles.pieces]; tiles > 0) use(own, tiles);
   }
+}
+
+// In the smaller arguments if they hold all.
+template <template <int> class Own, class AnyPiece, class Use>
+void for_pieces(const std::vector<AnyPiece>& pieces, const Use& use) {
+  if (pieces.size() > kFewPieces && takes_many()) return fill<Own<kManyPieces>>(pieces, use);
+  fill<Own<kFewPieces>>(pieces, use);
 }
 
 }  // namespace
 
 void copy(const std::vector<Piece>& pieces, const bool* when, const Launch& launch) {
-  CopyTiles own = {};
-  own.when = when;
-  for_pieces(pieces, own, [&](int tiles) {
+  for_pieces<CopyTiles>(pieces, [&](auto& own, int tiles) {
+    own.when = when;
     AADL_LAUNCH(copy_tiles, tiles, kThreads, 0, launch.stream, own);
     check_launch("a copy");
   });
@@ -171,16 +225,16 @@ void squared_norm(const std::vector<Entries>& pieces, double* out, const Launch&
   int64_t total = 0;
   for (const Entries& piece : pieces) total += tiles_of(piece.count);
   double* const partials = workspace<double>(launch, total);
-  SquareTiles own = {};
-  own.partials = partials;
-  for_pieces(pieces, own, [&](int tiles) {
+  double* next = partials;
+  for_pieces<SquareTiles>(pieces, [&](auto& own, int tiles) {
+    own.partials = next;
+    next += tiles;
     if (launch.compensated) {
       AADL_LAUNCH(square_tiles<Compensated>, tiles, kThreads, 0, launch.stream, own);
     } else {
       AADL_LAUNCH(square_tiles<Wide>, tiles, kThreads, 0, launch.stream, own);
     }
     check_launch("squared_norm");
-    own.partials += tiles;
   });
   finish_sums(partials, total, 1, out, launch.stream);
 }

@@ -3,7 +3,7 @@
 // Where one thread alone rotates pair after pair, a block rotates all pairs of a round at once:
 // they are disjoint, so that each finds the numbers that it would find in turn. In a round robin
 // of the rows, every two meet once a sweep; an odd row out sits a round out. The order depends on
-// the size only, and so do the bits. A round is a chain of divisions and roots and one or two
+// the size only, and so do the bits. A round is a chain of a division, two roots and one or two
 // barriers, an estimated microsecond; 32 rows take 31 rounds in each of six to ten sweeps.
 #pragma once
 
@@ -74,9 +74,9 @@ struct Round {
 
   // Rows first < second that meet in this round; `second` may be the one that does not exist.
   __device__ __forceinline__ void meet(int round, int pair, int* first, int* second) const {
-    const int circle = players - 1;
-    const int a = (round + pair) % circle;
-    const int b = pair == 0 ? circle : (round + circle - pair) % circle;
+    const int circle = players - 1, ahead = round + pair, behind = round - pair;
+    const int a = ahead < circle ? ahead : ahead - circle;
+    const int b = pair == 0 ? circle : behind < 0 ? behind + circle : behind;
     *first = a < b ? a : b;
     *second = a < b ? b : a;
   }
@@ -110,7 +110,7 @@ __device__ __forceinline__ void orthogonalize_rows(const BlockTeam& team, double
           product += __shfl_xor_sync(kAllLanes, product, by);
           second += __shfl_xor_sync(kAllLanes, second, by);
         }
-        if (std::fabs(product) <= bound * std::sqrt(first) * std::sqrt(second)) continue;
+        if (is_small(first, product, second, bound)) continue;
         rotated = true;
         const Rotation by = rotation(first, product, second);
         for (int i = begin; i < width; i += kGroup) rotate(by, x + i, y + i, 1);

@@ -2,9 +2,12 @@
 //
 // A warp takes four rows, four vectors and a tile of entries, with all 16 sums in registers and no
 // shared memory; warps that take the same entries are neighbours, so that what several of them
-// read comes from memory once and from the caches after that. About m k float64 multiply-adds an
-// entry, m k / 2 conversions; bound by arithmetic from about ten rows and vectors on.
+// read comes from memory once and from the caches after that. A lane takes a pack of 16 bytes of
+// each row, and as many entries of each vector, and has all of them under way before it uses one.
+// About m k float64 multiply-adds an entry, m k / 2 conversions; bound by arithmetic from about ten
+// rows and vectors on.
 #include <algorithm>
+#include <type_traits>
 
 #include "chunk.h"
 #include "kernels.h"
@@ -14,24 +17,33 @@
 namespace aadl::cuda {
 namespace {
 
-constexpr int kSide = 4;            // rows, vectors and entries that a lane takes at once
+constexpr int kProductThreads = 128;
+constexpr int kSide = 4;            // rows and vectors that a warp takes at once
 constexpr int kVectorsAtOnce = 64;  // in the arguments, of rows and of vectors
-constexpr int64_t kProductChunk = kWarp * kSide;
 constexpr int64_t kMostProductTiles = kMostTiles / 4;  // each has many sums
+
+template <class S>
+constexpr int kPack = 16 / static_cast<int>(sizeof(S));
+
+template <class S>
+constexpr int64_t kProductChunk = kWarp * kPack<S>;
 
 // The part of [rows, vectors] that one launch computes.
 struct Side {
   const void* begin[kVectorsAtOnce];
   unsigned char type[kVectorsAtOnce];
-  bool aligned[kVectorsAtOnce];
   int count;
   int64_t first;
+
+  // Places past the last are computed with the last, and not written.
+  __device__ __forceinline__ int at(int place) const { return place < count ? place : count - 1; }
 };
 
 struct ProductTiles {
   Side rows, vectors;
   int64_t width;     // all vectors
   bool symmetric;    // rows are vectors: only what reaches the diagonal or lies above it
+  bool packed;       // rows are of S, vectors of S or Wider<S>, all of them aligned
   double* partials;  // [all rows, all vectors, total_tiles]
   int64_t total_tiles, first_tile;
 };
@@ -43,48 +55,129 @@ __host__ __device__ __forceinline__ bool wanted(const ProductTiles& own, int row
   return !own.symmetric || own.vectors.first + (vector + 1) * kSide > own.rows.first + row * kSide;
 }
 
-template <class Factor, class S>
-__device__ __forceinline__ void load_four(const void* from, int64_t index, const Tile& tile,
-                                          bool aligned, Factor (&to)[kSide]) {
-  const S* const entries = static_cast<const S*>(from) + index;
-  if (aligned && index >= tile.begin && index + kSide <= tile.end) {
-    const auto pack = *reinterpret_cast<const Pack<S, kSide>*>(entries);
+// What a vector may be in beside rows of S.
+template <class S>
+using Wider = std::conditional_t<sizeof(S) == 2, float, double>;
+
+// Entries of a vector as they are read: one pack of S, or two of Wider<S>.
+template <class S>
+struct Raw {
+  static constexpr int kHalf = kPack<S> / 2;
+  Pack<S, kPack<S>> pack[2];
+  bool wide;
+
+  __device__ __forceinline__ void load(const void* from, int64_t index) {
+    const char* const place = static_cast<const char*>(from) + (index * sizeof(S) << wide);
+    pack[0] = *reinterpret_cast<const Pack<S, kPack<S>>*>(place);
+    if (wide) pack[1] = *reinterpret_cast<const Pack<S, kPack<S>>*>(place + 16);
+  }
+
+  template <class Factor>
+  __device__ __forceinline__ Factor entry(int j) const {
+    const Factor narrow = static_cast<Factor>(widen(pack[0].entry[j]));
+    if constexpr (std::is_same_v<S, Wider<S>>) {
+      return narrow;
+    } else {
+      const auto half = bit_cast<Pack<Wider<S>, kHalf>>(pack[j / kHalf]);
+      return wide ? static_cast<Factor>(half.entry[j % kHalf]) : narrow;
+    }
+  }
+};
+
+template <class Factor>
+__device__ __forceinline__ Factor entry_of(const void* from, unsigned char type, int64_t i) {
+  switch (static_cast<Type>(type)) {
+    case Type::kFloat:
+      return static_cast<Factor>(static_cast<const float*>(from)[i]);
+    case Type::kDouble:
+      return static_cast<Factor>(static_cast<const double*>(from)[i]);
+    case Type::kBFloat16:
+      return static_cast<Factor>(widen(static_cast<const BFloat16*>(from)[i]));
+    default:
+      return static_cast<Factor>(widen(static_cast<const Half*>(from)[i]));
+  }
+}
+
+// Adds the products of entries begin .. end - 1, whole chunks.
+template <class S, class Sum>
+__device__ __forceinline__ void add_packs(const ProductTiles& own, int row, int vector,
+                                          int64_t begin, int64_t end, Sum (&sums)[kSide][kSide]) {
+  using Factor = typename Sum::Factor;
+  Pack<S, kPack<S>> x[kSide];
+  Raw<S> y[kSide];
 #pragma unroll
-    for (int j = 0; j < kSide; ++j) to[j] = static_cast<Factor>(widen(pack.entry[j]));
-  } else {
+  for (int c = 0; c < kSide; ++c) {
+    y[c].wide = own.vectors.type[own.vectors.at(vector + c)] != own.rows.type[0];
+  }
+  const int lane = threadIdx.x % kWarp;
+  for (int64_t i = begin + lane * kPack<S>; i < end; i += kProductChunk<S>) {
+    // Where rows and vectors begin is read again: eight pointers are too many registers.
+    asm volatile("" : "+r"(row), "+r"(vector));
 #pragma unroll
-    for (int j = 0; j < kSide; ++j) {
-      const bool inside = index + j >= tile.begin && index + j < tile.end;
-      to[j] = inside ? static_cast<Factor>(widen(entries[j])) : Factor(0);
+    for (int r = 0; r < kSide; ++r) {
+      const S* const entries = static_cast<const S*>(own.rows.begin[own.rows.at(row + r)]);
+      x[r] = *reinterpret_cast<const Pack<S, kPack<S>>*>(entries + i);
+    }
+#pragma unroll
+    for (int c = 0; c < kSide; ++c) y[c].load(own.vectors.begin[own.vectors.at(vector + c)], i);
+#pragma unroll
+    for (int j = 0; j < kPack<S>; ++j) {
+      Factor factors[kSide];
+#pragma unroll
+      for (int c = 0; c < kSide; ++c) factors[c] = y[c].template entry<Factor>(j);
+#pragma unroll
+      for (int r = 0; r < kSide; ++r) {
+        const Factor factor = static_cast<Factor>(widen(x[r].entry[j]));
+#pragma unroll
+        for (int c = 0; c < kSide; ++c) sums[r][c].add(factor, factors[c]);
+      }
     }
   }
 }
 
-template <class Factor>
-__device__ __forceinline__ void load_any(const Side& side, int i, int64_t index, const Tile& tile,
-                                         Factor (&to)[kSide]) {
-  const void* const from = side.begin[i];
-  const bool aligned = side.aligned[i];
-  switch (static_cast<Type>(side.type[i])) {
-    case Type::kFloat:
-      return load_four<Factor, float>(from, index, tile, aligned, to);
-    case Type::kDouble:
-      return load_four<Factor, double>(from, index, tile, aligned, to);
-    case Type::kBFloat16:
-      return load_four<Factor, BFloat16>(from, index, tile, aligned, to);
-    case Type::kHalf:
-      return load_four<Factor, Half>(from, index, tile, aligned, to);
+// The same of any entries, one by one, in the same order.
+template <class S, class Sum>
+__device__ __forceinline__ void add_entries(const ProductTiles& own, int row, int vector,
+                                            int64_t begin, int64_t end,
+                                            Sum (&sums)[kSide][kSide]) {
+  using Factor = typename Sum::Factor;
+  const int lane = threadIdx.x % kWarp;
+  const int64_t first = begin - begin % kProductChunk<S> + lane * kPack<S>;
+  for (int64_t chunk = first; chunk < end; chunk += kProductChunk<S>) {
+#pragma unroll 1
+    for (int64_t i = chunk; i < chunk + kPack<S>; ++i) {
+      if (i < begin || i >= end) continue;
+      Factor x[kSide], y[kSide];
+#pragma unroll
+      for (int k = 0; k < kSide; ++k) {
+        const int r = own.rows.at(row + k), c = own.vectors.at(vector + k);
+        x[k] = entry_of<Factor>(own.rows.begin[r], own.rows.type[r], i);
+        y[k] = entry_of<Factor>(own.vectors.begin[c], own.vectors.type[c], i);
+      }
+#pragma unroll
+      for (int r = 0; r < kSide; ++r) {
+#pragma unroll
+        for (int c = 0; c < kSide; ++c) sums[r][c].add(x[r], y[c]);
+      }
+    }
   }
 }
 
+// Three blocks have 168 registers a thread. Elsewhere some kernels would spill, and two do: what they
+// read is slower there, or float64 is, so that most take the compensated sums.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000)
+#define AADL_PRODUCT_BLOCKS 3
+#else
+#define AADL_PRODUCT_BLOCKS 2
+#endif
+
 // Warp number i of all takes pair number i % pairs of tile i / pairs. No barriers: warps whose
 // number is too large return.
-template <class Sum>
-__global__ void __launch_bounds__(kThreads, 2)
+template <class Sum, class S>
+__global__ void __launch_bounds__(kProductThreads, AADL_PRODUCT_BLOCKS)
     product_tiles(ProductTiles own, Tiles tiles, int pairs, int64_t warps) {
-  using Factor = typename Sum::Factor;
   const int lane = threadIdx.x % kWarp;
-  const int64_t warp = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
+  const int64_t warp = (int64_t{blockIdx.x} * kProductThreads + threadIdx.x) / kWarp;
   if (warp >= warps) return;
   const int index = static_cast<int>(warp / pairs);
   const Tile tile = tile_of(tiles, index);
@@ -94,29 +187,18 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (++vector_group == groups_of(own.vectors.count)) vector_group = 0, ++row_group;
   }
   const int row = row_group * kSide, vector = vector_group * kSide;
-  // Places past the last are computed with the last, and not written.
-  int rows[kSide], vectors[kSide];
-#pragma unroll
-  for (int i = 0; i < kSide; ++i) {
-    rows[i] = row + i < own.rows.count ? row + i : own.rows.count - 1;
-    vectors[i] = vector + i < own.vectors.count ? vector + i : own.vectors.count - 1;
-  }
-
+  // The ends of a tile that are no whole chunk, and what is not packed, go entry by entry.
+  constexpr int64_t kChunk = kProductChunk<S>;
+  const int64_t first = (tile.begin + kChunk - 1) / kChunk * kChunk;
+  const int64_t last = tile.end / kChunk * kChunk;
+  int64_t from = tile.begin, to = own.packed && first < last ? first : tile.end;
   Sum sums[kSide][kSide];
-  for (int64_t i = tile.begin - tile.begin % kProductChunk + lane * kSide; i < tile.end;
-       i += kProductChunk) {
-    Factor x[kSide], y[kSide][kSide];
-#pragma unroll
-    for (int c = 0; c < kSide; ++c) load_any(own.vectors, vectors[c], i, tile, y[c]);
-#pragma unroll
-    for (int r = 0; r < kSide; ++r) {
-      load_any(own.rows, rows[r], i, tile, x);
-#pragma unroll
-      for (int c = 0; c < kSide; ++c) {
-#pragma unroll
-        for (int j = 0; j < kSide; ++j) sums[r][c].add(x[j], y[c][j]);
-      }
-    }
+#pragma unroll 1
+  for (;;) {
+    add_entries<S>(own, row, vector, from, to, sums);
+    if (to == tile.end) break;
+    add_packs<S>(own, row, vector, to, last, sums);
+    from = last, to = tile.end;
   }
 
   double values[kSide * kSide];
@@ -162,9 +244,15 @@ Side side_of(const std::vector<Entries>& all, int64_t first) {
     const Entries& one = all[first + i];
     side.begin[i] = one.begin;
     side.type[i] = static_cast<unsigned char>(one.type);
-    side.aligned[i] = aligned(one.begin);
   }
   return side;
+}
+
+// Whether all are aligned, and of one of these types.
+bool all_are(const std::vector<Entries>& all, Type one, Type other) {
+  return std::all_of(all.begin(), all.end(), [&](const Entries& entries) {
+    return (entries.type == one || entries.type == other) && aligned(entries.begin);
+  });
 }
 
 bool all_float(const std::vector<Entries>& all) {
@@ -180,30 +268,35 @@ int count_pairs(const ProductTiles& own) {
   return pairs;
 }
 
+template <class S>
 void launch_tiles(const ProductTiles& own, const Tiles& tiles, bool compensated, Stream stream) {
   const int pairs = count_pairs(own);
   const int64_t warps = int64_t{pairs} * tiles.first[tiles.segments];
   if (warps == 0) return;
-  const unsigned blocks = static_cast<unsigned>((warps + kWarps - 1) / kWarps);
-  if (compensated) {
-    AADL_LAUNCH(product_tiles<Compensated>, blocks, kThreads, 0, stream, own, tiles, pairs, warps);
-  } else {
-    AADL_LAUNCH(product_tiles<Wide>, blocks, kThreads, 0, stream, own, tiles, pairs, warps);
+  constexpr int64_t kEach = kProductThreads / kWarp;
+  const unsigned blocks = static_cast<unsigned>((warps + kEach - 1) / kEach);
+  if constexpr (!std::is_same_v<S, double>) {
+    if (compensated) {
+      AADL_LAUNCH((product_tiles<Compensated, S>), blocks, kProductThreads, 0, stream, own, tiles,
+                  pairs, warps);
+      return;
+    }
   }
-  check_launch("cross_products");
+  AADL_LAUNCH((product_tiles<Wide, S>), blocks, kProductThreads, 0, stream, own, tiles, pairs,
+              warps);
 }
 
-}  // namespace
-
-void products(const Products& args, const Launch& launch) {
+template <class S>
+void products_of(const Products& args, const Launch& launch) {
   const int64_t rows = args.rows.size(), vectors = args.vectors.size();
-  if (rows == 0 || vectors == 0) return;
   const bool compensated = launch.compensated && all_float(args.rows) && all_float(args.vectors);
-  const int64_t tile = tile_size(args.offsets[args.segments], 8 * kProductChunk,
+  const int64_t tile = tile_size(args.offsets[args.segments], 8 * kProductChunk<S>,
                                  std::min(launch.most_tiles, kMostProductTiles));
   const int64_t total = count_tiles(args.offsets, args.segments, tile);
   double* const partials = workspace<double>(launch, rows * vectors * total);
-  ProductTiles own = {{}, {}, vectors, same_vectors(args), partials, total, 0};
+  const Type type = args.rows[0].type, wider = sizeof(S) == 2 ? Type::kFloat : Type::kDouble;
+  const bool packed = all_are(args.rows, type, type) && all_are(args.vectors, type, wider);
+  ProductTiles own = {{}, {}, vectors, same_vectors(args), packed, partials, total, 0};
   for_tiles(args.offsets, args.segments, tile,
             [&](const Tiles& tiles, int64_t first_segment, int64_t first_tile) {
               own.first_tile = first_tile;
@@ -211,7 +304,8 @@ void products(const Products& args, const Launch& launch) {
                 own.rows = side_of(args.rows, r);
                 for (int64_t c = 0; c < vectors; c += kVectorsAtOnce) {
                   own.vectors = side_of(args.vectors, c);
-                  launch_tiles(own, tiles, compensated, launch.stream);
+                  launch_tiles<S>(own, tiles, compensated, launch.stream);
+                  check_launch("cross_products");
                 }
               }
               AADL_LAUNCH(finish_products, dim3(rows * vectors, tiles.segments), kThreads, 0,
@@ -219,6 +313,22 @@ void products(const Products& args, const Launch& launch) {
                           args.out + first_segment * rows * vectors);
               check_launch("cross_products");
             });
+}
+
+}  // namespace
+
+void products(const Products& args, const Launch& launch) {
+  if (args.rows.empty() || args.vectors.empty()) return;
+  switch (args.rows[0].type) {
+    case Type::kFloat:
+      return products_of<float>(args, launch);
+    case Type::kDouble:
+      return products_of<double>(args, launch);
+    case Type::kBFloat16:
+      return products_of<BFloat16>(args, launch);
+    case Type::kHalf:
+      return products_of<Half>(args, launch);
+  }
 }
 
 }  // namespace aadl::cuda

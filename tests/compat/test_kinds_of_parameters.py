@@ -109,7 +109,8 @@ def test_memory_layout_changes_nothing(layout: Callable[[Tensor], Tensor], optio
     stride = other.stride()
     assert stride != dense.stride()
     expected, _ = walk([dense], options)
-    assert torch.equal(walk([other], options)[0], expected)
+    # But for the rounding of sums, whose terms are in the order of memory.
+    torch.testing.assert_close(walk([other], options)[0], expected, rtol=1e-4, atol=1e-6)
     assert other.stride() == stride
 
 

@@ -98,6 +98,17 @@ def test_sizes_around_the_limits_of_kernels(dtype: torch.dtype, backend: str) ->
         check(rows, vectors, [0, size // 3, size // 3, size])
 
 
+@pytest.mark.parametrize("dtype", STORAGE_DTYPES, ids=str)
+def test_aligned_rows_go_with_vectors_of_their_dtype_and_of_the_next_wider(
+    dtype: torch.dtype,
+) -> None:
+    """As at the end of a block. Kernels take them in packs, but for the ends of segments."""
+    size, wider = 5120, torch.float32 if dtype.itemsize == 2 else torch.float64
+    rows = random_rows(9, size, dtype, "contiguous")
+    vectors = [rows[2], *random_vectors([wider, dtype, wider], size), rows[5]]
+    check(rows, vectors, [0, 700, 713, 713, 3001, size])
+
+
 @pytest.mark.parametrize("rows", [0, 1, 4, 9, 65])
 def test_any_numbers_of_rows_and_vectors(rows: int) -> None:
     for vectors in (1, 2, 10) if rows > 4 else (1, 2, 10, 65):

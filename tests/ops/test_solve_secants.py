@@ -213,6 +213,21 @@ def test_more_columns_than_rows_leave_nothing_over(
     assert left_over(matrix, right, found.gamma) <= 1e-4
 
 
+@pytest.mark.parametrize("length", [1e-3, 1e-8, 1e-60, 1e-100, 1e-130, 1e-150])
+def test_directions_of_a_factor_are_found_where_squares_of_their_products_vanish(
+    length: float,
+) -> None:
+    # Without what they have in common the columns are length / sqrt(3) long, or longer.
+    columns = torch.tensor([[1, 1, 1], [0, length, length], [0, 0, length]], dtype=torch.float64)
+    gamma = torch.tensor([-1, 2, -3], dtype=torch.float64)
+    system = torch.zeros(1, 4, 4, dtype=torch.float64)
+    system[0, :3, :3], system[0, :3, 3], system[0, 3, 3] = columns, columns @ gamma, 0.5
+    found = ops.solve_secants(system, factored=True, tolerance=0.0, ridge=0.0)
+    assert found.rank.item() == 3
+    torch.testing.assert_close(found.gamma[0], gamma, rtol=1e-13, atol=0)
+    torch.testing.assert_close(found.condition.item() * length, 3.0, rtol=1e-5, atol=0)
+
+
 @FORMS
 @pytest.mark.parametrize("angle", [1e-1, 1e-3, 1e-5])
 def test_tolerance_drops_directions_at_or_below_it(factored: bool, angle: float) -> None:

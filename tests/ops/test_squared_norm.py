@@ -49,8 +49,9 @@ def test_sizes_around_the_limits_of_kernels(dtype: torch.dtype, backend: str) ->
     assert_sum_of_squares(ops.squared_norm(tensors), tensors)
 
 
-def test_more_tensors_than_a_launch_holds() -> None:
-    tensors = [normal(size % 5, seed=size, dtype=torch.float32) for size in range(500)]
+@pytest.mark.parametrize("count", [112, 113, 900, 2000])  # 112 or 900 fit
+def test_more_tensors_than_a_launch_holds(count: int) -> None:
+    tensors = [normal(size % 5, seed=size, dtype=torch.float32) for size in range(count)]
     assert_sum_of_squares(ops.squared_norm(tensors), tensors)
 
 
