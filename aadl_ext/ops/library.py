@@ -74,6 +74,15 @@ def definitions_only() -> Iterator[None]:
         use_kernels = before
 
 
+def refusal(device: torch.device) -> str | None:
+    """Why compiled kernels do not run on a device, told by the smallest; None if they do."""
+    try:
+        torch.ops.aadl_ext.squared_norm([torch.ones(1, device=device)])
+    except RuntimeError as error:  # of torch's own kernels, or of ours
+        return str(error).partition("\n")[0]
+    return None
+
+
 def backends() -> dict[str, str]:
     """Name of each backend and whether it serves the ops here, or why it does not."""
     return {

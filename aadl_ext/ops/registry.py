@@ -23,6 +23,7 @@ from .checks import check_apart, check_integer, check_number, refuse_device
 logger = logging.getLogger("aadl_ext")
 _LIBRARY = torch.library.Library("aadl_ext", "DEF")  # type: ignore[no-untyped-call]
 NOT_LAUNCHED = "could not be launched"  # in the message of a kernel that failed (cuda/device.h)
+NO_KERNELS = "no kernels run on"  # in that of a device for which none are compiled (ops/checks.h)
 REFUSED = object()
 AUTOCAST = ("cpu", "cuda")  # kinds of devices that have one
 TENSORS = ("Tensor", "Optional[Tensor]", "List[Tensor]")
@@ -122,7 +123,7 @@ def op(
             except RuntimeError as error:
                 if NOT_LAUNCHED in str(error):
                     raise
-                logger.debug("%s is left to its definition: %s", name, error)
+                _tell(name, str(error))
                 found = REFUSED
             if found is REFUSED:
                 return checked(*given, **named)
@@ -140,6 +141,17 @@ def op(
 def _in_transform() -> bool:
     """Whether functions are transformed (``torch.func``), which kernels know nothing of."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _tell(name: str, refusal: str) -> None:
+    logger.debug("%s is left to its definition: %s", name, refusal)
+    if NO_KERNELS in refusal:
+        _warn_once(refusal.partition("\n")[0])
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    logger.warning("%s; `aadl_ext info` says what to do. PyTorch definitions run there", reason)
 
 
 def _listed(value: Any) -> Sequence[Tensor]:

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "../common/records.h"
@@ -33,6 +34,9 @@ struct Launch {
   bool compensated = false;
   int64_t most_tiles = kMostTiles;
 };
+
+// Why these kernels cannot run on this device, the current one; empty if they can.
+std::string refusal();
 
 // Whether this device computes float64 so slowly that `compensated` sums pay.
 bool slow_float64(int device);

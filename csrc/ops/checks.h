@@ -9,6 +9,8 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <map>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -66,6 +68,18 @@ void dispatch(ScalarType vectors, ScalarType rows, F&& f) {
   STD_TORCH_CHECK(false,
                   "vectors must be float32 or float64; rows of the same dtype, of float32, "
                   "or (with float32 vectors) of bfloat16 or float16");
+}
+
+// Refuses a device on which no kernel can run. `why` is asked once of each; it says "" where they can.
+template <class Why>
+void check_runs_on(int32_t device, const Why& why) {
+  static std::mutex one_at_a_time;
+  static std::map<int32_t, std::string> refusals;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  const auto [found, is_new] = refusals.try_emplace(device);
+  if (is_new) found->second = why();
+  STD_TORCH_CHECK(found->second.empty(), "no kernels run on CUDA device ", device, ": ",
+                  found->second);
 }
 
 inline Tensor doubles(const Tensor& like, std::vector<int64_t> shape) {
