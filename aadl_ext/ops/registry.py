@@ -23,7 +23,6 @@ from .checks import check_apart, check_integer, check_number, refuse_device
 logger = logging.getLogger("aadl_ext")
 _LIBRARY = torch.library.Library("aadl_ext", "DEF")  # type: ignore[no-untyped-call]
 NOT_LAUNCHED = "could not be launched"  # in the message of a kernel that failed (cuda/device.h)
-NO_KERNELS = "no kernels run on"  # in that of a device for which none are compiled (ops/checks.h)
 REFUSED = object()
 AUTOCAST = ("cpu", "cuda")  # kinds of devices that have one
 TENSORS = ("Tensor", "Optional[Tensor]", "List[Tensor]")
@@ -145,8 +144,8 @@ def _in_transform() -> bool:
 
 def _tell(name: str, refusal: str) -> None:
     logger.debug("%s is left to its definition: %s", name, refusal)
-    if NO_KERNELS in refusal:
-        _warn_once(refusal.partition("\n")[0])
+    if library.NO_KERNELS in refusal:
+        _warn_once(library.said(refusal))
 
 
 @functools.cache

@@ -134,7 +134,7 @@ class Refusing(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "aadl_ext":
             self.calls += 1
-            raise RuntimeError(f"{self.message}\nin checks.h")
+            raise RuntimeError(f"at checks.h:81, {self.message}\nby calls")
         return func(*args, **(kwargs or {}))
 
 
