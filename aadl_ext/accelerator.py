@@ -171,9 +171,16 @@ class Accelerator:
     # ---- what the hooks of an optimizer ask and tell ------------------------------------
 
     def before_step(
-        self, param_groups: Groups, rates: list[float], has_closure: bool, skip: str | None
+        self,
+        param_groups: Groups,
+        rates: list[float],
+        has_closure: bool,
+        skip: str | None,
+        shown: bool,
     ) -> None:
         """Look at w^k; ``skip`` names why this step does not count.
+
+        ``shown``: its gradient is shown next, before anything moves the parameters.
 
         Raises:
             RuntimeError: ``safeguard="loss"`` and there is no closure, or within ``settled``.
@@ -185,7 +192,7 @@ class Accelerator:
         self._skip = skip or self._follow(param_groups, rates)
         if self._counts_now:
             ask_for_closure(self.options, has_closure)
-            self.iteration.before()
+            self.iteration.before(shown)
 
     @property
     def wants_gradient(self) -> bool:

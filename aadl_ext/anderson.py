@@ -71,8 +71,8 @@ class AndersonIteration:
 
     # ---- Algorithm 1 ------------------------------------------------------------------------
 
-    def before(self) -> None:
-        """Keep w^k, on steps that need it."""
+    def before(self, shown: bool) -> None:
+        """Keep w^k, on steps that need it, whether its gradient is ``shown`` next or later."""
         self.judged, self.moved = False, None
         if not self.needs_point:
             return

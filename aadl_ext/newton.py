@@ -58,6 +58,8 @@ class NewtonIteration:
     pending: bool = False  #: whether the last step may have been one, so that this one judges
     on_line: bool = False  #: whether the block under way began with one
     judged: Scratch[bool] = False  #: whether the step under way has shown its gradient
+    at_once: Scratch[bool] = False  #: whether (w, g) need not be kept to become a sample
+    figures: Scratch[Tensor | None] = None  #: |g|^2 and s1 of one that was taken at once
     reach: Scratch[float] = math.inf  #: largest entry that weight decay leaves
     joined: Scratch[Tensor] = field(default_factory=lambda: torch.empty(0))  #: figures of all ranks
     solution: Scratch[ops.SubspaceSolution | None] = None  #: of the last step
@@ -99,15 +101,25 @@ class NewtonIteration:
             self.clear()
         return rests
 
-    def before(self) -> None:
-        """Keep w."""
+    def before(self, shown: bool) -> None:
+        """Keep w; on most steps the sample is taken at once, if g is ``shown`` before w changes."""
         self.judged = False
-        self.layout.read(self.point)
+        waits = self.pending or self.options.uses_quasi_newton or self.layout.has_copies
+        self.at_once = shown and not waits
+        if not self.at_once:
+            self.layout.read(self.point)
 
     def see_gradient(self, gradients: Gradients) -> Tensor | None:
         """Keep g; whether the base step is to be left out, since g rejects a pending step."""
         if self.judged:  # a closure that is called again, at another point
             return self._rejected if self.pending and not self.quasi_newton.active else None
+        if self.at_once:
+            found = gradients.as_they_are(self.layout)
+            if found is not None:
+                self.judged = self.history.present = True
+                self.figures = self.history.add(self.layout.local, found, self._direction)
+                return None
+            self.layout.read(self.point)
         present = gradients.gather(self.layout, self.point, self.gradient)
         self.judged = present or self.layout.ranks is not None  # others may have gradients
         self.history.present = present
@@ -140,8 +152,9 @@ class NewtonIteration:
         if pending:  # a rejected step is as if it had not been
             self.layout.write(self.fallback, when=v.when.rejected)
             torch.sub(self.next, self.fallback, out=self.fallback)
-        direction = self.fallback if self.on_line else None
-        figures = h.add(self.point, self.gradient, direction)  # |g|^2, s1
+        direction, figures, self.figures = self._direction, self.figures, None
+        if figures is None:
+            figures = h.add([self.point], [self.gradient], direction)  # |g|^2, s1
         if self.layout.ranks:
             h.waiting += [] if pending else [h.of_rank(self.gradient, direction, figures)]
             figures = self.joined if pending else figures
@@ -229,6 +242,11 @@ class NewtonIteration:
         return self.sizes[0]
 
     @property
+    def _direction(self) -> Tensor | None:
+        """The last step, d, while slopes along it are measured."""
+        return self.fallback if self.on_line else None
+
+    @property
     def _rejected(self) -> Tensor:
         rejected: Tensor = self.verdicts.when.rejected
         return rejected
@@ -247,7 +265,7 @@ class NewtonIteration:
         if self.quasi_newton.active:
             self.quasi_newton.end()
         self.history.clear()
-        self.on_line = False
+        self.on_line, self.figures = False, None
         self.verdicts.when.on_line.zero_()
 
     def forget_place(self) -> None:

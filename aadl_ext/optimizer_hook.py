@@ -12,6 +12,7 @@ import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, cast
 
@@ -168,6 +169,7 @@ class OptimizerHook:
         self._closure: Closure | None = None
         self._parked: Gradients | None = None
         self._open = False  # between the two hooks of a step
+        self._nested = False  # whether a step was seen within one, where gradients may change
         self._rates = Rates()
         self._pre = optimizer.register_step_pre_hook(self.before)
         self._post = optimizer.register_step_post_hook(self.after)
@@ -212,12 +214,14 @@ class OptimizerHook:
         self._closure = closure if callable(closure) else None
         if self._parked is not None and Gradients(optimizer).absent:
             self._parked.give_back()  # the base step raised while it was left out
+        self._nested |= self._open
         self._parked, self._open = None, True
         # GradScaler leaves this attribute on optimizers that skip a step by themselves.
         skip = "found_inf" if getattr(optimizer, "found_inf", None) else None
         rates = [self._rates.read(group.get("lr")) for group in optimizer.param_groups]
         accelerator, has_closure = self.accelerator, self._closure is not None
-        accelerator.before_step(optimizer.param_groups, rates, has_closure, skip)
+        shown = not (has_closure or self._nested)
+        accelerator.before_step(optimizer.param_groups, rates, has_closure, skip, shown)
         if not accelerator.wants_gradient:
             return None
         if self._closure is None:
@@ -407,6 +411,17 @@ class Gradients:
             return torch.zeros((), dtype=torch.float64, device=device)
         return ops.squared_norm(dense).to(device)
 
+    def as_they_are(self, layout: Layout) -> list[Tensor] | None:
+        """The gradients of what the optimizer minimizes, if it does nothing to them; else None.
+
+        That is, all are there, dense, where the layout is, and neither scaled, negated nor decayed.
+        """
+        if self._scale is not None or not layout.in_place or any(map(any, self._treatments)):
+            return None
+        gradients = [local_gradient(p) for p in layout.parameters]
+        known = [g for g in gradients if g is not None and not g.is_sparse]
+        return known if len(known) == len(gradients) > 0 else None
+
     def gather(self, layout: Layout, point: Tensor, out: Tensor) -> bool:
         """Fill ``out`` with the gradient at ``point`` of what the optimizer minimizes.
 
@@ -437,9 +452,9 @@ class Gradients:
     ) -> Iterator[tuple[slice, bool, float]]:
         """Neighbours that are treated alike: where they lie, whether maximized, their decay."""
         segment = start = stop = 0
-        treatments = [self._treatment(group) for group in self._groups]
+        treatments = self._treatments
         last = (False, 0.0)
-        if all(treatment == last for treatment in treatments):
+        if not any(map(any, treatments)):
             return
         for parameter, gradient in zip(layout.local, gradients, strict=True):
             while stop >= layout.offsets[segment + 1]:
@@ -452,10 +467,16 @@ class Gradients:
             stop += parameter.numel()
         yield slice(start, stop), *last
 
-    def _treatment(self, group: dict[str, Any]) -> tuple[bool, float]:
-        """Whether its gradients are to be negated, and the weight decay in its loss."""
-        decay = float(group.get("weight_decay", 0.0)) if self._decays_in_loss(group) else 0.0
-        return bool(group.get("maximize", False)), decay
+    @cached_property
+    def _treatments(self) -> list[tuple[bool, float]]:
+        """Of each group: whether gradients are to be negated, and the weight decay in its loss."""
+        return [
+            (
+                bool(group.get("maximize", False)),
+                float(group.get("weight_decay", 0.0)) if self._decays_in_loss(group) else 0.0,
+            )
+            for group in self._groups
+        ]
 
     def _decays_in_loss(self, group: dict[str, Any]) -> bool:
         return self._decays and not group.get("decoupled_weight_decay", False)

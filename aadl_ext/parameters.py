@@ -208,6 +208,11 @@ class Layout:
         return [local(p) for p in self.parameters] if self.sharded else self.parameters
 
     @cached_property
+    def in_place(self) -> bool:
+        """Whether vectors are on the device of all parameters."""
+        return all(p.device == self.device for p in self.parameters)
+
+    @cached_property
     def sharded(self) -> bool:
         """Whether some are shards of a DTensor."""
         return any(is_dtensor(p) for p in self.parameters)

@@ -1,46 +1,31 @@
 // Lists of contiguous pieces: copied, converted, or reduced to their squared norm.
 //
-// Pieces are cut into tiles, so that one long tensor is shared among many blocks as many short ones
-// are. Where a piece is aligned it is taken in packs of 16 bytes, elsewhere entry by entry.
-#include <algorithm>
+// Where a piece is aligned it is taken in packs of 16 bytes, elsewhere entry by entry.
 #include <type_traits>
 
 #include "chunk.h"
 #include "kernels.h"
+#include "pieces.h"
 #include "sums.h"
 
 namespace aadl::cuda {
 namespace {
 
 constexpr int64_t kPieceTile = 32 * kThreads;
-constexpr int kPiecesAtOnce = 112;  // in 4 KiB of arguments
 
-// The tiles of some pieces: piece p has tiles first[p] .. first[p + 1] - 1.
-struct PieceTiles {
-  int first[kPiecesAtOnce + 1];
-  int pieces;
-};
-
+template <int kMost>
 struct CopyTiles {
-  Piece pieces[kPiecesAtOnce];
-  PieceTiles tiles;
+  Piece pieces[kMost];
+  PieceTiles<kMost> tiles;
   const bool* when;
 };
 
+template <int kMost>
 struct SquareTiles {
-  Entries pieces[kPiecesAtOnce];
-  PieceTiles tiles;
+  Entries pieces[kMost];
+  PieceTiles<kMost> tiles;
   double* partials;  // of each tile
 };
-
-__device__ __forceinline__ int piece_of(const PieceTiles& tiles, int tile) {
-  int low = 0, high = tiles.pieces;
-  while (high - low > 1) {  // first[low] <= tile < first[high]
-    const int middle = (low + high) / 2;
-    (tiles.first[middle] <= tile ? low : high) = middle;
-  }
-  return low;
-}
 
 template <class To, class From>
 __device__ __forceinline__ To converted(From x) {
@@ -88,7 +73,8 @@ __device__ __forceinline__ void with_types(Type from, Type to, const Use& use) {
   if (from == Type::kHalf && to == Type::kFloat) return use(Half{}, float{});
 }
 
-__global__ void __launch_bounds__(kThreads) copy_tiles(CopyTiles own) {
+template <int kMost>
+__global__ void __launch_bounds__(kThreads) copy_tiles(CopyTiles<kMost> own) {
   if (own.when && !*own.when) return;
   const int tile = blockIdx.x, index = piece_of(own.tiles, tile);
   const Piece& piece = own.pieces[index];
@@ -126,8 +112,8 @@ __device__ __forceinline__ double squares_of(const void* entries, int64_t begin,
   return sum.value();
 }
 
-template <class Sum>
-__global__ void __launch_bounds__(kThreads) square_tiles(SquareTiles own) {
+template <class Sum, int kMost>
+__global__ void __launch_bounds__(kThreads) square_tiles(SquareTiles<kMost> own) {
   const int tile = blockIdx.x, index = piece_of(own.tiles, tile);
   const Entries& piece = own.pieces[index];
   const int64_t begin = (tile - own.tiles.first[index]) * kPieceTile;
@@ -141,46 +127,36 @@ __global__ void __launch_bounds__(kThreads) square_tiles(SquareTiles own) {
   if (threadIdx.x == 0) own.partials[tile] = sum;
 }
 
-int tiles_of(int64_t count) { return static_cast<int>((count + kPieceTile - 1) / kPieceTile); }
-
-// Calls use(tiles) after filling `own` with as many pieces at a time as an argument holds.
-template <class Own, class AnyPiece, class Use>
-void for_pieces(const std::vector<AnyPiece>& pieces, Own& own, const Use& use) {
-  for (size_t begin = 0; begin < pieces.size(); begin += kPiecesAtOnce) {
-    own.tiles.pieces = static_cast<int>(std::min<size_t>(pieces.size() - begin, kPiecesAtOnce));
-    for (int p = 0; p < own.tiles.pieces; ++p) {
-      own.pieces[p] = pieces[begin + p];
-      own.tiles.first[p + 1] = own.tiles.first[p] + tiles_of(own.pieces[p].count);
-    }
-    if (const int tiles = own.tiles.first[own.tiles.pieces]; tiles > 0) use(tiles);
-  }
-}
-
 }  // namespace
 
 void copy(const std::vector<Piece>& pieces, const bool* when, const Launch& launch) {
-  CopyTiles own = {};
-  own.when = when;
-  for_pieces(pieces, own, [&](int tiles) {
-    AADL_LAUNCH(copy_tiles, tiles, kThreads, 0, launch.stream, own);
-    check_launch("a copy");
+  with_room_for(pieces.size(), [&](auto most) {
+    constexpr int kMost = decltype(most)::value;
+    CopyTiles<kMost> own = {};
+    own.when = when;
+    for_pieces<kMost>(pieces, kPieceTile, own, [&](int tiles) {
+      AADL_LAUNCH(copy_tiles<kMost>, tiles, kThreads, 0, launch.stream, own);
+      check_launch("a copy");
+    });
   });
 }
 
 void squared_norm(const std::vector<Entries>& pieces, double* out, const Launch& launch) {
-  int64_t total = 0;
-  for (const Entries& piece : pieces) total += tiles_of(piece.count);
+  const int64_t total = tiles_of(pieces, kPieceTile);
   double* const partials = workspace<double>(launch, total);
-  SquareTiles own = {};
-  own.partials = partials;
-  for_pieces(pieces, own, [&](int tiles) {
-    if (launch.compensated) {
-      AADL_LAUNCH(square_tiles<Compensated>, tiles, kThreads, 0, launch.stream, own);
-    } else {
-      AADL_LAUNCH(square_tiles<Wide>, tiles, kThreads, 0, launch.stream, own);
-    }
-    check_launch("squared_norm");
-    own.partials += tiles;
+  with_room_for(pieces.size(), [&](auto most) {
+    constexpr int kMost = decltype(most)::value;
+    SquareTiles<kMost> own = {};
+    own.partials = partials;
+    for_pieces<kMost>(pieces, kPieceTile, own, [&](int tiles) {
+      if (launch.compensated) {
+        AADL_LAUNCH((square_tiles<Compensated, kMost>), tiles, kThreads, 0, launch.stream, own);
+      } else {
+        AADL_LAUNCH((square_tiles<Wide, kMost>), tiles, kThreads, 0, launch.stream, own);
+      }
+      check_launch("squared_norm");
+      own.partials += tiles;
+    });
   });
   finish_sums(partials, total, 1, out, launch.stream);
 }

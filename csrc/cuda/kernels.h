@@ -66,7 +66,7 @@ template <class T, class S>
 void tsqr(const Tsqr<T, S>& args, const Launch& launch);
 
 template <class T>
-void add_sample(const Sample<T>& args, const Launch& launch);
+void add_sample(const Sample<T>& args, const std::vector<SamplePart>& parts, const Launch& launch);
 
 template <class T, class S>
 void push_block(const BlockMeans<T, S>& args, const Launch& launch);

@@ -275,7 +275,7 @@ def test_what_is_only_read_may_overlap() -> None:
     points = torch.arange(9.0)
     assert ops.differs(points[1:], points[:-1])
     sums = [torch.zeros(8), torch.zeros(8)]
-    ops.add_sample_(sums, points[1:], points[:-1], points[1:], sign=1.0)
+    ops.add_sample_(sums, [points[1:]], points[:-1], [points[1:]], sign=1.0)
     assert sums[0].tolist() == [1] * 8
 
 
