@@ -21,7 +21,7 @@ LIMITS = {
     "conclude_push": 64,
     "close_block": 80,
     "window_tiles": 64,
-    "sample_tiles": 64,
+    "sample_tiles": 80,
     "extrapolate_tiles": 64,
     "copy_tiles": 64,
     "square_tiles": 64,

@@ -87,15 +87,26 @@ class BlockHistory:
             flag.zero_()
 
     def add(
-        self, points: Sequence[Tensor], gradients: Sequence[Tensor], direction: Tensor | None
+        self,
+        points: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        direction: Tensor | None,
+        decays: Sequence[float] = (),
     ) -> Tensor:
         """Add a sample, in tensors one behind the other; returns what ``ops.add_sample_`` does."""
         if self.blocks == 0 and self.samples == 0:
             ops.gather(points, self.last_point)
         sign = -1.0 if self.samples % 2 else 1.0
         self.samples += 1
-        sums, anchor = self.sums, self.last_point
-        return ops.add_sample_(sums, points, anchor, gradients, sign=sign, direction=direction)
+        return ops.add_sample_(
+            self.sums,
+            points,
+            self.last_point,
+            gradients,
+            sign=sign,
+            direction=direction,
+            decays=decays,
+        )
 
     def close_block(self) -> tuple[Tensor, int]:
         """Make the samples a block: a row each of steps, gradients and noise, and its products.

@@ -114,10 +114,11 @@ class NewtonIteration:
         if self.judged:  # a closure that is called again, at another point
             return self._rejected if self.pending and not self.quasi_newton.active else None
         if self.at_once:
-            found = gradients.as_they_are(self.layout)
-            if found is not None:
+            listed, decays = gradients.listed(self.layout)
+            if listed:
                 self.judged = self.history.present = True
-                self.figures = self.history.add(self.layout.local, found, self._direction)
+                points, direction = self.layout.local, self._direction
+                self.figures = self.history.add(points, listed, direction, decays)
                 return None
             self.layout.read(self.point)
         present = gradients.gather(self.layout, self.point, self.gradient)

@@ -411,16 +411,19 @@ class Gradients:
             return torch.zeros((), dtype=torch.float64, device=device)
         return ops.squared_norm(dense).to(device)
 
-    def as_they_are(self, layout: Layout) -> list[Tensor] | None:
-        """The gradients of what the optimizer minimizes, if it does nothing to them; else None.
+    def listed(self, layout: Layout) -> tuple[list[Tensor], list[float]]:
+        """The gradients as they are, and the weight decay that is part of the loss of each.
 
-        That is, all are there, dense, where the layout is, and neither scaled, negated nor decayed.
+        An empty list where they have to be gathered: some are missing, sparse, or not where the
+        layout is, or the optimizer scales or negates them.
         """
-        if self._scale is not None or not layout.in_place or any(map(any, self._treatments)):
-            return None
-        gradients = [local_gradient(p) for p in layout.parameters]
+        treated = self._scale is not None or any(negative for negative, _ in self._treatments)
+        gradients = [] if treated or not layout.in_place else map(local_gradient, layout.parameters)
         known = [g for g in gradients if g is not None and not g.is_sparse]
-        return known if len(known) == len(gradients) > 0 else None
+        if len(known) < len(layout.parameters):
+            return [], []
+        decays = [decay for _, decay in self._treatments]
+        return known, [decays[group] for group in layout.owners] if any(decays) else []
 
     def gather(self, layout: Layout, point: Tensor, out: Tensor) -> bool:
         """Fill ``out`` with the gradient at ``point`` of what the optimizer minimizes.
@@ -451,15 +454,12 @@ class Gradients:
         self, layout: Layout, gradients: list[Tensor | None]
     ) -> Iterator[tuple[slice, bool, float]]:
         """Neighbours that are treated alike: where they lie, whether maximized, their decay."""
-        segment = start = stop = 0
-        treatments = self._treatments
+        start = stop = 0
         last = (False, 0.0)
-        if not any(map(any, treatments)):
+        if not any(map(any, self._treatments)):
             return
-        for parameter, gradient in zip(layout.local, gradients, strict=True):
-            while stop >= layout.offsets[segment + 1]:
-                segment += 1
-            negative, decay = treatments[layout.groups[segment]]
+        for parameter, owner, gradient in zip(layout.local, layout.owners, gradients, strict=True):
+            negative, decay = self._treatments[owner]
             now = (negative, 0.0 if gradient is None else decay)
             if now != last:
                 yield slice(start, stop), *last

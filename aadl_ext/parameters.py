@@ -43,6 +43,7 @@ class Layout:
     rounds: bool  #: whether some parameter is narrower than the working vectors
     signature: tuple[Any, ...]
     names: tuple[str, ...] = ()  #: of the parameters, in checkpoints
+    owners: tuple[int, ...] = ()  #: parameter group of each parameter
     problems: tuple[int, ...] = ()  #: [S] problem of each segment, which copies share; or its own
     ranks: Ranks | None = None  #: that hold the other parameters
 
@@ -84,6 +85,7 @@ class Layout:
         ranks: Ranks | None,
     ) -> Layout:
         parameters: list[Tensor] = []
+        owners: list[int] = []
         names = _names(param_groups, ranks)
         offsets, groups, rounding = [0], [], []
         problems: list[int] = []
@@ -99,6 +101,7 @@ class Layout:
                     problems.append(len({*problems}) - (segment is copies))
                     rounding.append(max((torch.finfo(p.dtype).eps / 2 for p in problem), default=0))
                     parameters += [p for p in segment if is_dtensor(p) or p.numel()]
+                    owners += [index] * (len(parameters) - len(owners))
         size = offsets[-1]
         offsets[-1] = -(-max(size, ranks is not None) // PADDING) * PADDING
         wide = any(p.dtype == torch.float64 for p in parameters)
@@ -106,6 +109,7 @@ class Layout:
         somewhere = parameters or [p for group in param_groups for p in group["params"]]
         return cls(
             parameters=tuple(parameters),
+            owners=tuple(owners),
             names=tuple(names[id(p)] for p in parameters),
             size=size,
             offsets=tuple(offsets),

@@ -14,7 +14,7 @@ from .registry import op
 
 @op(
     "add_sample_(Tensor(a!)[] sums, Tensor[] points, Tensor anchor, Tensor[] gradients, *, "
-    "float sign, Tensor? direction=None) -> Tensor",
+    "float sign, Tensor? direction=None, float[] decays=[]) -> Tensor",
 )
 def add_sample_(
     sums: Sequence[Tensor],
@@ -24,6 +24,7 @@ def add_sample_(
     *,
     sign: float,
     direction: Tensor | None = None,
+    decays: Sequence[float] = (),
 ) -> Tensor:
     """Add a sample to the sums of a block, and measure its gradient.
 
@@ -37,6 +38,7 @@ def add_sample_(
         gradients: of the same shapes.
         sign: +1 and -1 by turns, so that the third sum holds noise only.
         direction: ``[N]``, or None for zero.
+        decays: one a gradient, or none: weight decay in the loss, ``decay * point`` is added to it.
 
     Returns:
         ``[2]`` float64: ``|gradient|^2`` and ``gradient . direction``. Not finite if the
@@ -53,14 +55,21 @@ def add_sample_(
             check_vector(name, vector, anchor.numel(), anchor.dtype)
     check_flat(points, anchor, "anchor")
     check_alike("gradients", gradients, "points", points)
+    if len(decays) not in (0, len(points)):
+        raise ValueError(
+            f"got {len(decays)} decays for {len(points)} points; pass one each, or none"
+        )
     figures = torch.zeros(2, dtype=torch.float64, device=anchor.device)
     end = 0
-    for tensor, its_gradient in zip(points, gradients, strict=True):
+    rows = zip(points, gradients, decays or [0.0] * len(points), strict=True)
+    for tensor, its_gradient, decay in rows:
         start, end = end, end + tensor.numel()
         parts = tensor.detach().reshape(-1), its_gradient.detach().reshape(-1)
         for chunk in chunks(start, end):
             own = slice(chunk.start - start, chunk.stop - start)
             point, gradient = (part[own].to(anchor.dtype) for part in parts)
+            if decay:
+                gradient = gradient.add(point, alpha=decay)
             point_sum[chunk] += point - anchor[chunk]
             gradient_sum[chunk] += gradient
             if noise_sum is not None:

@@ -163,11 +163,13 @@ struct Secants {
 
 // ---- blocks of samples ------------------------------------------------------------
 
-// A tensor of the point of a sample, and that of the gradient there, of one type.
+// A tensor of the point of a sample, and that of the gradient there, of one type; to be taken with
+// the weight decay in the loss, decay * point.
 struct SamplePart {
   const void* point;
   const void* gradient;
   int64_t begin, count;  // in the vectors
+  double decay;
   Type type;
 };
 

@@ -34,7 +34,7 @@ AADL_INLINE const T* widened(const void* entries, Type type, int64_t begin, int6
 template <class T>
 AADL_INLINE SampleFigures sample_block(const Sample<T>& args, const SamplePart& part,
                                        int64_t begin, int64_t end) {
-  const T sign = static_cast<T>(args.sign);
+  const T sign = static_cast<T>(args.sign), decay = static_cast<T>(part.decay);
   const int64_t at_once = part.type == kTypeOf<T> ? end - begin : kChunk;
   alignas(64) T point_room[kChunk], gradient_room[kChunk];
   double norm = 0, slope = 0;
@@ -47,8 +47,8 @@ AADL_INLINE SampleFigures sample_block(const Sample<T>& args, const SamplePart& 
     T *const points = args.point_sum + place, *const gradients = args.gradient_sum + place;
 #pragma omp simd reduction(+ : norm, slope)
     for (int64_t j = 0; j < n; ++j) {
-      const T g = gradient[j];
-      points[j] += point[j] - anchor[j];
+      const T p = point[j], g = gradient[j] + decay * p;
+      points[j] += p - anchor[j];
       gradients[j] += g;
       const double wide = g;
       norm += wide * wide;
@@ -57,7 +57,7 @@ AADL_INLINE SampleFigures sample_block(const Sample<T>& args, const SamplePart& 
     if (!args.noise_sum) continue;
     T* const noises = args.noise_sum + place;
 #pragma omp simd
-    for (int64_t j = 0; j < n; ++j) noises[j] += sign * gradient[j];
+    for (int64_t j = 0; j < n; ++j) noises[j] += sign * (gradient[j] + decay * point[j]);
   }
   return {norm, args.direction ? slope : 0};
 }

@@ -14,11 +14,11 @@ namespace aadl::cuda {
 
 // How many a launch takes: short lists in 4 KiB of arguments, which cost less to send; long ones in
 // 32 KiB, which there are since CUDA 12.1.
-constexpr int kFewPieces = 80;
+constexpr int kFewPieces = 72;
 #if defined(__CUDACC__) && CUDART_VERSION < 12010
 constexpr int kManyPieces = kFewPieces;
 #else
-constexpr int kManyPieces = 640;
+constexpr int kManyPieces = 600;
 static_assert(2 * kManyPieces >= 1000, "lists of 1000 tensors need two launches at most");
 #endif
 

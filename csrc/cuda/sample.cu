@@ -47,9 +47,20 @@ template <class P, class T, class Sum, bool packed>
 __device__ __forceinline__ void add_chunk(const Sample<T>& vectors, const SamplePart& part,
                                           const Share<T, T, packed>& share, SampleSums<Sum>& sums) {
   using Factor = typename Sum::Factor;
-  const T sign = static_cast<T>(vectors.sign);
+  const T sign = static_cast<T>(vectors.sign), decay = static_cast<T>(part.decay);
   T gradient[kHeld<T>], x[kHeld<T>], sum[kHeld<T>];
   share.load(static_cast<const P*>(part.gradient), gradient);
+  share.load(static_cast<const P*>(part.point), x);
+  share.load(vectors.anchor, sum);
+#pragma unroll
+  for (int j = 0; j < kHeld<T>; ++j) {
+    if (decay != 0) gradient[j] += decay * x[j];
+    x[j] -= sum[j];
+  }
+  share.load(vectors.point_sum, sum);
+#pragma unroll
+  for (int j = 0; j < kHeld<T>; ++j) sum[j] += x[j];
+  share.store(vectors.point_sum, sum);
   if (vectors.direction) share.load(vectors.direction, x);
 #pragma unroll
   for (int j = 0; j < kHeld<T>; ++j) {
@@ -61,18 +72,11 @@ __device__ __forceinline__ void add_chunk(const Sample<T>& vectors, const Sample
 #pragma unroll
   for (int j = 0; j < kHeld<T>; ++j) sum[j] += gradient[j];
   share.store(vectors.gradient_sum, sum);
-  if (vectors.noise_sum) {
-    share.load(vectors.noise_sum, sum);
+  if (!vectors.noise_sum) return;
+  share.load(vectors.noise_sum, sum);
 #pragma unroll
-    for (int j = 0; j < kHeld<T>; ++j) sum[j] += sign * gradient[j];
-    share.store(vectors.noise_sum, sum);
-  }
-  share.load(static_cast<const P*>(part.point), x);
-  share.load(vectors.anchor, gradient);
-  share.load(vectors.point_sum, sum);
-#pragma unroll
-  for (int j = 0; j < kHeld<T>; ++j) sum[j] += x[j] - gradient[j];
-  share.store(vectors.point_sum, sum);
+  for (int j = 0; j < kHeld<T>; ++j) sum[j] += sign * gradient[j];
+  share.store(vectors.noise_sum, sum);
 }
 
 template <class Sum, class T, int kMost>

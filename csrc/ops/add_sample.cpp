@@ -13,7 +13,8 @@ Tensor plain(const Tensor& tensor, ScalarType type) {
 
 template <class On>
 Tensor add_sample_(std::vector<Tensor> sums, std::vector<Tensor> points, const Tensor& anchor,
-                   std::vector<Tensor> gradients, double sign, std::optional<Tensor> direction) {
+                   std::vector<Tensor> gradients, double sign, std::optional<Tensor> direction,
+                   std::vector<double> decays) {
   const On on(anchor);
   const auto [point_sum, gradient_sum, noise_sum] = three_sums(sums);
   const int64_t size = anchor.numel();
@@ -28,6 +29,7 @@ Tensor add_sample_(std::vector<Tensor> sums, std::vector<Tensor> points, const T
   };
   check_apart_from(&anchor, address(direction));
   STD_TORCH_CHECK(points.size() == gradients.size(), "points and gradients must be as many");
+  STD_TORCH_CHECK(decays.empty() || decays.size() == points.size(), "decays must be as many or none");
   std::vector<SamplePart> parts;
   int64_t begin = 0;
   for (size_t i = 0; i < points.size(); ++i) {
@@ -43,8 +45,8 @@ Tensor add_sample_(std::vector<Tensor> sums, std::vector<Tensor> points, const T
     const bool known = own == kernel_type(gradient) && copies(own, wide) && size_of(own) <= size_of(wide);
     const ScalarType common = known ? point.scalar_type() : type;
     point = plain(point, common), gradient = plain(gradient, common);
-    parts.push_back(
-        {point.const_data_ptr(), gradient.const_data_ptr(), begin, count, kernel_type(point)});
+    parts.push_back({point.const_data_ptr(), gradient.const_data_ptr(), begin, count,
+                     decays.empty() ? 0 : decays[i], kernel_type(point)});
     begin += count;
   }
   Tensor figures = doubles(anchor, {2});

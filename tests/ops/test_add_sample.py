@@ -170,6 +170,38 @@ def test_tensors_one_behind_the_other_are_a_sample_as_the_vector_is(
     assert all(same_bits(x, flat[name]) for x, name in zip(sums, SUMS, strict=True))
 
 
+@pytest.mark.parametrize("vectors", WORKING_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_weight_decay_is_part_of_the_gradient(vectors: torch.dtype, dtype: torch.dtype) -> None:
+    sizes, decays = [5000, 7, 300], [0.1, 0.0, -2.5]
+    flat = random_sample(sum(sizes), vectors)
+    points, gradients = (
+        in_dtypes(list(flat[name].split(sizes)), [dtype]) for name in ("point", "gradient")
+    )
+    rows = zip(points, gradients, decays, strict=True)
+    whole = torch.cat([g.double() + decay * p.double() for p, g, decay in rows])
+    sums = [flat[name].clone() for name in SUMS]
+    direction, anchor = flat["direction"], flat["anchor"]
+    figures = ops.add_sample_(
+        sums, points, anchor, gradients, sign=-1, direction=direction, decays=decays
+    )
+    exact = torch.stack([whole @ whole, whole @ direction.double()])
+    eps = torch.finfo(vectors).eps
+    torch.testing.assert_close(figures, exact, rtol=10 * eps, atol=1000 * eps)
+    for added, name, sign in zip(sums[1:], SUMS[1:], (1, -1), strict=True):
+        expected = flat[name].double() + sign * whole
+        torch.testing.assert_close(added.double(), expected, rtol=4 * eps, atol=8 * eps)
+    undecayed = [flat[name].clone() for name in SUMS]
+    ops.add_sample_(undecayed, points, anchor, gradients, sign=-1)
+    assert same_bits(sums[0], undecayed[0])
+
+
+def test_decays_of_some_points_only_are_refused() -> None:
+    sums, vector = list(torch.zeros(2, 5)), torch.zeros(5)
+    with pytest.raises(ValueError, match=mentions("2 decays for 1 points")):
+        ops.add_sample_(sums, [vector], vector, [vector], sign=1, decays=[0.1, 0.2])
+
+
 def test_a_point_and_its_gradient_may_differ_in_layout_and_dtype() -> None:
     flat = random_sample(60)
     point = flat["point"].view(4, 3, 5)
