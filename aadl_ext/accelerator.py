@@ -205,7 +205,7 @@ class Accelerator:
         if self._skip == "zero_lr":
             # Such a step cannot judge, nor perhaps any after it. With a gradient of zero it is none
             # at all: checkpoints make them to create the optimizer's state.
-            squared_norm = gradients.squared_norm(self.layout.device)
+            squared_norm = gradients.squared_norm(self.layout)
             if (self.ranks.total(squared_norm)[0] if self.ranks else squared_norm) != 0:
                 self._calls += 1
                 self.roll_back()

@@ -105,7 +105,7 @@ class AndersonIteration:
         """
         g, w, layout = self.gradient, self.history.pair[0], self.layout
         if g is None:
-            return gradients.squared_norm(layout.device)[None]
+            return gradients.squared_norm(layout)[None]
         gradients.gather(layout, w, g)
         products = ops.cross_products(g[None], (g, w, self.fallback), layout.offsets)[:, 0]
         square, end, start = layout.counted(products).sum(dim=0)

@@ -404,12 +404,13 @@ class Gradients:
         ]
         return min((1 / decay for decay in decays if decay > 0), default=math.inf)
 
-    def squared_norm(self, device: torch.device) -> Tensor:
-        """``[]`` float64 over all of them, on a device."""
-        dense = [_values(g) for g in map(local_gradient, self._owners) if g is not None]
+    def squared_norm(self, layout: Layout) -> Tensor:
+        """``[]`` float64 over all of them, those outside the layout too, on its device."""
+        own = map(local_gradient, self._owners) if layout.sharded else self._gradients
+        dense = [_values(g) if g.is_sparse else g for g in own if g is not None]
         if not dense:
-            return torch.zeros((), dtype=torch.float64, device=device)
-        return ops.squared_norm(dense).to(device)
+            return torch.zeros((), dtype=torch.float64, device=layout.device)
+        return ops.squared_norm(dense).to(layout.device)
 
     def listed(self, layout: Layout) -> tuple[list[Tensor], list[float]]:
         """The gradients as they are, and the weight decay that is part of the loss of each.
@@ -418,7 +419,7 @@ class Gradients:
         layout is, or the optimizer scales or negates them.
         """
         treated = self._scale is not None or any(negative for negative, _ in self._treatments)
-        gradients = [] if treated or not layout.in_place else map(local_gradient, layout.parameters)
+        gradients = [] if treated or not layout.in_place else layout.gradients
         known = [g for g in gradients if g is not None and not g.is_sparse]
         if len(known) < len(layout.parameters):
             return [], []
@@ -432,7 +433,7 @@ class Gradients:
         where it is a part of the loss (not in AdamW). A parameter without a gradient counts
         with zero; false if there is none at all, and then ``out`` is zero.
         """
-        gradients = [local_gradient(p) for p in layout.parameters]
+        gradients = layout.gradients
         if all(g is None for g in gradients):
             out.zero_()
             return False
@@ -506,7 +507,7 @@ class Gradients:
 
 
 def _values(gradient: Tensor) -> Tensor:
-    return gradient.detach().coalesce().values() if gradient.is_sparse else gradient
+    return gradient.detach().coalesce().values()
 
 
 def _dense(gradient: Tensor) -> Tensor:

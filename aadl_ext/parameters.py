@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from . import ops
 from .buffers import zeros
-from .ranks import Ranks, as_placed, is_dtensor, is_flattened, is_partial, local
+from .ranks import Ranks, as_placed, is_dtensor, is_flattened, is_partial, local, local_gradient
 
 PADDING = 64  # entries; rows of the history start on a multiple
 
@@ -154,8 +155,8 @@ class Layout:
     @property
     def holds(self) -> bool:
         """Whether its own parameters still have their shapes and places, trained or not."""
-        known = {parameter: (shape, device) for _, parameter, _, shape, _, device in self.signature}
-        return all(known[id(p)] == (p.shape, p.device) for p in self.parameters)
+        known = {i: x for ids, facts in self.signature for i, x in zip(ids, facts, strict=True)}
+        return all(known[id(p)][1::2] == (p.shape, p.device) for p in self.parameters)
 
     @property
     def bounds(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -210,6 +211,11 @@ class Layout:
     def local(self) -> Sequence[Tensor]:
         """Entries of the parameters on this rank; they may lie elsewhere in the next step."""
         return [local(p) for p in self.parameters] if self.sharded else self.parameters
+
+    @property
+    def gradients(self) -> list[Tensor | None]:
+        """Entries of the gradients on this rank."""
+        return [local_gradient(p) if self.sharded else p.grad for p in self.parameters]
 
     @cached_property
     def in_place(self) -> bool:
@@ -367,10 +373,13 @@ def _checked(parameters: list[Tensor]) -> Iterator[Tensor]:
         yield tensor
 
 
+_FACTS = attrgetter("requires_grad", "shape", "dtype", "device")
+
+
 def _signature(param_groups: list[dict[str, Any]]) -> tuple[Any, ...]:
-    # The layout holds the parameters, so that an id cannot be given to another tensor.
-    return tuple(
-        (index, id(p), p.requires_grad, p.shape, p.dtype, p.device)
-        for index, group in enumerate(param_groups)
-        for p in group["params"]
-    )
+    """Of each group: who its parameters are, and what they are.
+
+    The layout holds the parameters, so that an id cannot be given to another tensor.
+    """
+    lists = [group["params"] for group in param_groups]
+    return tuple((tuple(map(id, listed)), tuple(map(_FACTS, listed))) for listed in lists)

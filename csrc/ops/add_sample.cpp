@@ -3,12 +3,25 @@
 namespace aadl {
 namespace {
 
-// As one of the types that there are kernels for; what is not, or has gaps, is copied.
+// Contiguous, of this type: itself or a copy.
 Tensor plain(const Tensor& tensor, ScalarType type) {
   if (tensor.is_contiguous() && tensor.scalar_type() == type) return tensor;
   Tensor copy = torch::stable::new_empty(tensor, tensor.sizes(), type);
   torch::stable::copy_(copy, tensor);
   return copy;
+}
+
+// Where a point and its gradient are, or copies in the type of the vectors, where no kernel reads them.
+SamplePart part_of(Tensor& point, Tensor& gradient, ScalarType vectors, int64_t begin,
+                   double decay) {
+  const ScalarType type = point.scalar_type();
+  const bool narrower = vectors == ScalarType::Float ? type != ScalarType::Double
+                                                     : type == ScalarType::Float;
+  const bool read = (type == vectors || narrower) && type == gradient.scalar_type();
+  const ScalarType common = read ? type : vectors;
+  point = plain(point, common), gradient = plain(gradient, common);
+  return {point.const_data_ptr(), gradient.const_data_ptr(), begin, point.numel(), decay,
+          kernel_type(point)};
 }
 
 template <class On>
@@ -24,30 +37,30 @@ Tensor add_sample_(std::vector<Tensor> sums, std::vector<Tensor> points, const T
   if (noise_sum) check_vector(on, "noise_sum", *noise_sum, size, type);
   check_vector(on, "anchor", anchor, size, type);
   if (direction) check_vector(on, "direction", *direction, size, type);
-  const auto check_apart_from = [&](const Tensor* one, const Tensor* other) {
-    check_apart({&point_sum, &gradient_sum, address(noise_sum)}, {one, other});
-  };
-  check_apart_from(&anchor, address(direction));
   STD_TORCH_CHECK(points.size() == gradients.size(), "points and gradients must be as many");
-  STD_TORCH_CHECK(decays.empty() || decays.size() == points.size(), "decays must be as many or none");
-  std::vector<SamplePart> parts;
+  STD_TORCH_CHECK(decays.empty() || decays.size() == points.size(), "decays must be as many");
+  std::vector<const Tensor*> read = {&anchor, address(direction)};
+  for (const auto* list : {&points, &gradients}) {
+    for (const Tensor& tensor : *list) {
+      on.check("points and gradients", tensor);
+      kernel_type(tensor);
+      read.push_back(&tensor);
+    }
+  }
+  check_apart({&point_sum, &gradient_sum, address(noise_sum)}, read);
   int64_t begin = 0;
   for (size_t i = 0; i < points.size(); ++i) {
-    Tensor &point = points[i], &gradient = gradients[i];
-    on.check("points", point);
-    on.check("gradients", gradient);
-    STD_TORCH_CHECK(point.sizes() == gradient.sizes(), "a gradient must have the shape of its point");
-    const int64_t count = point.numel();
-    STD_TORCH_CHECK(begin + count <= size, "points must have no more entries than vectors");
-    if (count == 0) continue;
-    check_apart_from(&point, &gradient);
-    const Type own = kernel_type(point), wide = kernel_type(anchor);
-    const bool known = own == kernel_type(gradient) && copies(own, wide) && size_of(own) <= size_of(wide);
-    const ScalarType common = known ? point.scalar_type() : type;
-    point = plain(point, common), gradient = plain(gradient, common);
-    parts.push_back({point.const_data_ptr(), gradient.const_data_ptr(), begin, count,
-                     decays.empty() ? 0 : decays[i], kernel_type(point)});
-    begin += count;
+    STD_TORCH_CHECK(points[i].sizes() == gradients[i].sizes(), "shapes must be those of the points");
+    begin += points[i].numel();
+  }
+  STD_TORCH_CHECK(begin <= size, "points must have no more entries than vectors");
+  std::vector<SamplePart> parts;
+  begin = 0;
+  for (size_t i = 0; i < points.size(); ++i) {
+    if (points[i].numel() == 0) continue;
+    const double decay = decays.empty() ? 0 : decays[i];
+    parts.push_back(part_of(points[i], gradients[i], type, begin, decay));
+    begin += parts.back().count;
   }
   Tensor figures = doubles(anchor, {2});
   dispatch(type, [&](auto t) {
