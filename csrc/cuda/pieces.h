@@ -13,14 +13,24 @@
 namespace aadl::cuda {
 
 // How many a launch takes: short lists in 4 KiB of arguments, which cost less to send; long ones in
-// 32 KiB, which there are since CUDA 12.1.
-constexpr int kFewPieces = 72;
-#if defined(__CUDACC__) && CUDART_VERSION < 12010
-constexpr int kManyPieces = kFewPieces;
-#else
-constexpr int kManyPieces = 600;
+// the 32 KiB that CUDA 12.1 brought.
+constexpr int kFewPieces = 72, kManyPieces = 600;
 static_assert(2 * kManyPieces >= 1000, "lists of 1000 tensors need two launches at most");
+
+// Whether a launch may have arguments of 32 KiB.
+inline bool takes_many() {
+#if !defined(__CUDACC__)
+  return true;  // in the emulation
+#elif CUDART_VERSION < 12010
+  return false;
+#else
+  static const bool takes = [] {
+    int driver = 0;
+    return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12010;
+  }();
+  return takes;
 #endif
+}
 
 // Piece p has tiles first[p] .. first[p + 1] - 1.
 template <int kMost>
@@ -54,7 +64,7 @@ int64_t tiles_of(const std::vector<AnyPiece>& pieces, int64_t tile) {
 // Calls use(m) with how many pieces of a list a launch is to take, as a constant.
 template <class Use>
 void with_room_for(size_t pieces, const Use& use) {
-  if (pieces <= kFewPieces) return use(std::integral_constant<int, kFewPieces>{});
+  if (pieces <= kFewPieces || !takes_many()) return use(std::integral_constant<int, kFewPieces>{});
   use(std::integral_constant<int, kManyPieces>{});
 }
 
