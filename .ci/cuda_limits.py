@@ -22,7 +22,7 @@ LIMITS = {
     "conclude_push": 64,
     "close_block": 80,
     "window_tiles": 64,
-    "sample_tiles": 64,
+    "sample_tiles": 80,
     "extrapolate_tiles": 80,
     "copy_tiles": 64,
     "square_tiles": 64,
@@ -59,12 +59,12 @@ PACKS = {
     "extrapolate_tiles<float, Half>": 4,
     "window_tiles<float>": 3,
     "window_tiles<double>": 4,
-    "copy_tiles<112>": 6,
-    "copy_tiles<900>": 6,
-    "square_tiles<Wide, 112>": 3,
-    "square_tiles<Wide, 900>": 3,
-    "square_tiles<Compensated, 112>": 3,
-    "square_tiles<Compensated, 900>": 3,
+    "copy_tiles<72>": 6,
+    "copy_tiles<600>": 6,
+    "square_tiles<Wide, 72>": 3,
+    "square_tiles<Wide, 600>": 3,
+    "square_tiles<Compensated, 72>": 3,
+    "square_tiles<Compensated, 600>": 3,
 }
 MOST = 255  # of kernels that have one block on an SM, or few threads
 ENTRY = re.compile(

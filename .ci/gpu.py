@@ -41,8 +41,9 @@ class Part(NamedTuple):
 
 
 def pytest(*arguments: str) -> list[str]:
-    """A run of tests."""
-    return [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *arguments]
+    """A run of tests, in which a warning that nobody has foreseen is shown, no failure."""
+    shown = ["-v", "-W", "default", "-p", "no:cacheprovider"]
+    return [sys.executable, "-m", "pytest", *shown, *arguments]
 
 
 def sanitized(tool: str) -> list[str]:

@@ -171,9 +171,16 @@ class Accelerator:
     # ---- what the hooks of an optimizer ask and tell ------------------------------------
 
     def before_step(
-        self, param_groups: Groups, rates: list[float], has_closure: bool, skip: str | None
+        self,
+        param_groups: Groups,
+        rates: list[float],
+        has_closure: bool,
+        skip: str | None,
+        shown: bool,
     ) -> None:
         """Look at w^k; ``skip`` names why this step does not count.
+
+        ``shown``: its gradient is shown next, before anything moves the parameters.
 
         Raises:
             RuntimeError: ``safeguard="loss"`` and there is no closure, or within ``settled``.
@@ -185,7 +192,7 @@ class Accelerator:
         self._skip = skip or self._follow(param_groups, rates)
         if self._counts_now:
             ask_for_closure(self.options, has_closure)
-            self.iteration.before()
+            self.iteration.before(shown)
 
     @property
     def wants_gradient(self) -> bool:
@@ -198,7 +205,7 @@ class Accelerator:
         if self._skip == "zero_lr":
             # Such a step cannot judge, nor perhaps any after it. With a gradient of zero it is none
             # at all: checkpoints make them to create the optimizer's state.
-            squared_norm = gradients.squared_norm(self.layout.device)
+            squared_norm = gradients.squared_norm(self.layout)
             if (self.ranks.total(squared_norm)[0] if self.ranks else squared_norm) != 0:
                 self._calls += 1
                 self.roll_back()

@@ -71,8 +71,8 @@ class AndersonIteration:
 
     # ---- Algorithm 1 ------------------------------------------------------------------------
 
-    def before(self) -> None:
-        """Keep w^k, on steps that need it."""
+    def before(self, shown: bool) -> None:
+        """Keep w^k, on steps that need it, whether its gradient is ``shown`` next or later."""
         self.judged, self.moved = False, None
         if not self.needs_point:
             return
@@ -105,7 +105,7 @@ class AndersonIteration:
         """
         g, w, layout = self.gradient, self.history.pair[0], self.layout
         if g is None:
-            return gradients.squared_norm(layout.device)[None]
+            return gradients.squared_norm(layout)[None]
         gradients.gather(layout, w, g)
         products = ops.cross_products(g[None], (g, w, self.fallback), layout.offsets)[:, 0]
         square, end, start = layout.counted(products).sum(dim=0)

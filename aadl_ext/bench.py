@@ -87,7 +87,8 @@ def cases(size: int, depth: int, window: int = WINDOW) -> Iterator[Case]:
     statistics = lambda: ops.window_statistics(iterates, vectors[4])  # noqa: E731
     yield Case("window_statistics", window, window, 1, statistics)
     sums = list(normal(3, size))
-    add = lambda: ops.add_sample_(sums, *vectors[:3], sign=-1.0, direction=vectors[3])  # noqa: E731
+    lists = ([vectors[0]], vectors[1], [vectors[2]])
+    add = lambda: ops.add_sample_(sums, *lists, sign=-1.0, direction=vectors[3])  # noqa: E731
     yield Case("add_sample_", 3, 7, 3, add)
 
 

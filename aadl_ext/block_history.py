@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -85,14 +86,27 @@ class BlockHistory:
         for flag in (self.verdicts.when.paired, self.verdicts.when.spoiled):
             flag.zero_()
 
-    def add(self, point: Tensor, gradient: Tensor, direction: Tensor | None) -> Tensor:
-        """Add a sample; returns the figures of ``ops.add_sample_``."""
+    def add(
+        self,
+        points: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        direction: Tensor | None,
+        decays: Sequence[float] = (),
+    ) -> Tensor:
+        """Add a sample, in tensors one behind the other; returns what ``ops.add_sample_`` does."""
         if self.blocks == 0 and self.samples == 0:
-            self.last_point.copy_(point)
+            ops.gather(points, self.last_point)
         sign = -1.0 if self.samples % 2 else 1.0
         self.samples += 1
-        sums, anchor = self.sums, self.last_point
-        return ops.add_sample_(sums, point, anchor, gradient, sign=sign, direction=direction)
+        return ops.add_sample_(
+            self.sums,
+            points,
+            self.last_point,
+            gradients,
+            sign=sign,
+            direction=direction,
+            decays=decays,
+        )
 
     def close_block(self) -> tuple[Tensor, int]:
         """Make the samples a block: a row each of steps, gradients and noise, and its products.

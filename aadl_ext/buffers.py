@@ -1,4 +1,4 @@
-"""The one function that allocates what outlives a step."""
+"""Memory: the one function that allocates what outlives a step; whether a graph is captured."""
 
 from __future__ import annotations
 
@@ -29,3 +29,8 @@ def zeros(
     with suppress(OSError):  # a kernel built without them
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).reshape(shape)
+
+
+def captured(device: torch.device) -> bool:
+    """Whether a CUDA graph takes up what is called there now, so that memory has to stay."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

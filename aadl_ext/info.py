@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import warnings
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -72,23 +73,47 @@ def _cpu() -> Part:
 
 
 def _gpu() -> Part:
-    name = "GPU"
-    if torch.cuda.is_available():
-        return Part(name, True, torch.cuda.get_device_name())
+    name, (count, told) = "GPU", _devices()
+    if count:
+        return Part(name, True, ", ".join(map(torch.cuda.get_device_name, range(count))))
     if torch.version.cuda is None:
         why = f"torch {torch.__version__} is built without CUDA"
         return Part(name, False, why, "only if you have one: a CUDA build of torch, pytorch.org")
     why = f"torch is built for CUDA {torch.version.cuda}, but finds no device"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        why += f" among CUDA_VISIBLE_DEVICES={visible!r}"
+        return Part(
+            name, False, why, "unset CUDA_VISIBLE_DEVICES, or name what nvidia-smi -L lists"
+        )
+    why += f": {told}" if told else ""
     return Part(name, False, why, "only if you have one: see whether nvidia-smi lists it")
 
 
+def _devices() -> tuple[int, str]:
+    """How many GPUs there are, and what torch warns of, such as a driver that is too old."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return count, "; ".join(str(x.message).partition(" (Triggered")[0] for x in told)
+
+
 def _cuda_kernels() -> Part:
-    name = "compiled kernels for GPUs"
-    if library.cuda_missing is None:
+    name, slower = "compiled kernels for GPUs", "steps there run on PyTorch definitions"
+    if library.cuda_missing is not None:
+        why = f"{library.cuda_missing}; {slower}"
+        advice = "with nvcc on PATH, AADL_EXT_CUDA=1 pip install --no-build-isolation ."
+        return Part(name, False, why, f"only for a GPU: {advice}")
+    refusals = {i: library.refusal(torch.device("cuda", i)) for i in range(_devices()[0])}
+    refused = {i: why for i, why in refusals.items() if why}
+    if not refused:
         return Part(name, True, "steps on CUDA parameters run on them")
-    why = "not in this build; steps on CUDA parameters run on PyTorch definitions"
-    remedy = "only for a GPU: with nvcc on PATH, AADL_EXT_CUDA=1 pip install --no-build-isolation ."
-    return Part(name, False, why, remedy)
+    archs = sorted({"{}{}".format(*torch.cuda.get_device_capability(i)) for i in refused})
+    remedy = (
+        f'AADL_EXT_CUDA=1 AADL_EXT_CUDA_ARCHS="{" ".join(archs)}" pip install '
+        "--no-build-isolation . with an nvcc that knows these, and no newer than the driver"
+    )
+    return Part(name, False, "; ".join([*dict.fromkeys(refused.values()), slower]), remedy)
 
 
 def _demo() -> Part:

@@ -59,6 +59,8 @@ class NewtonIteration:
     on_line: bool = False  #: whether the block under way began with one
     rates: Scratch[tuple[float, ...]] = ()  #: of the segments
     judged: Scratch[bool] = False  #: whether the step under way has shown its gradient
+    at_once: Scratch[bool] = False  #: whether (w, g) need not be kept to become a sample
+    figures: Scratch[Tensor | None] = None  #: |g|^2 and s1 of one that was taken at once
     reach: Scratch[float] = math.inf  #: largest entry that weight decay leaves
     joined: Scratch[Tensor] = field(default_factory=lambda: torch.empty(0))  #: figures of all ranks
     solution: Scratch[ops.SubspaceSolution | None] = None  #: of the last step
@@ -101,10 +103,14 @@ class NewtonIteration:
             self.clear()
         return rests
 
-    def before(self) -> None:
-        """Keep w."""
+    def before(self, shown: bool) -> None:
+        """Keep w; on most steps the sample is taken at once, if g is ``shown`` before w changes."""
         self.judged = False
-        self.layout.read(self.point)
+        compares = self.options.uses_quasi_newton and self.quasi_newton.compares
+        waits = self.pending or compares or self.layout.has_copies
+        self.at_once = shown and not waits
+        if not self.at_once:
+            self.layout.read(self.point)
 
     def see_gradient(self, gradients: Gradients) -> Tensor | None:
         """Keep g; whether the base step is to be left out, since g rejects a pending step."""
@@ -112,6 +118,14 @@ class NewtonIteration:
             if self.quasi_newton.active:
                 return self.quasi_newton.left_out
             return self._rejected if self.pending else None
+        if self.at_once:
+            listed, decays = gradients.listed(self.layout)
+            if listed:
+                self.judged = self.history.present = True
+                points = self.layout.ordered(self.layout.local)
+                self.figures = self.history.add(points, listed, self._direction, decays)
+                return None
+            self.layout.read(self.point)
         present = gradients.gather(self.layout, self.point, self.gradient)
         self.judged = present or self.layout.ranks is not None  # others may have gradients
         self.history.present = present
@@ -144,8 +158,9 @@ class NewtonIteration:
         if pending:  # a rejected step is as if it had not been
             self.layout.write(self.fallback, when=v.when.rejected)
             torch.sub(self.next, self.fallback, out=self.fallback)
-        direction = self.fallback if self.on_line else None
-        figures = h.add(self.point, self.gradient, direction)  # |g|^2, s1
+        direction, figures, self.figures = self._direction, self.figures, None
+        if figures is None:
+            figures = h.add([self.point], [self.gradient], direction)  # |g|^2, s1
         if self.layout.ranks:
             h.waiting += [] if pending else [h.of_rank(self.gradient, direction, figures)]
             figures = self.joined if pending else figures
@@ -237,6 +252,11 @@ class NewtonIteration:
         return self.sizes[0]
 
     @property
+    def _direction(self) -> Tensor | None:
+        """The last step, d, while slopes along it are measured."""
+        return self.fallback if self.on_line else None
+
+    @property
     def _rejected(self) -> Tensor:
         rejected: Tensor = self.verdicts.when.rejected
         return rejected
@@ -255,7 +275,7 @@ class NewtonIteration:
         if self.quasi_newton.active:
             self.quasi_newton.end()
         self.history.clear()
-        self.on_line = False
+        self.on_line, self.figures = False, None
         self.verdicts.when.on_line.zero_()
 
     def forget_place(self) -> None:

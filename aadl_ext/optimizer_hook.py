@@ -12,6 +12,7 @@ import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, cast
 
@@ -168,6 +169,7 @@ class OptimizerHook:
         self._closure: Closure | None = None
         self._parked: Gradients | None = None
         self._open = False  # between the two hooks of a step
+        self._nested = False  # whether a step was seen within one, where gradients may change
         self._rates = Rates()
         self._pre = optimizer.register_step_pre_hook(self.before)
         self._post = optimizer.register_step_post_hook(self.after)
@@ -212,12 +214,14 @@ class OptimizerHook:
         self._closure = closure if callable(closure) else None
         if self._parked is not None and Gradients(optimizer).absent:
             self._parked.give_back()  # the base step raised while it was left out
+        self._nested |= self._open
         self._parked, self._open = None, True
         # GradScaler leaves this attribute on optimizers that skip a step by themselves.
         skip = "found_inf" if getattr(optimizer, "found_inf", None) else None
         rates = [self._rates.read(group.get("lr")) for group in optimizer.param_groups]
         accelerator, has_closure = self.accelerator, self._closure is not None
-        accelerator.before_step(optimizer.param_groups, rates, has_closure, skip)
+        shown = not (has_closure or self._nested)
+        accelerator.before_step(optimizer.param_groups, rates, has_closure, skip, shown)
         if not accelerator.wants_gradient:
             return None
         if self._closure is None:
@@ -400,12 +404,28 @@ class Gradients:
         ]
         return min((1 / decay for decay in decays if decay > 0), default=math.inf)
 
-    def squared_norm(self, device: torch.device) -> Tensor:
-        """``[]`` float64 over all of them, on a device."""
-        dense = [_as_it_lies(g) for g in map(local_gradient, self._owners) if g is not None]
+    def squared_norm(self, layout: Layout) -> Tensor:
+        """``[]`` float64 over all of them, those outside the layout too, on its device."""
+        own = map(local_gradient, self._owners) if layout.sharded else self._gradients
+        dense = [_as_it_lies(g) for g in own if g is not None]
         if not dense:
-            return torch.zeros((), dtype=torch.float64, device=device)
-        return ops.squared_norm(dense).to(device)
+            return torch.zeros((), dtype=torch.float64, device=layout.device)
+        return ops.squared_norm(dense).to(layout.device)
+
+    def listed(self, layout: Layout) -> tuple[list[Tensor], list[float]]:
+        """The gradients as they are, and the weight decay that is part of the loss of each.
+
+        An empty list where they have to be gathered: some are missing, sparse, or not where the
+        layout is, or the optimizer scales or negates them.
+        """
+        treated = self._scale is not None or any(negative for negative, _ in self._treatments)
+        gradients = [] if treated or not layout.in_place else layout.gradients
+        known = [g for g in gradients if g is not None and not g.is_sparse]
+        if len(known) < len(layout.parameters):
+            return [], []
+        known = [*layout.ordered(known)]
+        decays = [decay for _, decay in self._treatments]
+        return known, [decays[group] for group in layout.owners] if any(decays) else []
 
     def gather(self, layout: Layout, point: Tensor, out: Tensor) -> bool:
         """Fill ``out`` with the gradient at ``point`` of what the optimizer minimizes.
@@ -414,7 +434,7 @@ class Gradients:
         where it is a part of the loss (not in AdamW). A parameter without a gradient counts
         with zero; false if there is none at all, and then ``out`` is zero.
         """
-        gradients = [local_gradient(p) for p in layout.parameters]
+        gradients = layout.gradients
         if all(g is None for g in gradients):
             out.zero_()
             return False
@@ -436,15 +456,12 @@ class Gradients:
         self, layout: Layout, gradients: list[Tensor | None]
     ) -> Iterator[tuple[slice, bool, float]]:
         """Neighbours that are treated alike: where they lie, whether maximized, their decay."""
-        segment = start = stop = 0
-        treatments = [self._treatment(group) for group in self._groups]
+        start = stop = 0
         last = (False, 0.0)
-        if all(treatment == last for treatment in treatments):
+        if not any(map(any, self._treatments)):
             return
-        for parameter, gradient in zip(layout.local, gradients, strict=True):
-            while stop >= layout.offsets[segment + 1]:
-                segment += 1
-            negative, decay = treatments[layout.groups[segment]]
+        for parameter, owner, gradient in zip(layout.local, layout.owners, gradients, strict=True):
+            negative, decay = self._treatments[owner]
             now = (negative, 0.0 if gradient is None else decay)
             if now != last:
                 yield slice(start, stop), *last
@@ -452,10 +469,16 @@ class Gradients:
             stop += parameter.numel()
         yield slice(start, stop), *last
 
-    def _treatment(self, group: dict[str, Any]) -> tuple[bool, float]:
-        """Whether its gradients are to be negated, and the weight decay in its loss."""
-        decay = float(group.get("weight_decay", 0.0)) if self._decays_in_loss(group) else 0.0
-        return bool(group.get("maximize", False)), decay
+    @cached_property
+    def _treatments(self) -> list[tuple[bool, float]]:
+        """Of each group: whether gradients are to be negated, and the weight decay in its loss."""
+        return [
+            (
+                bool(group.get("maximize", False)),
+                float(group.get("weight_decay", 0.0)) if self._decays_in_loss(group) else 0.0,
+            )
+            for group in self._groups
+        ]
 
     def _decays_in_loss(self, group: dict[str, Any]) -> bool:
         return self._decays and not group.get("decoupled_weight_decay", False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from . import ops
 from .buffers import zeros
-from .ranks import Ranks, as_placed, is_dtensor, is_flattened, is_partial, local
+from .ranks import Ranks, as_placed, is_dtensor, is_flattened, is_partial, local, local_gradient
 
 PADDING = 64  # entries; rows of the history start on a multiple
 Order = tuple[int, ...] | None  # dimensions from the outermost in memory on; None if row-major
@@ -46,6 +47,7 @@ class Layout:
     signature: tuple[Any, ...]
     orders: tuple[Order, ...] = ()  #: of the dimensions of each parameter, in the flat vector
     names: tuple[str, ...] = ()  #: of the parameters, in checkpoints
+    owners: tuple[int, ...] = ()  #: parameter group of each parameter
     problems: tuple[int, ...] = ()  #: [S] problem of each segment, which copies share; or its own
     ranks: Ranks | None = None  #: that hold the other parameters
 
@@ -87,6 +89,7 @@ class Layout:
         ranks: Ranks | None,
     ) -> Layout:
         parameters: list[Tensor] = []
+        owners: list[int] = []
         names = _names(param_groups, ranks)
         offsets, groups, rounding = [0], [], []
         problems: list[int] = []
@@ -102,6 +105,7 @@ class Layout:
                     problems.append(len({*problems}) - (segment is copies))
                     rounding.append(max((torch.finfo(p.dtype).eps / 2 for p in problem), default=0))
                     parameters += [p for p in segment if is_dtensor(p) or p.numel()]
+                    owners += [index] * (len(parameters) - len(owners))
         size = offsets[-1]
         offsets[-1] = -(-max(size, ranks is not None) // PADDING) * PADDING
         wide = any(p.dtype == torch.float64 for p in parameters)
@@ -110,6 +114,7 @@ class Layout:
         return cls(
             parameters=tuple(parameters),
             orders=tuple(memory_order(local(p)) for p in parameters),
+            owners=tuple(owners),
             names=tuple(names[id(p)] for p in parameters),
             size=size,
             offsets=tuple(offsets),
@@ -154,8 +159,8 @@ class Layout:
     @property
     def holds(self) -> bool:
         """Whether its own parameters still have their shapes and places, trained or not."""
-        known = {parameter: (shape, device) for _, parameter, _, shape, _, device in self.signature}
-        return all(known[id(p)] == (p.shape, p.device) for p in self.parameters)
+        known = {i: x for ids, facts in self.signature for i, x in zip(ids, facts, strict=True)}
+        return all(known[id(p)][1::2] == (p.shape, p.device) for p in self.parameters)
 
     @property
     def bounds(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -212,12 +217,24 @@ class Layout:
         They are copied fastest where they are contiguous: where strides are those that the
         parameter had at first.
         """
+        if not any(self.orders):
+            return tensors
         return [ordered(x, order) for x, order in zip(tensors, self.orders, strict=True)]
 
     @property
     def local(self) -> Sequence[Tensor]:
         """Entries of the parameters on this rank; they may lie elsewhere in the next step."""
         return [local(p) for p in self.parameters] if self.sharded else self.parameters
+
+    @property
+    def gradients(self) -> list[Tensor | None]:
+        """Entries of the gradients on this rank."""
+        return [local_gradient(p) if self.sharded else p.grad for p in self.parameters]
+
+    @cached_property
+    def in_place(self) -> bool:
+        """Whether vectors are on the device of all parameters."""
+        return all(p.device == self.device for p in self.parameters)
 
     @cached_property
     def sharded(self) -> bool:
@@ -388,10 +405,13 @@ def _checked(parameters: list[Tensor]) -> Iterator[Tensor]:
         yield tensor
 
 
+_FACTS = attrgetter("requires_grad", "shape", "dtype", "device")
+
+
 def _signature(param_groups: list[dict[str, Any]]) -> tuple[Any, ...]:
-    # The layout holds the parameters, so that an id cannot be given to another tensor.
-    return tuple(
-        (index, id(p), p.requires_grad, p.shape, p.dtype, p.device)
-        for index, group in enumerate(param_groups)
-        for p in group["params"]
-    )
+    """Of each group: who its parameters are, and what they are.
+
+    The layout holds the parameters, so that an id cannot be given to another tensor.
+    """
+    lists = [group["params"] for group in param_groups]
+    return tuple((tuple(map(id, listed)), tuple(map(_FACTS, listed))) for listed in lists)

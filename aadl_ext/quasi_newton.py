@@ -99,6 +99,11 @@ class QuasiNewton:
         """Whether the first answer is to come, or steps are taken: no time to rest."""
         return self.active or self.asked > 0 or self.wait == WAIT
 
+    @property
+    def compares(self) -> bool:
+        """Whether this step's point and gradient may be needed."""
+        return self.active or self.asked == 1 or self.until <= 1
+
     # ---- do gradients repeat? -----------------------------------------------------------------
 
     def watch(self, free: bool) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import ops
+from . import buffers, ops
 from .buffers import zeros
 from .ops.solve_secants import FEW
 from .options import Anderson
@@ -270,6 +270,16 @@ def _per_unit(
 
 
 def _beside(like: Tensor, rows: list[list[float]]) -> Tensor:
-    """A matrix of these numbers on the device of ``like``, copied there without waiting."""
+    """A matrix of these numbers on the device of ``like``, copied there without waiting.
+
+    Raises:
+        RuntimeError: within a CUDA graph, which would copy from where something else lies by then.
+    """
+    if buffers.captured(like.device):
+        raise RuntimeError(
+            "a CUDA graph cannot hold learning rates that differ between rows of the history and "
+            "this step, or between parameters; before the capture take steps at one rate until "
+            "all history_depth rows are at that, or call reset_acceleration_history(optimizer)"
+        )
     host = torch.tensor(rows, dtype=like.dtype, device="cpu", pin_memory=like.is_cuda)
     return host.to(like.device, non_blocking=True)

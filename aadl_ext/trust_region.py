@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .buffers import zeros
+from .buffers import captured, zeros
 from .state import Scratch
 
 CPU = torch.device("cpu")
@@ -16,7 +16,11 @@ SHORTEST, LONGEST = -2, 2  # blocks: powers of two of their usual length
 
 @dataclass(eq=False)
 class Delayed:
-    """Lets the host learn a number of a device without waiting: the next time that it asks."""
+    """Lets the host learn a number of a device without waiting: the next time that it asks.
+
+    It does wait where it has asked again before the number came, a whole block ahead of the device.
+    To go on without would let lengths of blocks depend on timing, and differ between ranks.
+    """
 
     number: Tensor = field(default_factory=lambda: zeros((), torch.float64, CPU))
     arrived: Scratch[torch.cuda.Event | None] = None
@@ -26,7 +30,7 @@ class Delayed:
 
         Nothing is sent while a CUDA graph is captured; 0 is returned.
         """
-        if number.is_cuda and torch.cuda.is_current_stream_capturing():
+        if captured(number.device):
             return 0
         if self.arrived is not None:
             self.arrived.synchronize()

@@ -116,7 +116,9 @@ def cases_of_vectors(
     no = torch.tensor(False, device=device)
 
     def add_sample() -> Tensor:
-        return ops.add_sample_(vectors[:3], *vectors[3:6], sign=1.0, direction=vectors[6])
+        point, anchor, gradient, direction = vectors[3:]
+        lists = (point.split(size // 160 + 1), anchor, gradient.split(size // 160 + 1))
+        return ops.add_sample_(vectors[:3], *lists, sign=1.0, direction=direction)
 
     def push_block() -> None:
         ops.push_block(

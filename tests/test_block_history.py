@@ -30,7 +30,7 @@ class Blocks:
         self.points, self.gradients = random.standard_normal((2, count, SAMPLES, SIZE))
         for block in range(count):
             for point, gradient in zip(self.points[block], self.gradients[block], strict=True):
-                self.history.add(self.flat(point), self.flat(gradient), None)
+                self.history.add([self.flat(point)], [self.flat(gradient)], None)
             self.change, self.noise_slot = self.history.close_block()
 
     def flat(self, values: np.ndarray) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,63 @@ def test_info_tells_versions_and_what_to_do_about_what_is_missing(
     assert torch.__version__ in text
     assert "no   compiled kernels for CPUs: not built" in text
     assert "-> install g++ or clang" in text
+
+
+def gpu_parts(monkeypatch: pytest.MonkeyPatch, count: int) -> list[info.Part]:
+    """What info says of GPUs where torch is built for them and finds so many."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (7 + 2 * i, 0))
+    monkeypatch.setattr(library, "cuda_missing", None)
+    return [part for part in info.parts() if "GPU" in part.name]
+
+
+def test_a_gpu_without_fitting_code_is_named_with_the_reason_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refusals = {0: "no kernels run on CUDA device 0: no kernel image is available", 1: None}
+    monkeypatch.setattr(library, "refusal", lambda device: refusals[device.index])
+    gpu, kernels = gpu_parts(monkeypatch, 2)
+    assert gpu.what == "GPU 0, GPU 1"
+    assert not kernels.works
+    assert kernels.what.startswith(str(refusals[0]))
+    assert 'AADL_EXT_CUDA_ARCHS="70"' in kernels.remedy
+    refusals[0] = None
+    assert gpu_parts(monkeypatch, 2)[1].works
+
+
+def test_no_gpu_is_put_down_to_the_list_of_visible_ones_or_the_driver(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    gpu, _ = gpu_parts(monkeypatch, 0)
+    assert "among CUDA_VISIBLE_DEVICES=''" in gpu.what
+    assert gpu.remedy.startswith("unset CUDA_VISIBLE_DEVICES")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    gpu_parts(monkeypatch, 0)
+
+    def too_old() -> bool:
+        warnings.warn("The NVIDIA driver is too old (Triggered internally)", stacklevel=2)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", too_old)
+    gpu, _ = (part for part in info.parts() if "GPU" in part.name)
+    assert gpu.what.endswith("but finds no device: The NVIDIA driver is too old")
+
+
+def test_a_device_that_no_kernel_runs_on_is_asked_for_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = torch.device("cpu")
+    assert library.refusal(cpu) is None
+
+    def refuse(tensors: object) -> None:
+        raise RuntimeError("no kernels run on CUDA device 3: no kernel image\nmore")
+
+    monkeypatch.setattr(torch.ops.aadl_ext, "squared_norm", refuse)
+    assert library.refusal(cpu) == "no kernels run on CUDA device 3: no kernel image"
 
 
 def test_each_part_works_or_has_a_reason_and_mostly_a_remedy() -> None:

@@ -124,3 +124,17 @@ def test_it_says_what_it_is_asked_for_and_that_there_is_no_gpu() -> None:
     none = subprocess.run([*run, "check"], capture_output=True, text=True, check=False, env=hidden)
     assert none.returncode == 1
     assert none.stdout.startswith("no GPU is seen by torch: ")
+
+
+def test_a_warning_that_nobody_has_foreseen_is_shown_and_no_failure(
+    gpu: ModuleType, tmp_path: Path
+) -> None:
+    test = tmp_path / "test_warns.py"
+    test.write_text("import warnings\n\ndef test_warns():\n    warnings.warn('of CUDA')\n")
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.pytest.ini_options]\nfilterwarnings = ["error"]\n'
+    )
+    command = [*gpu.pytest(str(test)), "--rootdir", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "UserWarning: of CUDA" in done.stdout

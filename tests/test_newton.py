@@ -725,3 +725,63 @@ def test_the_peak_is_part_of_a_checkpoint() -> None:
         next(second.rates)
     assert torch.equal(second.run(12), points[8:])
     assert whole.accelerator.stats.extrapolations > 0
+
+
+# ---- a sample that is taken before the base step ------------------------------------------------
+
+
+class Halving(SGD):
+    """Its step changes the gradients and then calls that of its parent, whose hooks run too."""
+
+    fails = False
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        if self.fails:
+            raise ValueError("in the base step")
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad.mul_(0.5)
+        return super().step(closure)
+
+
+LONG = SubspaceNewton(block_length=20, adaptive_blocks=False)
+
+
+@few
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_sample_taken_at_once_is_the_one_that_is_kept_for_the_step(
+    make: Any, decay: float
+) -> None:
+    at_once, kept = (
+        Training(partial(make, weight_decay=decay), NEWTON, torch.float64) for _ in range(2)
+    )
+    expected = kept.run(STEPS, lambda: kept.optimizer.step(kept.closure))
+    assert kept.accelerator.stats.extrapolations > 4
+    torch.testing.assert_close(at_once.run(STEPS), expected)
+
+
+def test_a_step_within_a_step_is_one_sample_of_the_gradients_that_are_used() -> None:
+    training = Training(partial(Halving, lr=0.1), LONG, torch.float64)
+    history = training.accelerator.iteration.history
+    for steps in range(1, 4):
+        before = history.sums[1].clone()
+        training.closure()
+        whole = torch.cat([p.grad.flatten() for p in training.parameters])
+        training.optimizer.step()
+        assert history.samples == steps
+        used = whole if steps == 1 else whole / 2  # that it is one within another is known then
+        torch.testing.assert_close((history.sums[1] - before)[: len(used)], used)
+
+
+def test_a_base_step_that_fails_and_is_taken_again_is_one_sample() -> None:
+    training = Training(partial(Halving, lr=0.1), LONG)
+    optimizer: Any = training.optimizer
+    optimizer.fails = True
+    for _ in range(2):
+        with pytest.raises(ValueError, match="in the base step"):
+            training.step()
+    optimizer.fails = False
+    training.step()
+    assert training.accelerator.iteration.history.samples == 1
+    assert training.accelerator.stats.steps == 1

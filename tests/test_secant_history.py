@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aadl_ext import Anderson, ops
+from aadl_ext import Anderson, buffers, ops
 from aadl_ext.parameters import Layout
 from aadl_ext.secant_history import SecantHistory
 
@@ -141,3 +141,21 @@ def test_where_nothing_is_to_be_extrapolated_the_point_is_the_plain_one() -> Non
     gamma = torch.full((1, DEPTH), torch.nan, dtype=torch.float64)
     ring.history.extrapolate_(out, ring.layout.vector(), after, gamma, (0.1,))
     assert torch.equal(out, after)
+
+
+def test_rows_of_other_rates_are_refused_while_a_cuda_graph_is_captured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The correction comes from memory of the host, which is gone when the graph is replayed."""
+    ring = Ring("gram")
+    for rate in (0.5, 0.5, 0.4):
+        ring.push(rate)
+    point, gamma = ring.layout.vector(), torch.ones(1, DEPTH, dtype=torch.float64)
+    monkeypatch.setattr(buffers, "captured", lambda device: True)
+    before = point.clone()
+    with pytest.raises(RuntimeError, match="until all history_depth rows are at that"):
+        ring.history.extrapolate_(point, point, point, gamma, (0.4,))
+    ring.history.clear()
+    for _ in range(2):
+        ring.push(0.4)
+    ring.history.extrapolate_(point, before, before, gamma, (0.4,))

@@ -7,23 +7,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import check_vector
+from .checks import check_alike, check_flat, check_vector
 from .chunks import chunks
 from .registry import op
 
 
 @op(
-    "add_sample_(Tensor(a!)[] sums, Tensor point, Tensor anchor, Tensor gradient, *, float sign, "
-    "Tensor? direction=None) -> Tensor",
+    "add_sample_(Tensor(a!)[] sums, Tensor[] points, Tensor anchor, Tensor[] gradients, *, "
+    "float sign, Tensor? direction=None, float[] decays=[]) -> Tensor",
 )
 def add_sample_(
     sums: Sequence[Tensor],
-    point: Tensor,
+    points: Sequence[Tensor],
     anchor: Tensor,
-    gradient: Tensor,
+    gradients: Sequence[Tensor],
     *,
     sign: float,
     direction: Tensor | None = None,
+    decays: Sequence[float] = (),
 ) -> Tensor:
     """Add a sample to the sums of a block, and measure its gradient.
 
@@ -31,11 +32,13 @@ def add_sample_(
         sums: three vectors ``[N]``, changed in place: ``point - anchor``, ``gradient`` and
             ``sign * gradient`` are added; the third may be left out. Differences to an
             anchor near the points keep their digits.
-        point: ``[N]``.
+        points: any shapes, real floating dtypes and memory layouts, together at most N entries:
+            one behind the other, as of :func:`gather`, they are the point.
         anchor: ``[N]``.
-        gradient: ``[N]``.
+        gradients: of the same shapes.
         sign: +1 and -1 by turns, so that the third sum holds noise only.
         direction: ``[N]``, or None for zero.
+        decays: one a gradient, or none: weight decay in the loss, ``decay * point`` is added to it.
 
     Returns:
         ``[2]`` float64: ``|gradient|^2`` and ``gradient . direction``. Not finite if the
@@ -45,21 +48,36 @@ def add_sample_(
         ValueError: shapes or dtypes do not fit together.
     """
     point_sum, gradient_sum, noise_sum = three_sums(sums)
-    vectors = {"point": point, "anchor": anchor, "gradient": gradient, "direction": direction}
-    vectors.update(point_sum=point_sum, gradient_sum=gradient_sum, noise_sum=noise_sum)
+    vectors = {"anchor": anchor, "direction": direction, "noise_sum": noise_sum}
+    vectors.update(point_sum=point_sum, gradient_sum=gradient_sum)
     for name, vector in vectors.items():
         if vector is not None:
-            check_vector(name, vector, point.numel(), point.dtype)
-    figures = torch.zeros(2, dtype=torch.float64, device=point.device)
-    for chunk in chunks(0, point.numel()):
-        point_sum[chunk] += point[chunk] - anchor[chunk]
-        gradient_sum[chunk] += gradient[chunk]
-        if noise_sum is not None:
-            noise_sum[chunk].add_(gradient[chunk], alpha=sign)
-        wide = gradient[chunk].double()
-        figures[0] += wide @ wide
-        if direction is not None:
-            figures[1] += wide @ direction[chunk].double()
+            check_vector(name, vector, anchor.numel(), anchor.dtype)
+    check_flat(points, anchor, "anchor")
+    check_alike("gradients", gradients, "points", points)
+    if len(decays) not in (0, len(points)):
+        raise ValueError(
+            f"got {len(decays)} decays for {len(points)} points; pass one each, or none"
+        )
+    figures = torch.zeros(2, dtype=torch.float64, device=anchor.device)
+    end = 0
+    rows = zip(points, gradients, decays or [0.0] * len(points), strict=True)
+    for tensor, its_gradient, decay in rows:
+        start, end = end, end + tensor.numel()
+        parts = tensor.detach().reshape(-1), its_gradient.detach().reshape(-1)
+        for chunk in chunks(start, end):
+            own = slice(chunk.start - start, chunk.stop - start)
+            point, gradient = (part[own].to(anchor.dtype) for part in parts)
+            if decay:
+                gradient = gradient.add(point, alpha=decay)
+            point_sum[chunk] += point - anchor[chunk]
+            gradient_sum[chunk] += gradient
+            if noise_sum is not None:
+                noise_sum[chunk].add_(gradient, alpha=sign)
+            wide = gradient.double()
+            figures[0] += wide @ wide
+            if direction is not None:
+                figures[1] += wide @ direction[chunk].double()
     return figures
 
 

@@ -32,6 +32,14 @@ def check_flat(tensors: Sequence[Tensor], flat: Tensor, name: str) -> None:
         )
 
 
+def check_alike(name: str, tensors: Sequence[Tensor], other: str, others: Sequence[Tensor]) -> None:
+    """Require real floating dtypes and, one by one, the same shapes."""
+    shapes, expected = ([tuple(x.shape) for x in listed] for listed in (tensors, others))
+    if shapes != expected:
+        raise ValueError(f"{name} have shapes {shapes} and {other} {expected}; pass one of each")
+    check_real([*tensors, *others])
+
+
 def check_vector(name: str, vector: Tensor, size: int, dtype: torch.dtype | None) -> None:
     """Require a vector of this size, in this dtype or any working dtype."""
     if vector.ndim != 1 or vector.numel() != size:

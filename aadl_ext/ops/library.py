@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+NO_KERNELS = "no kernels run on"  # in the message of a device without fitting code (ops/checks.h)
+
 
 def _load() -> str | None:
     """Load the compiled library; the reason if that is not possible."""
@@ -72,6 +74,21 @@ def definitions_only() -> Iterator[None]:
         yield
     finally:
         use_kernels = before
+
+
+def refusal(device: torch.device) -> str | None:
+    """Why compiled kernels do not run on a device, told by the smallest; None if they do."""
+    try:
+        torch.ops.aadl_ext.squared_norm([torch.ones(1, device=device)])
+    except RuntimeError as error:  # of torch's own kernels, or of ours
+        return said(str(error))
+    return None
+
+
+def said(refusal: str) -> str:
+    """What it comes to, without where in the library it was made and by which calls."""
+    _, no_kernels, reason = refusal.partition("\n")[0].rpartition(NO_KERNELS)
+    return no_kernels + reason
 
 
 def backends() -> dict[str, str]:

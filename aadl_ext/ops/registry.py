@@ -122,7 +122,7 @@ def op(
             except RuntimeError as error:
                 if NOT_LAUNCHED in str(error):
                     raise
-                logger.debug("%s is left to its definition: %s", name, error)
+                _tell(name, str(error))
                 found = REFUSED
             if found is REFUSED:
                 return checked(*given, **named)
@@ -140,6 +140,17 @@ def op(
 def _in_transform() -> bool:
     """Whether functions are transformed (``torch.func``), which kernels know nothing of."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _tell(name: str, refusal: str) -> None:
+    logger.debug("%s is left to its definition: %s", name, refusal)
+    if library.NO_KERNELS in refusal:
+        _warn_once(library.said(refusal))
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    logger.warning("%s; `aadl_ext info` says what to do. PyTorch definitions run there", reason)
 
 
 def _listed(value: Any) -> Sequence[Tensor]:

@@ -163,18 +163,26 @@ struct Secants {
 
 // ---- blocks of samples ------------------------------------------------------------
 
-// point_sum += point - anchor, gradient_sum += gradient, noise_sum += sign * gradient.
+// A tensor of the point of a sample, and that of the gradient there, of one type; to be taken with
+// the weight decay in the loss, decay * point.
+struct SamplePart {
+  const void* point;
+  const void* gradient;
+  int64_t begin, count;  // in the vectors
+  double decay;
+  Type type;
+};
+
+// point_sum += point - anchor, gradient_sum += gradient, noise_sum += sign * gradient, over parts
+// whose type is T or narrower.
 template <class T>
 struct Sample {
   T* point_sum;
   T* gradient_sum;
   T* noise_sum;  // may be null
-  const T* point;
   const T* anchor;
-  const T* gradient;
   const T* direction;  // null for zero
   double sign;
-  int64_t size;
   double* figures;  // [2]: |gradient|^2, gradient . direction
 };
 

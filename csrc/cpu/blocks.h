@@ -59,6 +59,14 @@ inline std::vector<Block> make_blocks(int64_t total) {
   return make_blocks(offsets, 1);
 }
 
+// Where pieces begin if they lie one behind the other.
+template <class AnyPiece>
+std::vector<int64_t> positions(const std::vector<AnyPiece>& pieces) {
+  std::vector<int64_t> offsets = {0};
+  for (const AnyPiece& piece : pieces) offsets.push_back(offsets.back() + piece.count);
+  return offsets;
+}
+
 // Calls body(i) for every block. What one block could hold is done here and now, in however many
 // segments it comes: waking other threads would take longer.
 template <class Body>

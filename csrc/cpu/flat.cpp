@@ -71,14 +71,6 @@ double squares_of(const Entries& piece, int64_t begin, int64_t count) {
   }
 }
 
-// Where pieces begin if they lie one behind the other.
-template <class AnyPiece>
-std::vector<int64_t> positions(const std::vector<AnyPiece>& pieces) {
-  std::vector<int64_t> offsets = {0};
-  for (const AnyPiece& piece : pieces) offsets.push_back(offsets.back() + piece.count);
-  return offsets;
-}
-
 }  // namespace
 
 void copy(const std::vector<Piece>& pieces, const bool* when, const Threads& threads) {

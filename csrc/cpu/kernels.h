@@ -40,7 +40,7 @@ template <class T, class S>
 void tsqr(const Tsqr<T, S>& args, const Threads& threads);
 
 template <class T>
-void add_sample(const Sample<T>& args, const Threads& threads);
+void add_sample(const Sample<T>& args, const std::vector<SamplePart>& parts, const Threads& threads);
 
 template <class T, class S>
 void push_block(const BlockMeans<T, S>& args, const Threads& threads);

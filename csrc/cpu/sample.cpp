@@ -2,35 +2,62 @@
 //
 // Both are one pass. A sample reads six vectors (seven with a direction) and writes three of them
 // back; closing a block reads five and writes eight, of which three are rows, past the caches.
+#include <type_traits>
+
 #include "blocks.h"
 
 namespace aadl::cpu {
 namespace {
+
+template <class T>
+constexpr Type kTypeOf = std::is_same_v<T, double> ? Type::kDouble : Type::kFloat;
 
 struct SampleFigures {
   double squared_norm;
   double slope;
 };
 
+// Some entries of a part: where they lie if they are of type T, or else widened into `room`.
 template <class T>
-AADL_INLINE SampleFigures sample_block(const Sample<T>& args, const Block& block) {
-  const T sign = static_cast<T>(args.sign);
-  T *const points = args.point_sum, *const gradients = args.gradient_sum;
-  const T *const point = args.point, *const anchor = args.anchor, *const gradient = args.gradient;
-  const T* const direction = args.direction ? args.direction : args.gradient;
+AADL_INLINE const T* widened(const void* entries, Type type, int64_t begin, int64_t n, T* room) {
+  const auto from = [&](const auto* narrow) {
+    for (int64_t j = 0; j < n; ++j) room[j] = static_cast<T>(widen(narrow[begin + j]));
+  };
+  if (type == kTypeOf<T>) return static_cast<const T*>(entries) + begin;
+  if (type == Type::kFloat) from(static_cast<const float*>(entries));
+  if (type == Type::kBFloat16) from(static_cast<const BFloat16*>(entries));
+  if (type == Type::kHalf) from(static_cast<const Half*>(entries));
+  return room;
+}
+
+// Entries begin .. end of a part.
+template <class T>
+AADL_INLINE SampleFigures sample_block(const Sample<T>& args, const SamplePart& part,
+                                       int64_t begin, int64_t end) {
+  const T sign = static_cast<T>(args.sign), decay = static_cast<T>(part.decay);
+  const int64_t at_once = part.type == kTypeOf<T> ? end - begin : kChunk;
+  alignas(64) T point_room[kChunk], gradient_room[kChunk];
   double norm = 0, slope = 0;
+  for (; begin < end; begin += at_once) {
+    const int64_t n = std::min(at_once, end - begin), place = part.begin + begin;
+    const T* const point = widened(part.point, part.type, begin, n, point_room);
+    const T* const gradient = widened(part.gradient, part.type, begin, n, gradient_room);
+    const T* const anchor = args.anchor + place;
+    const T* const direction = args.direction ? args.direction + place : gradient;
+    T *const points = args.point_sum + place, *const gradients = args.gradient_sum + place;
 #pragma omp simd reduction(+ : norm, slope)
-  for (int64_t j = block.begin; j < block.end; ++j) {
-    const T g = gradient[j];
-    points[j] += point[j] - anchor[j];
-    gradients[j] += g;
-    const double wide = g;
-    norm += wide * wide;
-    slope += wide * static_cast<double>(direction[j]);
-  }
-  if (T* const noises = args.noise_sum) {
+    for (int64_t j = 0; j < n; ++j) {
+      const T p = point[j], g = gradient[j] + decay * p;
+      points[j] += p - anchor[j];
+      gradients[j] += g;
+      const double wide = g;
+      norm += wide * wide;
+      slope += wide * static_cast<double>(direction[j]);
+    }
+    if (!args.noise_sum) continue;
+    T* const noises = args.noise_sum + place;
 #pragma omp simd
-    for (int64_t j = block.begin; j < block.end; ++j) noises[j] += sign * gradient[j];
+    for (int64_t j = 0; j < n; ++j) noises[j] += sign * (gradient[j] + decay * point[j]);
   }
   return {norm, args.direction ? slope : 0};
 }
@@ -87,9 +114,10 @@ AADL_INLINE void close_block(const BlockMeans<T, S>& args, const Block& block, b
   finish_stores(stream);
 }
 
-#define AADL_SAMPLE(T)                                                               \
-  AADL_TARGETS SampleFigures sample_one(const Sample<T>& args, const Block& block) { \
-    return sample_block(args, block);                                                \
+#define AADL_SAMPLE(T)                                                                 \
+  AADL_TARGETS SampleFigures sample_one(const Sample<T>& args, const SamplePart& part, \
+                                        int64_t begin, int64_t end) {                  \
+    return sample_block(args, part, begin, end);                                       \
   }
 AADL_SAMPLE(float)
 AADL_SAMPLE(double)
@@ -107,10 +135,14 @@ AADL_CLOSE(float, Half)
 }  // namespace
 
 template <class T>
-void add_sample(const Sample<T>& args, const Threads& threads) {
-  const std::vector<Block> blocks = make_blocks(args.size);
+void add_sample(const Sample<T>& args, const std::vector<SamplePart>& parts, const Threads& threads) {
+  const std::vector<int64_t> offsets = positions(parts);
+  const std::vector<Block> blocks = make_blocks(offsets.data(), parts.size());
   std::vector<SampleFigures> figures(blocks.size());
-  run_blocks(blocks, threads, [&](int64_t i) { figures[i] = sample_one(args, blocks[i]); });
+  run_blocks(blocks, threads, [&](int64_t i) {
+    const SamplePart& part = parts[blocks[i].segment];
+    figures[i] = sample_one(args, part, blocks[i].begin - part.begin, blocks[i].end - part.begin);
+  });
   double squared_norm = 0, slope = 0;
   for (const SampleFigures& one : figures) {
     squared_norm += one.squared_norm;
@@ -126,8 +158,8 @@ void push_block(const BlockMeans<T, S>& args, const Threads& threads) {
   run_blocks(blocks, threads, [&](int64_t i) { close_one(args, blocks[i], stream); });
 }
 
-template void add_sample(const Sample<float>&, const Threads&);
-template void add_sample(const Sample<double>&, const Threads&);
+template void add_sample(const Sample<float>&, const std::vector<SamplePart>&, const Threads&);
+template void add_sample(const Sample<double>&, const std::vector<SamplePart>&, const Threads&);
 template void push_block(const BlockMeans<float, float>&, const Threads&);
 template void push_block(const BlockMeans<double, double>&, const Threads&);
 template void push_block(const BlockMeans<double, float>&, const Threads&);

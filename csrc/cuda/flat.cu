@@ -1,12 +1,11 @@
 // Lists of contiguous pieces: copied, converted, or reduced to their squared norm.
 //
-// Pieces are cut into tiles, so that one long tensor is shared among many blocks as many short ones
-// are. Where a piece is aligned it is taken in packs of 16 bytes, elsewhere entry by entry.
-#include <algorithm>
+// Where a piece is aligned it is taken in packs of 16 bytes, elsewhere entry by entry.
 #include <type_traits>
 
 #include "chunk.h"
 #include "kernels.h"
+#include "pieces.h"
 #include "sums.h"
 
 namespace aadl::cuda {
@@ -14,19 +13,8 @@ namespace {
 
 constexpr int64_t kPieceTile = 32 * kThreads;
 
-// Pieces of a launch: in 4 KiB of arguments, or in the 32 KiB that CUDA 12.1 brought.
-constexpr int kFewPieces = 112, kManyPieces = 900;
-
-// The tiles of some pieces: piece p has tiles first[p] .. first[p + 1] - 1.
-template <int kMost>
-struct PieceTiles {
-  int first[kMost + 1];
-  int pieces;
-};
-
 template <int kMost>
 struct CopyTiles {
-  static constexpr int kPieces = kMost;
   Piece pieces[kMost];
   PieceTiles<kMost> tiles;
   const bool* when;
@@ -34,23 +22,10 @@ struct CopyTiles {
 
 template <int kMost>
 struct SquareTiles {
-  static constexpr int kPieces = kMost;
   Entries pieces[kMost];
   PieceTiles<kMost> tiles;
   double* partials;  // of each tile
 };
-
-static_assert(sizeof(CopyTiles<kFewPieces>) <= 4096 && sizeof(CopyTiles<kManyPieces>) <= 32764);
-
-template <int kMost>
-__device__ __forceinline__ int piece_of(const PieceTiles<kMost>& tiles, int tile) {
-  int low = 0, high = tiles.pieces;
-  while (high - low > 1) {  // first[low] <= tile < first[high]
-    const int middle = (low + high) / 2;
-    (tiles.first[middle] <= tile ? low : high) = middle;
-  }
-  return low;
-}
 
 template <class To, class From>
 __device__ __forceinline__ To converted(From x) {
@@ -171,70 +146,36 @@ __global__ void __launch_bounds__(kThreads) square_tiles(SquareTiles<kMost> own)
   if (threadIdx.x == 0) own.partials[tile] = sum;
 }
 
-int tiles_of(int64_t count) { return static_cast<int>((count + kPieceTile - 1) / kPieceTile); }
-
-// Whether a launch may have arguments of 32 KiB.
-bool takes_many() {
-#ifdef __CUDACC__
-#if CUDART_VERSION >= 12010
-  static const bool takes = [] {
-    int driver = 0;
-    return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12010;
-  }();
-  return takes;
-#else
-  return false;
-#endif
-#else
-  return true;  // in the emulation
-#endif
-}
-
-// Calls use(own, tiles) after filling `own` with as many pieces at a time as an argument holds.
-template <class Own, class AnyPiece, class Use>
-void fill(const std::vector<AnyPiece>& pieces, const Use& use) {
-  Own own = {};
-  for (size_t begin = 0; begin < pieces.size(); begin += Own::kPieces) {
-    own.tiles.pieces = static_cast<int>(std::min<size_t>(pieces.size() - begin, Own::kPieces));
-    for (int p = 0; p < own.tiles.pieces; ++p) {
-      own.pieces[p] = pieces[begin + p];
-      own.tiles.first[p + 1] = own.tiles.first[p] + tiles_of(own.pieces[p].count);
-    }
-    if (const int tiles = own.tiles.first[own.tiles.pieces]; tiles > 0) use(own, tiles);
-  }
-}
-
-// In the smaller arguments if they hold all.
-template <template <int> class Own, class AnyPiece, class Use>
-void for_pieces(const std::vector<AnyPiece>& pieces, const Use& use) {
-  if (pieces.size() > kFewPieces && takes_many()) return fill<Own<kManyPieces>>(pieces, use);
-  fill<Own<kFewPieces>>(pieces, use);
-}
-
 }  // namespace
 
 void copy(const std::vector<Piece>& pieces, const bool* when, const Launch& launch) {
-  for_pieces<CopyTiles>(pieces, [&](auto& own, int tiles) {
+  with_room_for(pieces.size(), [&](auto most) {
+    constexpr int kMost = decltype(most)::value;
+    CopyTiles<kMost> own = {};
     own.when = when;
-    AADL_LAUNCH(copy_tiles, tiles, kThreads, 0, launch.stream, own);
-    check_launch("a copy");
+    for_pieces<kMost>(pieces, kPieceTile, own, [&](int tiles) {
+      AADL_LAUNCH(copy_tiles<kMost>, tiles, kThreads, 0, launch.stream, own);
+      check_launch("a copy");
+    });
   });
 }
 
 void squared_norm(const std::vector<Entries>& pieces, double* out, const Launch& launch) {
-  int64_t total = 0;
-  for (const Entries& piece : pieces) total += tiles_of(piece.count);
+  const int64_t total = tiles_of(pieces, kPieceTile);
   double* const partials = workspace<double>(launch, total);
-  double* next = partials;
-  for_pieces<SquareTiles>(pieces, [&](auto& own, int tiles) {
-    own.partials = next;
-    next += tiles;
-    if (launch.compensated) {
-      AADL_LAUNCH(square_tiles<Compensated>, tiles, kThreads, 0, launch.stream, own);
-    } else {
-      AADL_LAUNCH(square_tiles<Wide>, tiles, kThreads, 0, launch.stream, own);
-    }
-    check_launch("squared_norm");
+  with_room_for(pieces.size(), [&](auto most) {
+    constexpr int kMost = decltype(most)::value;
+    SquareTiles<kMost> own = {};
+    own.partials = partials;
+    for_pieces<kMost>(pieces, kPieceTile, own, [&](int tiles) {
+      if (launch.compensated) {
+        AADL_LAUNCH((square_tiles<Compensated, kMost>), tiles, kThreads, 0, launch.stream, own);
+      } else {
+        AADL_LAUNCH((square_tiles<Wide, kMost>), tiles, kThreads, 0, launch.stream, own);
+      }
+      check_launch("squared_norm");
+      own.partials += tiles;
+    });
   });
   finish_sums(partials, total, 1, out, launch.stream);
 }

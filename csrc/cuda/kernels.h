@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "../common/records.h"
@@ -33,6 +34,9 @@ struct Launch {
   bool compensated = false;
   int64_t most_tiles = kMostTiles;
 };
+
+// Why these kernels cannot run on this device, the current one; empty if they can.
+std::string refusal();
 
 // Whether this device computes float64 so slowly that `compensated` sums pay.
 bool slow_float64(int device);
@@ -62,7 +66,7 @@ template <class T, class S>
 void tsqr(const Tsqr<T, S>& args, const Launch& launch);
 
 template <class T>
-void add_sample(const Sample<T>& args, const Launch& launch);
+void add_sample(const Sample<T>& args, const std::vector<SamplePart>& parts, const Launch& launch);
 
 template <class T, class S>
 void push_block(const BlockMeans<T, S>& args, const Launch& launch);

@@ -74,6 +74,19 @@ void finish_peaks(const T* partials, int64_t total, int values, bool root, T* ou
 template void finish_peaks(const float*, int64_t, int, bool, float*, cudaStream_t);
 template void finish_peaks(const double*, int64_t, int, bool, double*, cudaStream_t);
 
+// All kernels are compiled for the same architectures: one stands for them.
+std::string refusal() {
+#ifdef __CUDACC__
+  cudaFuncAttributes ignored;
+  const cudaError_t error = cudaFuncGetAttributes(&ignored, sum_tiles);
+  if (error == cudaSuccess) return "";
+  cudaGetLastError();  // it is told here, not by the next launch
+  return cudaGetErrorString(error);
+#else
+  return "";
+#endif
+}
+
 bool slow_float64(int device) {
 #ifdef __CUDACC__
   int ratio = 2;  // float32 operations in the time of a float64 operation: 2 to 64

@@ -9,6 +9,8 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <map>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -68,6 +70,18 @@ void dispatch(ScalarType vectors, ScalarType rows, F&& f) {
                   "or (with float32 vectors) of bfloat16 or float16");
 }
 
+// Refuses a device on which no kernel can run. `why` is asked once of each; it says "" where they can.
+template <class Why>
+void check_runs_on(int32_t device, const Why& why) {
+  static std::mutex one_at_a_time;
+  static std::map<int32_t, std::string> refusals;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  const auto [found, is_new] = refusals.try_emplace(device);
+  if (is_new) found->second = why();
+  STD_TORCH_CHECK(found->second.empty(), "no kernels run on CUDA device ", device, ": ",
+                  found->second);
+}
+
 inline Tensor doubles(const Tensor& like, std::vector<int64_t> shape) {
   return torch::stable::new_empty(like, shape, ScalarType::Double);
 }
@@ -109,26 +123,40 @@ inline std::tuple<Tensor, Tensor, std::optional<Tensor>> three_sums(const std::v
   return {sums[0], sums[1], sums.size() == 3 ? std::optional<Tensor>(sums[2]) : std::nullopt};
 }
 
+// Where a tensor begins and ends; one that is empty, or has gaps between entries, nowhere.
+struct Span {
+  const char* begin = nullptr;
+  const char* end = nullptr;
+
+  explicit Span(const Tensor& x) {
+    if (!x.is_contiguous()) return;
+    begin = static_cast<const char*>(x.const_data_ptr());
+    end = begin + x.numel() * static_cast<int64_t>(x.element_size());
+  }
+};
+
 // What is changed in place must share no memory with the other arguments; `same`: it may be one of
-// them. Of tensors with gaps between entries nothing is said, as in torch.
-inline void check_apart(std::initializer_list<const Tensor*> changed,
-                        std::initializer_list<const Tensor*> others, bool same = false) {
-  const auto begin = [](const Tensor& x) { return static_cast<const char*>(x.const_data_ptr()); };
-  const auto size = [](const Tensor& x) {
-    return x.is_contiguous() ? x.numel() * static_cast<int64_t>(x.element_size()) : 0;
+// them. Of tensors with gaps between entries nothing is said, as in torch. Null is none.
+inline void check_apart(const std::vector<const Tensor*>& changed,
+                        const std::vector<const Tensor*>& others, bool same = false) {
+  std::vector<Span> targets;
+  const auto check = [&](const Span& other, bool may_be_one) {
+    for (const Span& one : targets) {
+      if (one.begin >= other.end || other.begin >= one.end) continue;
+      if (may_be_one && one.begin == other.begin && one.end == other.end) continue;
+      STD_TORCH_CHECK(false, "a tensor of ", one.end - one.begin,
+                      " bytes that is changed in place overlaps another of ",
+                      other.end - other.begin, "; pass separate tensors");
+    }
   };
-  for (auto one = changed.begin(); one != changed.end(); ++one) {
-    if (!*one) continue;
-    const auto check = [&](const Tensor* other) {
-      if (!other || (same && begin(**one) == begin(*other) && size(**one) == size(*other))) return;
-      STD_TORCH_CHECK(begin(**one) >= begin(*other) + size(*other) ||
-                          begin(*other) >= begin(**one) + size(**one),
-                      "a tensor of ", (*one)->numel(),
-                      " entries that is changed in place overlaps another of ", other->numel(),
-                      "; pass separate tensors");
-    };
-    for (auto other = changed.begin(); other != one; ++other) check(*other);
-    for (const Tensor* other : others) check(other);
+  for (const Tensor* one : changed) {
+    if (!one) continue;
+    const Span span(*one);
+    check(span, false);
+    targets.push_back(span);
+  }
+  for (const Tensor* other : others) {
+    if (other) check(Span(*other), same);
   }
 }
 

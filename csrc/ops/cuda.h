@@ -11,17 +11,21 @@
 
 namespace aadl {
 
-// The stream that torch works on. Stream::nativeHandle() exists since torch 2.13 only; the function
-// behind it is in libtorch_cuda, which is loaded wherever there are CUDA tensors.
+// The function that tells the stream that torch works on, or null. Stream::nativeHandle() exists since
+// torch 2.13 only; what is behind it is in libtorch_cuda, loaded wherever there are CUDA tensors.
+using CurrentStream = int32_t (*)(int32_t device, void** stream);
+
+inline CurrentStream find_current_stream() {
+  void* const library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+  void* const found = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+  return reinterpret_cast<CurrentStream>(found);
+}
+
 inline cuda::Stream current_stream(int32_t device) {
-  using Get = int32_t (*)(int32_t device, void** stream);
-  static const Get get = [] {
-    void* const library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
-    void* const found = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
-    return reinterpret_cast<Get>(found);
-  }();
+  static const CurrentStream get = find_current_stream();
+  check_runs_on(device, [] { return get ? cuda::refusal() : "this torch tells no current stream"; });
   void* stream = nullptr;
-  STD_TORCH_CHECK(get && get(device, &stream) == 0, "torch has no current CUDA stream");
+  STD_TORCH_CHECK(get(device, &stream) == 0, "torch has no current CUDA stream");
   return static_cast<cuda::Stream>(stream);
 }
 

@@ -36,15 +36,17 @@ int64_t copy_tensors(const On& on, const std::vector<Tensor>& tensors, Tensor fl
   const int64_t entry = static_cast<int64_t>(flat.element_size());
   char* const flat_begin = static_cast<char*>(flat.mutable_data_ptr());
   const bool gathers = way == Way::kGather;
+  std::vector<const Tensor*> others;
+  for (const Tensor& tensor : tensors) others.push_back(&tensor);
+  check_apart({&flat}, others);
   std::vector<Piece> pieces;
   int64_t begin = 0;
-  for (Tensor tensor : tensors) {
+  for (const Tensor& tensor : tensors) {
     const int64_t count = tensor.numel();
     STD_TORCH_CHECK(begin + count <= flat.numel(), "the flat vector must hold ",
                     begin + count, " entries or more, got ", flat.numel());
     if (count == 0) continue;
     on.check("tensors", tensor);
-    check_apart({&flat}, {&tensor});
     const Type type = kernel_type(tensor);
     if (!tensor.is_contiguous() || !copies(type, flat_type)) {
       Tensor part =

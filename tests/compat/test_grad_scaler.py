@@ -161,3 +161,24 @@ def test_unscaling_by_hand_before_clipping_works(options: Method) -> None:
         scaler.update()
 
     assert torch.equal(by_hand.run(STEPS, step), automatic.run(STEPS))
+
+
+class Seen(Tensor):
+    """Counts how often the host reads it, for which it waits where a device has it."""
+
+    reads = 0
+
+    def __bool__(self) -> bool:
+        type(self).reads += 1
+        return False
+
+
+@methods
+def test_what_a_scaler_has_found_is_read_once_a_step(options: Method) -> None:
+    training = Training(partial(SGD, lr=0.3, fused=True), options)
+    training.run(12)
+    Seen.reads = 0
+    for k in range(1, 12):
+        training.optimizer.found_inf = torch.zeros(()).as_subclass(Seen)  # type: ignore[attr-defined]
+        training.step()
+        assert Seen.reads == k

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,3 +51,10 @@ def test_every_op_has_a_cuda_kernel() -> None:
     defined = {"solve_quasi_newton", "compare_", "judge_line_", "take_line_"}
     assert {name for name in SAMPLES if not has(f"aadl_ext::{name}", "CUDA")} == defined
     assert ops.backends()["cuda kernels"] == "available"
+
+
+def test_torch_tells_the_stream_by_the_name_that_is_looked_up() -> None:
+    """That function is found by name, for its successor in the stable ABI came with torch 2.13."""
+    header = Path(torch.__file__).parent / "include/torch/csrc/inductor/aoti_torch/c/shim.h"
+    declared = r"aoti_torch_get_current_cuda_stream\(\s*int32_t \w+,\s*void\*\* \w+\)"
+    assert re.search(declared, header.read_text())

@@ -54,7 +54,9 @@ def push_arguments(
 def sample_arguments(noise: bool, direction: bool) -> tuple[Any, ...]:
     sums, given = vectors(3), vectors(4, seed=3)
     third, last = sums[2] if noise else None, given[3] if direction else None
-    return ([x for x in (*sums[:2], third) if x is not None], *given[:3], -1.0, last)
+    halves = [x.split([30, 70]) for x in (given[0], given[2])]
+    used = [x for x in (*sums[:2], third) if x is not None]
+    return (used, list(halves[0]), given[1], list(halves[1]), -1.0, last)
 
 
 def block_arguments(
@@ -256,7 +258,7 @@ def run_of_blocks(size: int, storage: torch.dtype) -> list[Tensor]:
     rings = [normal(4, size, seed=5 + k, dtype=storage) for k in range(3)]
     direction, *samples = (normal(size, seed=8 + k) for k in range(5))
     figures = [
-        ops.add_sample_(sums, point, last_point, gradient, sign=sign, direction=direction)
+        ops.add_sample_(sums, [point], last_point, [gradient], sign=sign, direction=direction)
         for point, gradient, sign in zip(samples[::2], samples[1::2], (1.0, -1.0), strict=True)
     ]
     before = [total.clone() for total in sums]

@@ -83,8 +83,8 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Arguments], tuple[str, 
         (),
     ),
     "add_sample_": (
-        lambda point_sum, gradient_sum, **others: ops.add_sample_(
-            [point_sum, gradient_sum], **others
+        lambda point_sum, gradient_sum, point, gradient, **others: ops.add_sample_(
+            [point_sum, gradient_sum], points=[point], gradients=[gradient], **others
         ),
         lambda n=8: {
             "point_sum": vector(0, n), "gradient_sum": vector(1, n), "point": vector(2, n),

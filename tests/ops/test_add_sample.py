@@ -35,8 +35,9 @@ def random_sample(size: int, dtype: torch.dtype = torch.float32, seed: int = 0) 
 
 def add(tensors: Tensors, sign: float = 1.0) -> Tensor:
     sums = [tensors[name] for name in SUMS if name in tensors]
-    vectors = {name: tensors[name] for name in VECTORS if name in tensors}
-    return ops.add_sample_(sums, **vectors, sign=sign)
+    points, gradients, anchor = [tensors["point"]], [tensors["gradient"]], tensors["anchor"]
+    direction = tensors.get("direction")
+    return ops.add_sample_(sums, points, anchor, gradients, sign=sign, direction=direction)
 
 
 def copies(tensors: Tensors) -> Tensors:
@@ -134,6 +135,91 @@ def test_vectors_may_be_the_gradient_itself(name: str) -> None:
     assert not changed(tensors, twin)
 
 
+LISTS = {
+    "aligned and not": [(16, 4), (3,), (5, 7), (), (0, 3), (64,)],
+    "many": [(k % 5 + 1,) for k in range(1000)],
+    "long": [(9000,), (12_001,), (70_000,)],
+}
+
+
+def in_dtypes(tensors: list[Tensor], dtypes: list[torch.dtype]) -> list[Tensor]:
+    return [x.to(dtypes[k % len(dtypes)], copy=True) for k, x in enumerate(tensors)]
+
+
+@pytest.mark.parametrize("shapes", LISTS.values(), ids=LISTS)
+@pytest.mark.parametrize("vectors", WORKING_DTYPES, ids=str)
+@pytest.mark.parametrize("dtypes", [[torch.float32], ops.STORAGE_DTYPES], ids=["float32", "all"])
+def test_tensors_one_behind_the_other_are_a_sample_as_the_vector_is(
+    shapes: list[tuple[int, ...]], vectors: torch.dtype, dtypes: list[torch.dtype]
+) -> None:
+    sizes = [math.prod(shape) for shape in shapes]
+    flat = random_sample(sum(sizes) + 5, vectors)
+    lists = {}
+    for name in ("point", "gradient"):
+        parts = [x.view(y) for x, y in zip(flat[name][:-5].split(sizes), shapes, strict=True)]
+        lists[name] = in_dtypes(parts, list(dtypes))
+        ops.gather(lists[name], flat[name])  # as rounded
+    flat["anchor"][-5:] = 0
+    sums = [flat[name].clone() for name in SUMS]
+    direction, anchor = flat["direction"], flat["anchor"]
+    figures = ops.add_sample_(
+        sums, lists["point"], anchor, lists["gradient"], sign=-1, direction=direction
+    )
+    assert_figures(figures, flat)
+    add(flat, -1)
+    assert all(same_bits(x, flat[name]) for x, name in zip(sums, SUMS, strict=True))
+
+
+@pytest.mark.parametrize("vectors", WORKING_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_weight_decay_is_part_of_the_gradient(vectors: torch.dtype, dtype: torch.dtype) -> None:
+    sizes, decays = [5000, 7, 300], [0.1, 0.0, -2.5]
+    flat = random_sample(sum(sizes), vectors)
+    points, gradients = (
+        in_dtypes(list(flat[name].split(sizes)), [dtype]) for name in ("point", "gradient")
+    )
+    rows = zip(points, gradients, decays, strict=True)
+    whole = torch.cat([g.double() + decay * p.double() for p, g, decay in rows])
+    sums = [flat[name].clone() for name in SUMS]
+    direction, anchor = flat["direction"], flat["anchor"]
+    figures = ops.add_sample_(
+        sums, points, anchor, gradients, sign=-1, direction=direction, decays=decays
+    )
+    exact = torch.stack([whole @ whole, whole @ direction.double()])
+    eps = torch.finfo(vectors).eps
+    torch.testing.assert_close(figures, exact, rtol=10 * eps, atol=1000 * eps)
+    for added, name, sign in zip(sums[1:], SUMS[1:], (1, -1), strict=True):
+        expected = flat[name].double() + sign * whole
+        torch.testing.assert_close(added.double(), expected, rtol=4 * eps, atol=8 * eps)
+    undecayed = [flat[name].clone() for name in SUMS]
+    ops.add_sample_(undecayed, points, anchor, gradients, sign=-1)
+    assert same_bits(sums[0], undecayed[0])
+
+
+def test_decays_of_some_points_only_are_refused() -> None:
+    sums, vector = list(torch.zeros(2, 5)), torch.zeros(5)
+    with pytest.raises(ValueError, match=mentions("2 decays for 1 points")):
+        ops.add_sample_(sums, [vector], vector, [vector], sign=1, decays=[0.1, 0.2])
+
+
+def test_a_point_and_its_gradient_may_differ_in_layout_and_dtype() -> None:
+    flat = random_sample(60)
+    point = flat["point"].view(4, 3, 5)
+    lists = {
+        "strides": (point.permute(2, 0, 1).contiguous().permute(1, 2, 0), point),
+        "dtypes": (point.bfloat16(), flat["gradient"].view(4, 3, 5).double()),
+        "an expanded zero": (point, torch.zeros(()).expand(4, 3, 5)),
+    }
+    for points, gradients in lists.values():
+        twin = copies(flat)
+        ops.gather([points], twin["point"])
+        ops.gather([gradients], twin["gradient"])
+        sums = [flat[name].clone() for name in SUMS]
+        ops.add_sample_(sums, [points], flat["anchor"], [gradients], sign=1.0)
+        add(twin)
+        assert all(same_bits(x, twin[name]) for x, name in zip(sums, SUMS, strict=True))
+
+
 @pytest.mark.parametrize("dtype", WORKING_DTYPES, ids=str)
 @pytest.mark.parametrize("place", [0, CHUNK, -1])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -168,12 +254,14 @@ def test_no_temporary_has_the_size_of_the_vectors() -> None:
 
 
 MISFITS: list[tuple[dict[str, Any], list[str]]] = [
-    *(({name: torch.zeros(4)}, [name, "(4,)", "(5,)"]) for name in SUMS),
-    *(({name: torch.zeros(4)}, [name, "(4,)", "(5,)"]) for name in VECTORS if name != "point"),
-    *(({n: torch.zeros(5).double()}, [n, "float64", "float32"]) for n in (*SUMS, "anchor")),
-    ({"gradient": torch.zeros(5).bfloat16()}, ["gradient", "bfloat16", "float32"]),
-    ({"point": torch.zeros(5).half()}, ["point", "float16", "float32, float64"]),
-    ({"point": torch.zeros(5, 1)}, ["point", "(5, 1)", "(5,)"]),
+    *(({name: torch.zeros(4)}, [name, "(4,)", "(5,)"]) for name in (*SUMS, "direction")),
+    *(({n: torch.zeros(5).double()}, [n, "float64", "float32"]) for n in (*SUMS, "direction")),
+    ({"anchor": torch.zeros(5).half()}, ["anchor", "float16", "float32, float64"]),
+    ({"gradient": torch.zeros(4)}, ["gradients", "(4,)", "points", "(5,)"]),
+    ({"point": torch.zeros(5, 1)}, ["(5, 1)", "(5,)"]),
+    ({"point": torch.zeros(6), "gradient": torch.zeros(6)}, ["anchor", "(5,)", "6 entries"]),
+    ({"point": torch.zeros(5).int()}, ["int32", "real floating"]),
+    ({"gradient": torch.zeros(5).cfloat()}, ["complex64", "real floating"]),
     ({"direction": torch.zeros(1, 5)}, ["direction", "(1, 5)", "(5,)"]),
 ]
 
@@ -197,4 +285,4 @@ def test_sign_that_is_not_finite_is_refused(sign: float) -> None:
 def test_numbers_of_sums_but_two_and_three_are_refused(count: int) -> None:
     vector, sums = torch.zeros(5), list(torch.zeros(count, 5))
     with pytest.raises(ValueError, match=mentions(f"{count} sums", "two or three")):
-        ops.add_sample_(sums, vector, vector, vector, sign=1)
+        ops.add_sample_(sums, [vector], vector, [vector], sign=1)

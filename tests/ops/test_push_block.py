@@ -223,7 +223,7 @@ def test_run_of_blocks_leaves_mean_points_and_changes_of_mean_gradients() -> Non
         block.slot, block.noise_slot = (k - 1) % depth if k else -1, k % 2
         sums = [block.point_sum, block.gradient_sum, block.noise_sum]
         for point, gradient, sign in zip(points[k], gradients[k], (1, -1, 1, -1), strict=True):
-            ops.add_sample_(sums, point, block.last_point, gradient, sign=sign)
+            ops.add_sample_(sums, [point], block.last_point, [gradient], sign=sign)
         block()
     mean_points, mean_gradients = samples.mean(dim=2)
     torch.testing.assert_close(block.last_point, mean_points[5])

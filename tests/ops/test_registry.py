@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from cases import CASES, Arguments, every_op, ring, small, vector
 from strategies import mentions, normal
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from aadl_ext import ops
+from aadl_ext.ops import library
 
 
 def floating(tree: Any) -> list[Tensor]:
@@ -113,6 +116,57 @@ def test_a_map_over_a_batch_gives_what_single_calls_do(name: str) -> None:
     except RuntimeError:  # not every kernel can be mapped
         return
     torch.testing.assert_close(found, torch.stack([calls[name](part) for part in batch]))
+
+
+# ---- devices without kernels -----------------------------------------------------------------
+
+
+DEVICES = count(1)  # of which nobody has asked yet
+
+
+class Refusing(TorchDispatchMode):
+    """As the library does on a GPU that it has no code for."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__()
+        self.calls, self.message = 0, message
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "aadl_ext":
+            self.calls += 1
+            raise RuntimeError(f"at checks.h:81, {self.message}\nby calls")
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_device_without_kernels_is_left_to_the_definition_and_told_of_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "use_kernels", True)
+    message = f"no kernels run on CUDA device {next(DEVICES)}: no kernel image"
+    with Refusing(message) as refusing:
+        for _ in range(2):
+            assert ops.squared_norm([torch.full((3,), 2.0)]) == 12
+    assert refusing.calls == 2
+    (told,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert told.startswith(f"{message}; `aadl_ext info`")
+
+
+def test_each_device_is_asked_once_whether_kernels_run_there(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "emulated" not in backend:
+        pytest.skip("needs a CUDA device that can be refused: the emulation")
+    tensors = [torch.full((3,), 2.0)]
+    monkeypatch.setenv("AADL_DEVICE", str(device := next(DEVICES)))
+    monkeypatch.setenv("AADL_REFUSAL", "no kernel image")
+    refused = f"no kernels run on CUDA device {device}: no kernel image"
+    for _ in range(2):
+        assert ops.squared_norm(tensors) == 12
+        with pytest.raises(RuntimeError, match=refused):
+            torch.ops.aadl_ext.squared_norm(tensors)
+        monkeypatch.delenv("AADL_REFUSAL", raising=False)  # it is not asked again
+    monkeypatch.setenv("AADL_DEVICE", str(next(DEVICES)))
+    assert torch.ops.aadl_ext.squared_norm(tensors) == 12
 
 
 # ---- memory that is shared -----------------------------------------------------------------
@@ -221,7 +275,7 @@ def test_what_is_only_read_may_overlap() -> None:
     points = torch.arange(9.0)
     assert ops.differs(points[1:], points[:-1])
     sums = [torch.zeros(8), torch.zeros(8)]
-    ops.add_sample_(sums, points[1:], points[:-1], points[1:], sign=1.0)
+    ops.add_sample_(sums, [points[1:]], points[:-1], [points[1:]], sign=1.0)
     assert sums[0].tolist() == [1] * 8
 
 
