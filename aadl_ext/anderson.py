@@ -16,7 +16,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from . import ops
@@ -99,7 +98,7 @@ class AndersonIteration:
         return self.verdicts.when.rejected if self.judged else None
 
     def _slope_here(self, gradients: Gradients) -> Tensor:
-        """|g|^2 at w^k and, if it judges, g . (w^k - fallback) on this rank.
+        """|g|^2 at w^k and, if that judges, g . w^k and g . fallback, on this rank.
 
         Of the base step r only tells less: momentum and Adam lag behind.
         """
@@ -108,8 +107,8 @@ class AndersonIteration:
             return gradients.squared_norm(layout)[None]
         gradients.gather(layout, w, g)
         products = ops.cross_products(g[None], (g, w, self.fallback), layout.offsets)[:, 0]
-        square, end, start = layout.counted(products).sum(dim=0)
-        return torch.stack([square, end - start])
+        figures: Tensor = layout.counted(products).sum(dim=0)
+        return figures
 
     def step(self, rates: tuple[float, ...], evaluate: Evaluate | None) -> None:
         """From w^k and w^k + r^k to w^{k+1}; ``rates``: learning rate of each segment."""

@@ -211,19 +211,19 @@ def judge_gradient_(
     there along the way from the base step: it went beyond the minimum.
 
     Args:
-        figures: ``[1]`` or ``[2]`` float64, squared norm of the gradient, and its slope along the
-            way from the base step, where that judges.
+        figures: ``[1]`` float64, squared norm of the gradient; or ``[3]``, besides its products
+            with the point and with that of the base step: their difference is the slope.
         moved: ``[]`` bool, whether something else has moved the parameters since; None for no.
         growth: of the norm of the gradient over its recent one.
         averages: whether there is a moving average.
     """
     _release(c, f, n, moved, averages)
-    squared_norm, *slopes = _numbers(figures)
+    squared_norm, *ends = _numbers(figures)
     norm = _root(squared_norm)
     f.nonfinite = f.pending & _not(_finite(norm))
     f.rejected = f.pending & (norm > growth * c.reference) | f.nonfinite
-    for slope in slopes:
-        f.rejected = f.rejected | f.pending & _not(slope <= 0)
+    if ends:
+        f.rejected = f.rejected | f.pending & _not(ends[0] <= ends[1])
 
 
 @_verdict(

@@ -56,7 +56,7 @@ AADL_INLINE void release(const Verdicts& to, const bool* moved, bool averages) {
 
 struct JudgeGradient {
   Verdicts to;
-  const double* figures;  // squared norm and perhaps slope
+  const double* figures;  // squared norm, and perhaps products with both ends of the way
   const bool* moved;      // may be null
   double growth;
   bool averages, has_slope;
@@ -65,7 +65,7 @@ struct JudgeGradient {
     release(to, moved, averages);
     Flags& f = *to.flags;
     const double norm = std::sqrt(figures[0]);
-    const bool uphill = has_slope && !(figures[1] <= 0);
+    const bool uphill = has_slope && !(figures[1] <= figures[2]);
     f.nonfinite = f.pending && !finite(norm);
     f.rejected = f.pending && (norm > growth * to.control->reference || uphill);
     f.rejected = f.rejected || f.nonfinite;

@@ -34,9 +34,9 @@ template <class On>
 void judge_gradient_(Tensor control, Tensor flags, Tensor counts, const Tensor& figures,
                      std::optional<Tensor> moved, double growth, bool averages) {
   const On on(control);
-  const bool has_slope = figures.numel() == 2;
+  const bool has_slope = figures.numel() == 3;
   judge(JudgeGradient{verdicts(on, control, flags, counts),
-                      numbers(on, "figures", figures, has_slope ? 2 : 1),
+                      numbers(on, "figures", figures, has_slope ? 3 : 1),
                       check_flag(on, "moved", moved), growth, averages, has_slope},
         on.how);
 }

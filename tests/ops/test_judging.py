@@ -57,6 +57,11 @@ def figures(dice: Dice, count: int) -> Tensor:
     return drawn
 
 
+def gradient(dice: Dice) -> Tensor:
+    """The squared norm, and perhaps products."""
+    return torch.cat([dice.squares(1), dice.numbers(dice.random.choice([0, 2]))])
+
+
 def some_tests(dice: Dice) -> tuple[Any, ...]:
     names = dice.random.sample(["rejected_nonfinite", "rejected_limits", "rejected_loss"], 2)
     passes = [torch.tensor(dice.flag()) for _ in names]
@@ -73,7 +78,7 @@ def block(dice: Dice) -> tuple[Any, ...]:
 
 VERDICTS: dict[str, Callable[[Dice], tuple[Any, ...]]] = {
     "judge_gradient_": lambda d: (
-        figures(d, d.random.choice([1, 2])),
+        gradient(d),
         d.maybe(),
         d.limit(),
         d.flag(),
