@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / ".ci"
+FOLDER = Path(__file__).parents[1] / ".ci"
 
 
 @pytest.fixture(scope="module")
