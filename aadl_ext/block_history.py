@@ -14,6 +14,9 @@ from .options import SubspaceNewton
 from .parameters import Layout
 from .state import Entries, Figures, Scratch
 
+RIDGE = 1e-4  # of the metric's largest eigenvalue: directions below count as dependent
+LEAST_CURVATURE = 0.01  # taken for a direction, relative to the largest
+
 
 @dataclass(eq=False)
 class BlockHistory:
@@ -229,8 +232,8 @@ class BlockHistory:
         solution = ops.solve_subspace(
             *(self._joint(x).to(device) for x in problem),
             radius=radius.to(device),
-            ridge=o.ridge,
-            floor=o.min_curvature,
+            ridge=RIDGE,
+            floor=LEAST_CURVATURE,
             shrinkage=caution * o.noise_shrinkage,
         )
         solution = ops.SubspaceSolution(*(x.to(self.layout.device) for x in solution))

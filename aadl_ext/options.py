@@ -200,9 +200,6 @@ class SubspaceNewton:
     Attributes:
         history_depth: m, moves kept: directions of the small problem.
         block_length: q, steps of a block: the means of points and gradients over it are a pair.
-        ridge: share of the largest eigenvalue of the metric below which directions count as
-            dependent.
-        min_curvature: least curvature taken for a direction, relative to the largest.
         noise_samples: samples of the gradient's noise kept, each a vector; 0: no shrinkage.
         noise_shrinkage: weight of the noise that reduces each direction's step.
         trust_radius: first limit of a step, in units of the way between the last two block means;
@@ -234,8 +231,6 @@ class SubspaceNewton:
 
     history_depth: int = 8
     block_length: int = 10
-    ridge: float = 1e-4
-    min_curvature: float = 0.01
     noise_samples: int = 9
     noise_shrinkage: float = 4.0
     trust_radius: float = 4.0
@@ -251,8 +246,9 @@ class SubspaceNewton:
         for name in ("history_depth", "block_length"):
             _check_integer(self, name, 1)
         _check_integer(self, "noise_samples", 0)
-        for name in ("ridge", "min_curvature", "noise_shrinkage"):
-            _check_real(self, name, f"0 <= {name} < inf", lambda x: 0 <= x < math.inf)
+        _check_real(
+            self, "noise_shrinkage", "0 <= noise_shrinkage < inf", lambda x: 0 <= x < math.inf
+        )
         for name in ("trust_radius", "max_gradient_growth"):
             _check_real(self, name, f"{name} > 0", lambda x: x > 0)
         for name in ("adaptive_blocks", "quasi_newton"):

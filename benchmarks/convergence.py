@@ -102,8 +102,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no noise shrinkage": newton(noise_samples=0),
     "no gradient guard": newton(safeguard=("descent", "limits")),
     "no trust, no damping": newton(safeguard=("residual", "descent")),
-    "no curvature floor": newton(min_curvature=0.0),
-    "no ridge": newton(ridge=0.0),
     "m = 3, 2 noise rows": newton(history_depth=3, noise_samples=2),  # memory_light
     "float32 rows": newton(dtype="float32"),
     "a system per tensor": newton(scope="tensor"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.linalg import eigh, norm
@@ -55,8 +55,8 @@ class DenseNewton:
     history_depth: int = 8
     block_length: int = 10
     noise_samples: int = 9
-    ridge: float = 1e-4
-    min_curvature: float = 0.01
+    ridge: ClassVar[float] = 1e-4
+    min_curvature: ClassVar[float] = 0.01
     noise_shrinkage: float = 4.0
     max_gradient_growth: float = 2.0
     trust_radius: float = 4.0

@@ -338,9 +338,13 @@ def test_a_step_beyond_the_range_of_the_parameters_is_not_taken() -> None:
 
 
 @few
-def test_the_loss_safeguard_keeps_the_steps_that_lower_the_loss(make: MakeOptimizer) -> None:
+def test_the_loss_safeguard_keeps_the_steps_that_lower_the_loss(
+    make: MakeOptimizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Uncut steps along directions without curvature go far: some raise the loss.
-    wild = replace(QUICK, safeguard="loss", min_curvature=1e-4, ridge=1e-8)
+    monkeypatch.setattr("aadl_ext.block_history.LEAST_CURVATURE", 1e-4)
+    monkeypatch.setattr("aadl_ext.block_history.RIDGE", 1e-8)
+    wild = replace(QUICK, safeguard="loss")
     training, verdicts = Training(make, wild), set()
     for _ in range(STEPS):
         if training.accelerator.pending:

@@ -48,12 +48,11 @@ def test_gradients_are_those_of_what_is_minimized(
 
 
 def test_the_norm_is_over_all_gradients_dense_or_sparse() -> None:
-    optimizer, _ = optimizer_of()
-    cpu = torch.device("cpu")
-    assert Gradients(optimizer).squared_norm(cpu) == 5
+    optimizer, layout = optimizer_of()
+    assert Gradients(optimizer).squared_norm(layout) == 5
     parameter = optimizer.param_groups[0]["params"][0]
     parameter.grad = torch.sparse_coo_tensor([[0, 0]], [2.0, 1.0], (2,), check_invariants=False)
-    assert Gradients(optimizer).squared_norm(cpu) == 3**2 + 3
+    assert Gradients(optimizer).squared_norm(layout) == 3**2 + 3
 
 
 def test_gradients_are_taken_away_and_given_back() -> None:
@@ -62,7 +61,7 @@ def test_gradients_are_taken_away_and_given_back() -> None:
     gradients.take_away()
     assert Gradients(optimizer).absent
     assert not Gradients(optimizer).gather(layout, layout.vector(), layout.vector())
-    assert Gradients(optimizer).squared_norm(torch.device("cpu")) == 0
+    assert Gradients(optimizer).squared_norm(layout) == 0
     gradients.give_back()
     assert gathered(optimizer, layout) == [1, 1, 0, 1, 1, 1]
 

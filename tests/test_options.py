@@ -43,7 +43,7 @@ REALS: dict[tuple[type, str], tuple[str, tuple[float, ...]]] = {
     },
     **{
         (SubspaceNewton, name): (f"0 <= {name} < inf", (-1e-9, -1, INF))
-        for name in ("ridge", "min_curvature", "noise_shrinkage")
+        for name in ("noise_shrinkage",)
     },
 }
 TYPES: dict[tuple[type, str], tuple[str, tuple[Any, ...]]] = {
@@ -167,8 +167,8 @@ def test_a_device_that_is_not_there_is_an_error_at_once(name: str) -> None:
 
 def test_the_memory_light_setting_yields_to_what_is_given() -> None:
     assert SubspaceNewton.memory_light() == SubspaceNewton(history_depth=3, noise_samples=2)
-    assert SubspaceNewton.memory_light(noise_samples=4, ridge=0.1) == SubspaceNewton(
-        history_depth=3, noise_samples=4, ridge=0.1
+    assert SubspaceNewton.memory_light(noise_samples=4, trust_radius=2.0) == SubspaceNewton(
+        history_depth=3, noise_samples=4, trust_radius=2.0
     )
     assert SubspaceNewton.memory_light(history_depth=4).history_depth == 4
     with pytest.raises(TypeError, match="history_deep"):
