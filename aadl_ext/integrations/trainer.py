@@ -33,7 +33,8 @@ class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """The Trainer has made the optimizer, and loaded the checkpoint if there is one."""
         folders = (str(args.resume_from_checkpoint), _folder(args, state))
-        files = [path for x in folders if os.path.isfile(path := os.path.join(x, FILE))]
+        paths = [*(os.path.join(folder, FILE) for folder in folders), _waiting(args, state)]
+        files = [path for path in paths if os.path.isfile(path)]
         if state.global_step and files:
             self._between.load(torch.load(files[0], map_location="cpu", weights_only=True))
         self._between.begin([optimizer])
@@ -49,6 +50,12 @@ class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Evaluation and checkpoint come after it."""
         self._between.after_step()
+        self.on_epoch_end(args, state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """The state is written before a checkpoint, which may delete the last one, is whole."""
+        if control.should_save and self._saves(args, state):
+            self._write(_waiting(args, state))
 
     def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """The rest of the checkpoint is written; a file that is there is whole."""
@@ -58,15 +65,30 @@ class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
                 "training that is resumed from it begins a new history. In a loop of your own "
                 "torch.distributed.checkpoint saves it"
             )
-        elif state.is_world_process_zero and not args.save_only_model:
-            path = os.path.join(_folder(args, state), FILE)
-            torch.save(self._between.state(), f"{path}.part")
-            os.replace(f"{path}.part", path)
+        elif self._saves(args, state):
+            waiting = _waiting(args, state)
+            if not os.path.isfile(waiting):
+                self._write(waiting)
+            os.replace(waiting, os.path.join(_folder(args, state), FILE))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """The model may be saved after it."""
         self._between.end()
 
+    def _saves(self, args: Any, state: Any) -> bool:
+        mine = state.is_world_process_zero and not self._between.spread
+        return bool(mine and not args.save_only_model)
+
+    def _write(self, path: str) -> None:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        torch.save(self._between.state(), f"{path}.part")
+        os.replace(f"{path}.part", path)
+
 
 def _folder(args: Any, state: Any) -> str:
     return os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
+
+
+def _waiting(args: Any, state: Any) -> str:
+    """Where the state is until its checkpoint is whole."""
+    return os.path.join(args.output_dir, f"aadl_ext-{state.global_step}.pt")

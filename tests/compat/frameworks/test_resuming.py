@@ -41,7 +41,10 @@ def test_a_killed_run_goes_on_bit_for_bit(framework: str, tmp_path: Path) -> Non
     assert len(whole["judged"]) > 2  # evaluations while an extrapolation was pending
     assert all(whole["judged"])
     # At step 12, the last checkpoint, one is pending; after step 14 there would be the next.
-    for death in (("step", "13"), ("save", "14")):
+    deaths = [("step", "13"), ("save", "14")]
+    if framework == "transformers":
+        deaths.append(("rotation", "14"))
+    for death in deaths:
         folder = tmp_path / death[0]
         process = work(framework, folder, *death)
         assert process.returncode == -signal.SIGKILL, process.stderr[-3000:]

@@ -87,6 +87,7 @@ def transformers(run: Run) -> None:
         eval_steps=2,
         save_strategy="steps",
         save_steps=2,
+        save_total_limit=1,
         lr_scheduler_type="constant",
         report_to=[],
         use_cpu=True,
@@ -100,7 +101,7 @@ def transformers(run: Run) -> None:
         optimizers=(run.optimizer, None),
         callbacks=[aadl_ext.integrations.TrainerCallback(METHOD)],
     )
-    whole = [str(path.parent) for path in run.checkpoints("checkpoint-*/aadl_ext.pt")]
+    whole = [str(path.parent) for path in run.checkpoints("checkpoint-*/trainer_state.json")]
     trainer.train(resume_from_checkpoint=whole[-1] if whole else None)
     assert not get_accelerator(run.optimizer).pending
 
@@ -201,7 +202,9 @@ def by_hand(
 
 
 def die_in(kind: str, at: int) -> None:
-    """Between the base step and the accelerator's part of it; or with half of a checkpoint."""
+    """Between the base step and the accelerator's part of it; or with half of a checkpoint; or when
+    that before it has been deleted.
+    """
     base_step, save, steps = sgd.sgd, torch.save, 0
 
     def step_and_die(*args: Any, **kwargs: Any) -> None:
@@ -217,6 +220,17 @@ def die_in(kind: str, at: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sgd.sgd, torch.save = step_and_die, save_and_die
+    if kind == "rotation":
+        from transformers import trainer
+
+        rotate = trainer.rotate_checkpoints
+
+        def rotate_and_die(*args: Any, **kwargs: Any) -> None:
+            rotate(*args, **kwargs)
+            if steps >= at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        trainer.rotate_checkpoints = rotate_and_die
 
 
 if __name__ == "__main__":
