@@ -236,7 +236,7 @@ class SubspaceNewton:
     trust_radius: float = 4.0
     max_gradient_growth: float = 2.0
     adaptive_blocks: bool = True
-    quasi_newton: bool = True
+    quasi_newton: bool = False
     rest_above: float = 0.25
     safeguard: str | Iterable[str] | None = ("residual", "descent", "limits")
     scope: str = "all"

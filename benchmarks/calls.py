@@ -57,7 +57,7 @@ def main() -> None:
     bare = len(steps(None, 1)[0])
     anderson = steps(Anderson(history_depth=20, frequency=1), 60)
     average = steps(Anderson(history_depth=20, frequency=1, average=True), 60)
-    newton = steps(SubspaceNewton(history_depth=20, adaptive_blocks=False, quasi_newton=False), 300)
+    newton = steps(SubspaceNewton(history_depth=20, adaptive_blocks=False), 300)
     rows = {
         "Anderson, p = q = 1": anderson[-1],
         "the same, averaged": average[-1],

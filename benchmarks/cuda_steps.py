@@ -55,7 +55,7 @@ def anderson(**options: Any) -> Accelerate:
 METHODS: dict[str, Accelerate] = {
     "m = 20, p = q = 5": anderson(),
     "m = 20, p = q = 5, average": anderson(average=True),
-    "subspace Newton": lambda optimizer: accelerate(optimizer, SubspaceNewton(quasi_newton=False)),
+    "subspace Newton": lambda optimizer: accelerate(optimizer, SubspaceNewton()),
 }
 EACH_STEP: dict[str, Accelerate] = {
     "m = 20, p = q = 1": anderson(frequency=1, store_each_nth=1),

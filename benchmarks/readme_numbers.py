@@ -15,18 +15,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "research" / "results"
-RESULTS = {  # that of full batches is with quasi-Newton steps
-    "full batch": FOLDER / "convergence_exact.json",
-    "mini-batch 16 and up": FOLDER / "convergence.json",
-    "batch 8": FOLDER / "convergence.json",
-}
 BEGIN, END = "<!-- numbers: begin -->\n", "<!-- numbers: end -->\n"
-REGIMES = {
-    "full batch": "full batch",
-    "mini-batch 16 and up": "batches of 16 to 256",
-    "batch 8": "batches of 8",
-}
-METHODS = {"newton": "accelerated", "null": "not, batches in another order"}
+LINES = [  # of the table: file, regime and method there, what is said of them
+    ("convergence", "full batch", "newton", "full batch", "accelerated"),
+    ("convergence_exact", "full batch", "quasi-Newton", "", "with quasi-Newton steps"),
+    ("convergence", "mini-batch 16 and up", "newton", "batches of 16 to 256", "accelerated"),
+    ("convergence", "mini-batch 16 and up", "null", "", "not, batches in another order"),
+    ("convergence", "batch 8", "newton", "batches of 8", "accelerated"),
+    ("convergence", "batch 8", "null", "", "not, batches in another order"),
+]
 
 
 def table() -> str:
@@ -36,13 +33,10 @@ def table() -> str:
         "| training loss | validation loss |",
         "|---|---|---|---|---|---|",
     ]
-    for regime, name in REGIMES.items():
-        rows: list[dict[str, Any]] = json.loads(RESULTS[regime].read_text())["rows"]
-        for method, said in METHODS.items():
-            for row in rows:
-                if (row["regime"], row["method"]) == (regime, method):
-                    lines.append(f"| {name} | {said} | {_cells(row)} |")
-                    name = ""  # noqa: PLW2901
+    for file, regime, method, name, said in LINES:
+        rows: list[dict[str, Any]] = json.loads((FOLDER / f"{file}.json").read_text())["rows"]
+        (row,) = (x for x in rows if (x["regime"], x["method"]) == (regime, method))
+        lines.append(f"| {name} | {said} | {_cells(row)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -61,9 +61,7 @@ class Training:
         fully_shard(self.model, mesh=mesh)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
         # The optimizer's parameters tell how they are sharded: nothing else has to be said.
-        # One rank alone would ask now and then whether gradients repeat, which costs it a step:
-        # without that the run is the same on any number of them.
-        aadl_ext.accelerate(self.optimizer, aadl_ext.SubspaceNewton(quasi_newton=False))
+        aadl_ext.accelerate(self.optimizer)
         self.accelerator = aadl_ext.get_accelerator(self.optimizer)
 
     def state(self) -> dict[str, object]:

@@ -54,9 +54,7 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
 optimizers = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 few = pytest.mark.parametrize("make", [sgd, momentum, adam], ids=["sgd", "momentum", "adam"])
 # Small blocks without shrinkage: a step at the end of every block from the third on.
-QUICK = SubspaceNewton(
-    block_length=2, history_depth=4, noise_samples=0, adaptive_blocks=False, quasi_newton=False
-)
+QUICK = SubspaceNewton(block_length=2, history_depth=4, noise_samples=0, adaptive_blocks=False)
 PATIENT = replace(QUICK, max_gradient_growth=1e9)
 
 
@@ -124,7 +122,7 @@ def test_a_quadratic_takes_some_tens_of_steps_per_dimension(size: int, measured:
             (k for k in range(most) if (problem.step(), problem.gradient())[1].norm() < goal), most
         )
 
-    fast = Quadratic(SubspaceNewton(history_depth=size, quasi_newton=False), size)
+    fast = Quadratic(SubspaceNewton(history_depth=size), size)
     taken = steps(fast, 1000)
     assert taken <= 1.2 * measured
     assert steps(Quadratic(size=size), 10 * taken) == 10 * taken

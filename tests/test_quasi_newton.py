@@ -153,7 +153,7 @@ def test_batches_cost_the_steps_that_ask_and_nothing_else(make: MakeOptimizer, s
 
 def test_they_can_be_left_out() -> None:
     for options in (
-        SubspaceNewton(quasi_newton=False),
+        SubspaceNewton(),
         SubspaceNewton(quasi_newton=True, safeguard=("descent", "limits")),
     ):
         training = Training(sgd, options, torch.float64)

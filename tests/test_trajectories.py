@@ -46,9 +46,8 @@ NEWTON = SubspaceNewton(
     noise_samples=4,
     noise_shrinkage=0.1,
     rest_above=1.0,
-    quasi_newton=False,
 )
-LIGHT = SubspaceNewton(history_depth=5, noise_samples=3, quasi_newton=False)
+LIGHT = SubspaceNewton(history_depth=5, noise_samples=3)
 METHODS = {"anderson": ANDERSON, "average": AVERAGE, "newton": NEWTON}
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda p: SGD(p, lr=0.2),
@@ -178,7 +177,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
         "only averages",
         ("adam", 4, double, Anderson(history_depth=0, average=True), ()),
     )
-    yield "default", ("adam", 4, double, SubspaceNewton(quasi_newton=False), ())
+    yield "default", ("adam", 4, double, SubspaceNewton(), ())
     yield "light", ("momentum", 0, double, LIGHT, ("checkpoint",))
 
 

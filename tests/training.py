@@ -37,7 +37,6 @@ NEWTON = SubspaceNewton(
     trust_radius=100.0,
     adaptive_blocks=False,  # else fewer steps
     rest_above=1.0,  # else none where rates change
-    quasi_newton=False,
 )
 METHODS: dict[str, Method] = {"anderson": JUMPY, "newton": NEWTON}
 VARIANTS: dict[str, Method] = {**METHODS, "average": AVERAGED}
