@@ -27,6 +27,7 @@ class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, method: Method | None = None) -> None:
         self._between = BetweenSteps(method)
+        self._kept = -1  # step whose state waits for its checkpoint
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **others: Any
@@ -55,7 +56,7 @@ class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
     def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """The state is written before a checkpoint, which may delete the last one, is whole."""
         if control.should_save and self._saves(args, state):
-            self._write(_waiting(args, state))
+            self._write(args, state)
 
     def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """The rest of the checkpoint is written; a file that is there is whole."""
@@ -66,10 +67,10 @@ class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
                 "torch.distributed.checkpoint saves it"
             )
         elif self._saves(args, state):
-            waiting = _waiting(args, state)
-            if not os.path.isfile(waiting):
-                self._write(waiting)
-            os.replace(waiting, os.path.join(_folder(args, state), FILE))
+            if self._kept != state.global_step:
+                self._write(args, state)
+            os.replace(_waiting(args, state), os.path.join(_folder(args, state), FILE))
+            self._kept = -1
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """The model may be saved after it."""
@@ -79,10 +80,12 @@ class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
         mine = state.is_world_process_zero and not self._between.spread
         return bool(mine and not args.save_only_model)
 
-    def _write(self, path: str) -> None:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+    def _write(self, args: Any, state: Any) -> None:
+        path = _waiting(args, state)
+        os.makedirs(args.output_dir, exist_ok=True)
         torch.save(self._between.state(), f"{path}.part")
         os.replace(f"{path}.part", path)
+        self._kept = state.global_step
 
 
 def _folder(args: Any, state: Any) -> str:
