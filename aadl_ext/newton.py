@@ -60,7 +60,7 @@ class NewtonIteration:
     rates: Scratch[tuple[float, ...]] = ()  #: of the segments
     judged: Scratch[bool] = False  #: whether the step under way has shown its gradient
     at_once: Scratch[bool] = False  #: whether (w, g) need not be kept to become a sample
-    figures: Scratch[Tensor | None] = None  #: |g|^2 and s1 of one taken at once; stay if its step raises
+    figures: Scratch[Tensor | None] = None  #: of one taken at once; kept if its step raises
     reach: Scratch[float] = math.inf  #: largest entry that weight decay leaves
     joined: Scratch[Tensor] = field(default_factory=lambda: torch.empty(0))  #: figures of all ranks
     solution: Scratch[ops.SubspaceSolution | None] = None  #: of the last step
