@@ -30,8 +30,9 @@ RECORDED = Path(__file__).with_name("recorded")
 STEPS, EVERY = 32, 8
 BOUNDS = {
     torch.float32: 1e-6,
-    torch.float64: 2e-11,
-}  # other processors round otherwise: 1.2e-12 was seen; rotations of another formula: 1.003e-11
+    torch.float64: 1e-11,
+}  # other processors round otherwise: 1.2e-12 was seen
+UNGUARDED = 2e-11  # of "anderson unguarded", whose steps are wild: kernels have come to 1.003e-11
 
 # Strong steps that are accepted and rejected within a few steps.
 ANDERSON = Anderson(
@@ -219,7 +220,8 @@ def test_it_goes_where_it_went(name: str, recorded: Any) -> None:
     expected, scale = mine[name], np.abs(mine[name]).max(axis=1)
     spread = 10 * np.abs(expected - other[name]).max(axis=1) / scale
     error = np.abs(points - expected).max(axis=1) / scale
-    assert (error <= np.maximum(spread, BOUNDS[CASES[name][2]])).all(), (error, spread)
+    bound = UNGUARDED if name == "anderson unguarded" else BOUNDS[CASES[name][2]]
+    assert (error <= np.maximum(spread, bound)).all(), (error, spread)
     counted = f"{name} counts"
     if (mine[counted] == other[counted]).all():
         assert counts.tolist() == mine[counted].tolist()
