@@ -54,14 +54,12 @@ class QuasiNewton:
     curvature: Tensor  #: [m, m] S Y^T
     gradient_metric: Tensor  #: [m, m] Y Y^T
     race: Race
-    left_out: Tensor  #: [] bool, whether the base optimizer has not seen g
     active: bool = False  #: whether the host knows that gradients repeat
     age: int = 0  #: steps since then
     until: int = FIRST  #: steps until one asks
     wait: int = WAIT  #: and until the next one does
     asked: int = 0  #: 1: the last step has asked; 2: the answer is on its way to the host
     known: Delayed = field(default_factory=Delayed)
-    slot: Scratch[int] = 0  #: of the newest pair
 
     @classmethod
     def empty(
@@ -91,7 +89,6 @@ class QuasiNewton:
             curvature=zeros((m, m), torch.float64, layout.device),
             gradient_metric=zeros((m, m), torch.float64, layout.device),
             race=Race.empty(layout.device, start=history.last_point, gradient=history.sums[1]),
-            left_out=zeros((), torch.bool, layout.device),
         )
 
     @property
@@ -103,6 +100,17 @@ class QuasiNewton:
     def compares(self) -> bool:
         """Whether this step's point and gradient may be needed."""
         return self.active or self.asked == 1 or self.until <= 1
+
+    @property
+    def slot(self) -> int:
+        """Row of the newest pair."""
+        return self.age % len(self.step_rows)
+
+    @property
+    def left_out(self) -> Tensor:
+        """``[]`` bool, whether the base optimizer is not to see g: w does not stand."""
+        left_out: Tensor = self.verdicts.when.exact & ~self.verdicts.when.ready
+        return left_out
 
     # ---- do gradients repeat? -----------------------------------------------------------------
 
@@ -152,15 +160,13 @@ class QuasiNewton:
     # ---- steps while they do ------------------------------------------------------------------
 
     def judge(self, moved: Tensor | None) -> Tensor:
-        """Take in (w, g), and judge the step that led here.
+        """Take in (w, g), and judge the step that led here; returns ``left_out``.
 
-        ``moved``: ``[]`` bool, whether something else has moved the parameters. Returns ``[]``
-        bool, whether the base optimizer is not to see g: w does not stand.
+        ``moved``: ``[]`` bool, whether something else has moved the parameters.
         """
         v, when, ends = self.verdicts, self.verdicts.when, (0, self.layout.padded)
         last_gradient, next = self.history.last_gradient, self.next
         self.age += 1
-        self.slot = self.age % len(self.step_rows)
         change = ops.squared_norm([torch.sub(self.gradient, last_gradient, out=next)])
         self.gradient_rows[self.slot] = next
         self.step_rows[self.slot] = torch.sub(self.point, self.fallback, out=next)
@@ -169,7 +175,6 @@ class QuasiNewton:
         pending = when.pending & ~when.held
         ops.judge_line_(*v.tensors, figures, change, moved, self.race.by_base, STEEPER, hold)
         self.race.follow(v, pending, figures[0, 0, 1])
-        self.left_out.copy_(when.exact & ~when.ready)
         return self.left_out
 
     def step(self, reach: float) -> Tensor:
@@ -182,7 +187,7 @@ class QuasiNewton:
         ops.gather((self.point,), self.fallback, when=when.ready)
         ops.gather((self.gradient,), last_gradient, when=when.ready)
         self.race.look(self.age, v, self.fallback, last_gradient, way=next)
-        solution = self._solve(self.slot)
+        solution = self._solve()
         direction.mul_(v.now.share)
         for rows, coefficients in (
             (last_gradient[None], solution.gradient),
@@ -218,9 +223,9 @@ class QuasiNewton:
         self.layout.read(self.next)
         return torch.sub(self.next, self.point, out=self.next)
 
-    def _solve(self, slot: int) -> ops.QuasiNewtonSolution:
+    def _solve(self) -> ops.QuasiNewtonSolution:
         """The direction from (w0, g0), with the new pair if it can be used."""
-        when, ends = self.verdicts.when, (0, self.layout.padded)
+        slot, when, ends = self.slot, self.verdicts.when, (0, self.layout.padded)
         last_gradient = self.history.last_gradient
         for rows in (self.step_rows, self.gradient_rows):
             rows[slot].masked_fill_(~when.complete, 0)

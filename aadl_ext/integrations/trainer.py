@@ -51,12 +51,11 @@ class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Evaluation and checkpoint come after it."""
         self._between.after_step()
-        self.on_epoch_end(args, state, control)
+        self._keep(args, state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """The state is written before a checkpoint, which may delete the last one, is whole."""
-        if control.should_save and self._saves(args, state):
-            self._write(args, state)
+        """Some save then."""
+        self._keep(args, state, control)
 
     def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """The rest of the checkpoint is written; a file that is there is whole."""
@@ -75,6 +74,11 @@ class TrainerCallback(transformers.TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """The model may be saved after it."""
         self._between.end()
+
+    def _keep(self, args: Any, state: Any, control: Any) -> None:
+        """Write the state before a checkpoint, which may delete the last one, is whole."""
+        if control.should_save and self._saves(args, state):
+            self._write(args, state)
 
     def _saves(self, args: Any, state: Any) -> bool:
         mine = state.is_world_process_zero and not self._between.spread
