@@ -9,8 +9,8 @@ forward, backward and step. Losses and validation losses are compared at equal e
 itself may reach its final loss early, by noise: its own row tells how often, and that of "null"
 (base with the batches in another order) what luck alone does.
 
-Learning rates are tuned: for each task and optimizer, for full batches and for mini-batches (of 8
-and of 64 together), by the final smoothed loss, on seeds that are not reported. All methods use
+Learning rates are tuned for each task, optimizer and batch size, by the final smoothed loss, on
+seeds that are not reported, on a grid that grows until the best rate is inside. All methods use
 them. So the ratios are against base at its best rate, and there is no separate column for that.
 
 Finished runs are kept, one JSON line each, and not run again, unless their settings change or they
@@ -55,7 +55,7 @@ WINDOW = 5  # looks in the running mean
 MOST = 2  # times as many evaluations as base
 ROUNDING = 1e-6  # relative; losses that differ less are equal
 OTHER_ORDER = 1000  # added to the seed of the batches
-TUNING_BATCHES = (8, 64)
+TUNING_POINTS, MOST_POINTS = 3, 9  # of a grid of rates
 SEEDS = {"tuning": [0, 1, 2], "reporting": [100, 101, 102, 103, 104]}
 BATCHES = [0, 8, 16, 64, 256]  # 0: all samples
 QUICK_TASKS = ["digits MLP", "diabetes", "quadratic", "factorization"]
@@ -287,30 +287,23 @@ def quotient(a: float | None, b: float) -> float | None:
 # ---- learning rates -------------------------------------------------------------------------
 
 
-def tune(key: str, run: Run, points: int, seeds: list[int]) -> tuple[str, Record]:
+def tune(key: str, run: Run, seeds: list[int]) -> tuple[str, Record]:
     """The best rate of a grid with about a factor of 3; it grows where the best is at its edge."""
-    samples = TASKS[run.task].build(0).samples
-    sizes = [size for size in TUNING_BATCHES if size < samples] if run.batch else [0]
 
     def score(power: int) -> float:
-        rate = rate_of(power)
-        finals = [
-            train(replace(run, seed=seed, batch=size, rate=rate))["final"]
-            for seed in seeds
-            for size in sizes
-        ]
+        finals = [train(replace(run, seed=s, rate=rate_of(power)))["final"] for s in seeds]
         if None in finals:
             return math.inf
         return math.exp(fmean(math.log(max(final, 1e-30)) for final in finals))
 
     middle = OPTIMIZERS[run.optimizer][1]
-    first, last = middle - points // 2, middle + points // 2
+    first, last = middle - TUNING_POINTS // 2, middle + TUNING_POINTS // 2
     scores = {power: score(power) for power in range(first, last + 1)}
 
     def best() -> int:  # the lowest where all diverge
         return min(scores, key=lambda power: (scores[power], power))
 
-    while best() in (min(scores), max(scores)) and len(scores) < 2 * points:
+    while best() in (min(scores), max(scores)) and len(scores) < MOST_POINTS:
         power = best() - 1 if best() == min(scores) else best() + 1
         scores[power] = score(power)
     grid = {str(rate_of(power)): finite(scores[power]) for power in sorted(scores)}
@@ -325,15 +318,15 @@ def rate_of(power: int) -> float:
 def tuned_rates(path: Path, options: argparse.Namespace) -> dict[str, Record]:
     """Those on file, and the others made (all of them with ``--tune``) and put there."""
     rates: dict[str, Record] = json.loads(path.read_text()) if path.exists() else {}
-    points, seeds = (3, SEEDS["tuning"][:1]) if options.quick else (5, SEEDS["tuning"])
-    missing: list[tuple[str, Run, int, list[int]]] = []
+    seeds = SEEDS["tuning"][: 1 if options.quick else 2]
+    missing: list[tuple[str, Run, list[int]]] = []
     for task in options.tasks:
         for optimizer in options.optimizers:
-            for batch in {min(batch, 1) for batch in sizes_of(task, options.batches)}:
+            for batch in sizes_of(task, options.batches):
                 key = rate_key(task, optimizer, batch)
                 if options.tune or key not in rates or rates[key]["steps"] != options.steps(task):
                     run = Run(task, optimizer, batch, 0, 0.0, options.steps(task))
-                    missing.append((key, run, points, seeds))
+                    missing.append((key, run, seeds))
     progress = tqdm(total=len(missing), unit="rate", desc="learning rates", disable=not missing)
     for key, found in each(tune, shuffled(missing), options.jobs):
         rates[key] = found
@@ -345,7 +338,7 @@ def tuned_rates(path: Path, options: argparse.Namespace) -> dict[str, Record]:
 
 def rate_key(task: str, optimizer: str, batch: int) -> str:
     """Of the file of rates."""
-    return f"{task}, {optimizer}, {'mini-batch' if batch else 'full batch'}"
+    return f"{task}, {optimizer}, {f'batch {batch}' if batch else 'full batch'}"
 
 
 def show_rates(rates: dict[str, Record], options: argparse.Namespace) -> None:
@@ -355,8 +348,8 @@ def show_rates(rates: dict[str, Record], options: argparse.Namespace) -> None:
         grid = sorted(map(float, entry["losses"])) if entry else []
         return f"{entry['rate']:g} of {grid[0]:g} to {grid[-1]:g}" if entry else "-"
 
-    for batch, regime in enumerate(("full batch", "mini-batch")):
-        table = Table("", *options.optimizers, title=f"learning rates, {regime}: best of the grid")
+    for batch in options.batches:
+        table = Table("", *options.optimizers, title=f"learning rates, {batch or 'full'} batch")
         for task in options.tasks:
             keys = [rate_key(task, optimizer, batch) for optimizer in options.optimizers]
             table.add_row(task, *(text(rates.get(key)) for key in keys))
