@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,14 @@ from .state import Entries, Figures, Scratch
 
 RIDGE = 1e-4  # of the metric's largest eigenvalue: directions below count as dependent
 LEAST_CURVATURE = 0.01  # taken for a direction, relative to the largest
+
+
+@functools.cache
+def difference_weights(samples: int) -> list[float]:
+    """Of the last difference of so many values, scaled like their sum: it is 0 but for noise."""
+    weights = [(-1) ** i * math.comb(samples - 1, i) for i in range(samples)]
+    scale = math.sqrt(samples / math.comb(2 * samples - 2, samples - 1))
+    return [weight * scale for weight in weights]
 
 
 @dataclass(eq=False)
@@ -95,18 +104,23 @@ class BlockHistory:
         gradients: Sequence[Tensor],
         direction: Tensor | None,
         decays: Sequence[float] = (),
+        *,
+        of: int,
     ) -> Tensor:
-        """Add a sample, in tensors one behind the other; returns what ``ops.add_sample_`` does."""
+        """Add a sample, one ``of`` so many in the block, in tensors one behind the other.
+
+        Returns what ``ops.add_sample_`` does.
+        """
         if self.blocks == 0 and self.samples == 0:
             ops.gather(points, self.last_point)
-        sign = -1.0 if self.samples % 2 else 1.0
+        weight = difference_weights(of)[self.samples] if self.samples < of else 0.0
         self.samples += 1
         return ops.add_sample_(
             self.sums,
             points,
             self.last_point,
             gradients,
-            sign=sign,
+            sign=weight,
             direction=direction,
             decays=decays,
         )

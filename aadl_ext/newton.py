@@ -123,7 +123,9 @@ class NewtonIteration:
             if listed:
                 self.judged = self.history.present = True
                 points = self.layout.ordered(self.layout.local)
-                self.figures = self.history.add(points, listed, self._direction, decays)
+                self.figures = self.history.add(
+                    points, listed, self._direction, decays, of=self.block_length.samples
+                )
                 return None
             self.layout.read(self.point)
         present = gradients.gather(self.layout, self.point, self.gradient)
@@ -160,7 +162,8 @@ class NewtonIteration:
             torch.sub(self.next, self.fallback, out=self.fallback)
         direction, figures, self.figures = self._direction, self.figures, None
         if figures is None:
-            figures = h.add([self.point], [self.gradient], direction)  # |g|^2, s1
+            length = self.block_length.samples
+            figures = h.add([self.point], [self.gradient], direction, of=length)  # |g|^2, s1
         if self.layout.ranks:
             h.waiting += [] if pending else [h.of_rank(self.gradient, direction, figures)]
             figures = self.joined if pending else figures
@@ -174,12 +177,15 @@ class NewtonIteration:
             self.layout.write(self.next, when=v.when.beyond)
         alone = self.layout.ranks is None  # its products are those of one rank
         uses = alone and self.options.uses_quasi_newton
-        asks = uses and self.quasi_newton.watch(free=not pending)
+        amid = h.samples == self.block_length.samples // 2
+        asks = uses and self.quasi_newton.watch(free=amid and not pending)
         if h.samples < self.block_length.samples:
             return
         samples, (change, noise_slot) = h.samples, h.close_block()
         ops.learn_(*v.tensors, samples, change, h.noise_norms, noise_slot, self.block_length.level)
         self.block_length.follow(v.now.level_change)
+        if uses:
+            self.quasi_newton.listen()
         self.on_line = self.pending = h.solvable and not asks
         if self.pending:
             self._take_step(evaluate)

@@ -29,7 +29,9 @@ from .race import Race
 from .state import Scratch
 from .trust_region import Delayed
 
-FIRST, WAIT, LONGER = 2, 16, 16  # the step that asks; steps until the next; how many times as many
+SMOOTH = 0.03  # noise of a gradient, relative, below which gradients may repeat
+FIRST = 500  # the step that asks, whatever the noise
+WAIT, LONGER = 32, 16  # steps until one asks again; how many times as many after each "no"
 HOLD = 32  # steps between two that ask again
 FOLLOW = 4  # steps between two looks of the host
 GROWTH = 4.0  # longest step, in units of the last one
@@ -58,6 +60,8 @@ class QuasiNewton:
     age: int = 0  #: steps since then
     until: int = FIRST  #: steps until one asks
     wait: int = WAIT  #: and until the next one does
+    listens: bool = True  #: whether no step has asked yet
+    hinted: bool = False  #: whether a block without noise says that it is worth a step
     asked: int = 0  #: 1: the last step has asked; 2: the answer is on its way to the host
     known: Delayed = field(default_factory=Delayed)
 
@@ -94,12 +98,12 @@ class QuasiNewton:
     @property
     def asks(self) -> bool:
         """Whether the first answer is to come, or steps are taken: no time to rest."""
-        return self.active or self.asked > 0 or self.wait == WAIT
+        return self.active or self.asked > 0 or self.listens
 
     @property
     def compares(self) -> bool:
         """Whether this step's point and gradient may be needed."""
-        return self.active or self.asked == 1 or self.until <= 1
+        return self.active or self.asked == 1 or self.until <= 1 or self.hinted
 
     @property
     def slot(self) -> int:
@@ -114,6 +118,11 @@ class QuasiNewton:
 
     # ---- do gradients repeat? -----------------------------------------------------------------
 
+    def listen(self) -> None:
+        """At the end of a block: whether the one before had no noise (0: nothing is known)."""
+        if self.listens:
+            self.hinted = 0 < self.known.exchange(self.verdicts.now.roughness) < SMOOTH
+
     def watch(self, free: bool) -> bool:
         """After a base step: now and then undo it, and compare the next gradient with this one.
 
@@ -126,16 +135,16 @@ class QuasiNewton:
             if self.known.exchange(self.verdicts.when.exact.double()):
                 self._begin()
             else:
-                self.until, self.wait = self.wait, LONGER * self.wait
+                self.wait = self.until = LONGER * self.wait
         elif self.asked == 1:
             change = ops.squared_norm([torch.sub(self.gradient, self.next, out=self.next)])
             ops.compare_(*self.verdicts.tensors, ops.squared_norm([self.gradient]), change)
             self.known.exchange(self.verdicts.when.exact.double())
             self.asked = 2
-        elif self.until <= 0 and free:
+        elif (self.until <= 0 or self.hinted) and free:
             self.next.copy_(self.gradient)
             self.layout.write(self.point)
-            self.asked = 1
+            self.asked, self.listens, self.hinted = 1, False, False
             return True
         return False
 
