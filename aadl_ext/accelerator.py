@@ -205,8 +205,8 @@ class Accelerator:
         if self._skip == "zero_lr":
             # Such a step cannot judge, nor perhaps any after it. With a gradient of zero it is none
             # at all: checkpoints make them to create the optimizer's state.
-            squared_norm = gradients.squared_norm(self.layout)
-            if (self.ranks.total(squared_norm)[0] if self.ranks else squared_norm) != 0:
+            (squared_norm,) = self.layout.joint(gradients.squared_norm(self.layout))
+            if squared_norm != 0:
                 self._calls += 1
                 self.roll_back()
             return None
@@ -334,9 +334,6 @@ class Accelerator:
         state.load_state_dict(self.iteration, saved["iteration"], self.layout)
         if saved["settled"]:
             self._change(self.iteration.fallback, self.iteration.left_at)
-        newton = isinstance(self.iteration, NewtonIteration) and self.iteration
-        if self.ranks and newton and newton.quasi_newton.active:  # that is for one process
-            self.reset()
         self.loaded.add("history")
         self._calls = saved["calls"]
         self.rates = self.layout.of_all(saved["rates"])
@@ -358,7 +355,7 @@ class Accelerator:
 
     def _signature(self) -> dict[str, Any]:
         return {
-            "version": 5,
+            "version": 6,
             "options": as_dict(self.options),
             "parameters": self.layout.shapes,
             "dtype": self.layout.dtype,

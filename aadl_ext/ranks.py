@@ -163,13 +163,13 @@ class Ranks:
         parts = every.to(figures[0].device).split_with_sizes(sizes, dim=1)
         return [part.reshape(len(part), *x.shape) for part, x in zip(parts, figures, strict=True)]
 
-    def total(self, *figures: Tensor) -> list[Tensor]:
-        """Sums over the ranks, float64; one collective."""
-        return [x.sum(dim=0) for x in self.gather(*figures)]
+    def total(self, *figures: Tensor | None) -> list[Any]:
+        """Sums over the ranks, float64; of flags whether they are true on any; None for None.
 
-    def any(self, flag: Tensor) -> Tensor:
-        """``[]`` bool, whether it is true somewhere; one collective."""
-        return self.gather(flag)[0].any()
+        One collective.
+        """
+        told = iter(self.gather(*(x for x in figures if x is not None)))
+        return [None if x is None else _added(next(told), x.dtype) for x in figures]
 
     def exchange(self, fact: Any) -> list[Any]:
         """What each rank has to say, in the order of the ranks; waits."""
@@ -186,6 +186,10 @@ class Ranks:
                 f"{name} must be the same on all ranks, but is {facts[0]!r} on rank "
                 f"{self.members[0]} and {facts[other]!r} on rank {self.members[other]}"
             )
+
+
+def _added(gathered: Tensor, dtype: torch.dtype) -> Tensor:
+    return gathered.any(dim=0) if dtype == torch.bool else gathered.sum(dim=0)
 
 
 def _trainable(groups: Groups) -> Iterator[Tensor]:
