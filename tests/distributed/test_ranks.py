@@ -145,6 +145,16 @@ def test_ranks_agree_under_a_base_optimizer_of_whole_matrices(kind: str) -> None
     assert found["accepted"] > 2
 
 
+@each("changes")
+def test_parameters_that_change_on_one_rank_begin_a_new_history_on_all(kind: str) -> None:
+    found = result(f"changes {kind}")
+    assert found["same"]
+    assert max(found["steps"]) <= 5  # until all know of it
+    assert found["fits"]
+    assert found["still"]
+    assert found["accepted"] > 0
+
+
 @each("uneven")
 def test_after_uneven_inputs_ranks_go_on_alike_with_the_states_of_one(kind: str) -> None:
     found = result(f"uneven {kind}")

@@ -525,6 +525,47 @@ def muon(method: Method) -> Result:
     return compared(model, optimizer, whole(model))
 
 
+def changes_on_one_rank(method: Method) -> Result:
+    """The first freezes a parameter of its own, later the last one trains one more."""
+    torch.manual_seed(here()[0])
+    parameters = [nn.Parameter(torch.randn(3, 5, dtype=torch.float64)) for _ in range(3)]
+    parameters[2].requires_grad_(False)
+    optimizer = accelerate(momentum(parameters), method, process_group=dist.group.WORLD)
+    accelerator, steps = get_accelerator(optimizer), []
+    for count, rank, changed in ((1, 0, parameters[1]), (2, here()[1] - 1, parameters[2])):
+        for _ in range(30):
+            descend(optimizer, parameters)
+        while not accelerator.pending:
+            descend(optimizer, parameters)
+        if here()[0] == rank:
+            changed.requires_grad_(not changed.requires_grad)
+            changed.grad = None
+        steps.append(0)
+        while accelerator.stats.restarts["parameters"] < count and steps[-1] < 20:
+            descend(optimizer, parameters)
+            steps[-1] += 1
+        if count == 1:
+            frozen = parameters[1].detach().clone()
+    accepted = accelerator.stats.accepted
+    for _ in range(30):
+        descend(optimizer, parameters)
+    verdicts, stats = accelerator.iteration.verdicts, accelerator.stats
+    return {
+        "same": same_on_all(verdicts.control) and same_on_all(verdicts.counts),
+        "steps": steps,
+        "fits": accelerator.layout.fits(optimizer.param_groups),
+        "still": torch.equal(frozen, parameters[1]) == (here()[0] == 0),
+        "rolled_back": stats.skipped["rolled_back"],
+        "accepted": stats.accepted - accepted,
+    }
+
+
+def descend(optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+    optimizer.zero_grad()
+    sum((p - 1).square().mul(torch.arange(1, 6)).sum() / 50 for p in parameters).backward()
+    optimizer.step()
+
+
 def refusal(call: Callable[[], object]) -> str:
     try:
         call()
@@ -671,6 +712,7 @@ for kind in ("newton", "anderson"):
     case(f"losses fsdp2 {kind}", partial(losses, METHODS[kind], "fsdp2"), 2)
     case(f"losses ddp {kind}", partial(losses, METHODS[kind], "ddp"), 2)
     case(f"uneven {kind}", partial(uneven, METHODS[kind]), 2)
+    case(f"changes {kind}", partial(changes_on_one_rank, METHODS[kind]), 2)
     case(f"muon {kind}", partial(muon, METHODS[kind]), 2, thorough=kind == "anderson")
 case("without gradients newton", partial(without_gradients, NEWTON), 2)
 case("refusals", refusals, 2)
