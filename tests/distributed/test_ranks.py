@@ -137,12 +137,15 @@ def test_the_mean_loss_over_ranks_counts(kind: str, parallel: str) -> None:
     assert found["calls"] > STEPS
 
 
-@each("muon")
-def test_ranks_agree_under_a_base_optimizer_of_whole_matrices(kind: str) -> None:
-    found = result(f"muon {kind}")  # Muon itself computes in bfloat16, so no run is another's
+@each("averaged from outside")
+def test_averages_of_the_parameters_are_a_move_on_all_ranks_at_once(kind: str) -> None:
+    found = result(f"averaged from outside {kind}")
     assert found["same"]
-    assert found["verdicts"]
+    assert len(found["met"]) == 13
+    assert all(found["met"])
+    assert found["moved"] > 0
     assert found["accepted"] > 2
+    assert found["finite"]
 
 
 @each("changes")

@@ -16,16 +16,19 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.algorithms.join import Join
+from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -312,6 +315,25 @@ def stages(method: Method) -> Result:
     return compared(model, optimizer, alone(momentum, method, dtype, steps))
 
 
+def muon(method: Method, parallel: str, kernels: bool = True) -> Result:
+    """A base optimizer that looks at whole matrices, here in float64 in place of bfloat16."""
+    reference, model = Net(torch.float64), Net(torch.float64)
+    if parallel == "fsdp2":
+        fully_shard(model, mesh=mesh(here()[1]))
+    else:
+        model = DistributedDataParallel(model)
+    groups, optimizers = (None, None if parallel == "fsdp2" else dist.group.WORLD), []
+    for net, group in zip((reference, model), groups, strict=True):
+        base = torch.optim.Muon([p for p in net.parameters() if p.ndim == 2], lr=0.02)
+        optimizers.append(accelerate(base, method, process_group=group))
+    full = method is EXACT
+    with mock.patch.object(Tensor, "bfloat16", Tensor.double):
+        train(reference, optimizers[0], SHORT if full else STEPS, full=full)
+        with nullcontext() if kernels else library.definitions_only():
+            train(model, optimizers[1], SHORT if full else STEPS, here(), full=full)
+    return compared(model, optimizers[1], whole(reference))
+
+
 for kind, method in METHODS.items():
     for dtype, name in FLOATS.items():
         run = partial(fsdp2, momentum, method, dtype, LONG)
@@ -348,6 +370,11 @@ case("tensor parallel exact", partial(exact, decaying, "tensor parallel"), 2)
 case("tensor parallel and fsdp2 exact", partial(exact, decaying, "tensor parallel"), 4)
 case("fsdp2 descending", partial(descending, "fsdp2"), 2)
 case("tensor parallel descending", partial(descending, "tensor parallel"), 2)
+for kind, method in {**METHODS, "exact": EXACT}.items():
+    case(f"muon fsdp2 {kind}", partial(muon, method, "fsdp2"), 2, thorough=kind == "averaged")
+    # Over four ranks the last has no row, which Muon itself cannot do with.
+    case(f"muon ddp {kind}", partial(muon, method, "ddp"), 4, thorough=kind != "newton")
+case("muon without kernels newton", partial(muon, NEWTON, "fsdp2", False), 2)
 COMPARED = tuple(CASES)
 
 
@@ -516,13 +543,27 @@ def uneven(method: Method) -> Result:
     return {**agreement(model, optimizer), "before": before}
 
 
-def muon(method: Method) -> Result:
-    """A base optimizer that looks at whole matrices."""
-    model = fully_shard(Net(torch.float64), mesh=mesh(here()[1]))
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    optimizer = accelerate(torch.optim.Muon(matrices, lr=0.02), method)
-    train(model, optimizer, STEPS, here())
-    return compared(model, optimizer, whole(model))
+def averaged_from_outside(method: Method) -> Result:
+    """Each rank trains a model of its own; from time to time they meet in their mean."""
+    model, met = Net(torch.float64), []
+    optimizer = accelerate(momentum(model.parameters()), method, process_group=dist.group.WORLD)
+    averager = PeriodicModelAverager(period=7)
+
+    def average() -> None:
+        averager.average_parameters(model.parameters())
+        if averager.step % 7 == 1:
+            met.append(same_on_all(whole(model)))
+
+    train(model, optimizer, 85, here(), average)
+    accelerator = get_accelerator(optimizer)
+    verdicts, stats = accelerator.iteration.verdicts, accelerator.stats
+    return {
+        "same": same_on_all(verdicts.control) and same_on_all(verdicts.counts),
+        "met": met,
+        "moved": stats.restarts["moved_outside"],
+        "accepted": stats.accepted,
+        "finite": bool(whole(model).isfinite().all()),
+    }
 
 
 def changes_on_one_rank(method: Method) -> Result:
@@ -713,7 +754,7 @@ for kind in ("newton", "anderson"):
     case(f"losses ddp {kind}", partial(losses, METHODS[kind], "ddp"), 2)
     case(f"uneven {kind}", partial(uneven, METHODS[kind]), 2)
     case(f"changes {kind}", partial(changes_on_one_rank, METHODS[kind]), 2)
-    case(f"muon {kind}", partial(muon, METHODS[kind]), 2, thorough=kind == "anderson")
+    case(f"averaged from outside {kind}", partial(averaged_from_outside, METHODS[kind]), 2)
 case("without gradients newton", partial(without_gradients, NEWTON), 2)
 case("refusals", refusals, 2)
 
