@@ -205,8 +205,8 @@ class Accelerator:
         if self._skip == "zero_lr":
             # Such a step cannot judge, nor perhaps any after it. With a gradient of zero it is none
             # at all: checkpoints make them to create the optimizer's state.
-            squared_norm = gradients.squared_norm(self.layout)
-            if (self.ranks.total(squared_norm)[0] if self.ranks else squared_norm) != 0:
+            (squared_norm,) = self.layout.joint(gradients.squared_norm(self.layout))
+            if squared_norm != 0:
                 self._calls += 1
                 self.roll_back()
             return None
@@ -238,10 +238,11 @@ class Accelerator:
 
     def _follow(self, param_groups: Groups, rates: list[float]) -> str | None:
         """Notice changed parameters and learning rates; returns why this step cannot count."""
-        if not self.layout.fits(param_groups):
+        if self._changed(param_groups):
             self._counts["restarts"]["parameters"] += 1
             layout = self._lay_out(param_groups)  # or an error, before anything is done
-            rolled_back = self.layout.holds and self.roll_back()
+            holds = torch.tensor(self.layout.holds, device=self.layout.device)
+            rolled_back = not self.layout.joint(~holds)[0] and self.roll_back()
             if not rolled_back:
                 self._drop_pending()
             self._begin(layout)
@@ -259,6 +260,29 @@ class Accelerator:
             self._calls += 1
             return "high_rate"
         return None
+
+    def _changed(self, param_groups: Groups) -> bool:
+        """Whether what is trained is no longer what is laid out; over ranks once all know of it.
+
+        Raises:
+            RuntimeError: until then there would be nothing to go on with.
+        """
+        changed, ranks = not self.layout.fits(param_groups), self.ranks
+        if ranks is None or ranks.mesh is not None:  # it has changed on all ranks
+            return changed
+        if ranks.heard:
+            ranks.forget_news()
+            return True
+        ranks.changed |= changed
+        if changed and not (
+            self.layout.holds and max(self.layout.groups, default=-1) < len(param_groups)
+        ):
+            raise RuntimeError(
+                "parameters of this rank were resized, moved to another device, or removed with "
+                "their group, and the other ranks do not know it yet: call "
+                "remove_acceleration(optimizer) on all ranks before, and accelerate after it"
+            )
+        return False
 
     def _tell_if_resumed_without_history(self) -> None:
         if "history" not in self.loaded:
@@ -334,9 +358,6 @@ class Accelerator:
         state.load_state_dict(self.iteration, saved["iteration"], self.layout)
         if saved["settled"]:
             self._change(self.iteration.fallback, self.iteration.left_at)
-        newton = isinstance(self.iteration, NewtonIteration) and self.iteration
-        if self.ranks and newton and newton.quasi_newton.active:  # that is for one process
-            self.reset()
         self.loaded.add("history")
         self._calls = saved["calls"]
         self.rates = self.layout.of_all(saved["rates"])
@@ -358,7 +379,7 @@ class Accelerator:
 
     def _signature(self) -> dict[str, Any]:
         return {
-            "version": 5,
+            "version": 6,
             "options": as_dict(self.options),
             "parameters": self.layout.shapes,
             "dtype": self.layout.dtype,

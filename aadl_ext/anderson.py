@@ -86,11 +86,7 @@ class AndersonIteration:
         """Whether the base step is to be left out: the gradient there rejects a pending one."""
         if self.pending and not self.judged:
             self.judged = True
-            figures, moved = self._slope_here(gradients), self.moved
-            if self.layout.ranks:
-                away = figures.new_zeros(()) if moved is None else moved.double()
-                away, figures = self.layout.ranks.gather(away, figures)
-                figures, moved = figures.sum(dim=0), away.any()
+            figures, moved = self.layout.joint(self._slope_here(gradients), self.moved)
             ops.judge_gradient_(
                 *self.verdicts.tensors, figures, moved, math.inf, self.window is not None
             )

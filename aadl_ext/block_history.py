@@ -200,9 +200,8 @@ class BlockHistory:
 
     @staticmethod
     def of_ranks(figures: Tensor) -> Tensor:
-        """``[..., 2]`` from ``[ranks, ..., 3]``; NaN where no rank has a gradient."""
-        total = figures.sum(dim=0)
-        return total[..., :2].masked_fill(total[..., 2:] == 0, math.nan)
+        """``[..., 2]`` from the sums ``[..., 3]``; NaN where no rank has a gradient."""
+        return figures[..., :2].masked_fill(figures[..., 2:] == 0, math.nan)
 
     def judge_waiting(self) -> None:
         """Judge the samples that this rank has figures of; one collective, if there are any."""
@@ -218,9 +217,9 @@ class BlockHistory:
         assert layout.ranks is not None
         figures = torch.stack([*self.waiting, self.metric.new_zeros(3)])
         self.waiting.clear()
-        told = layout.ranks.gather(figures, *map(layout.counted, products))
+        figures, *products = layout.ranks.total(figures, *map(layout.counted, products))
         believed = ~when.spoiled
-        for sample in self.of_ranks(told[0])[:-1]:
+        for sample in self.of_ranks(figures)[:-1]:
             ops.judge_slope_(*self.verdicts.tensors, sample, False)
         spoilt = believed & when.spoiled
         when.paired.logical_and_(~spoilt)
@@ -228,7 +227,7 @@ class BlockHistory:
         rows += [self.noise_rows[noise_slot]] if noise_slot >= 0 else []
         for row in rows:
             ops.gather((), row, when=spoilt)
-        return [layout.without_copies(x.sum(dim=0)).masked_fill(spoilt, 0) for x in told[1:]]
+        return [layout.without_copies(x).masked_fill(spoilt, 0) for x in products]
 
     def solve(self, caution: float = 1.0) -> tuple[ops.SubspaceSolution, Tensor]:
         """The small problem, one per scope; and ``[]`` whether the trust radius has cut it.

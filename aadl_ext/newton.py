@@ -131,7 +131,7 @@ class NewtonIteration:
         present = gradients.gather(self.layout, self.point, self.gradient)
         self.judged = present or self.layout.ranks is not None  # others may have gradients
         self.history.present = present
-        if self.quasi_newton.active:
+        if self.judged and self.quasi_newton.active:
             self.reach = gradients.reach
             return self._judge_exact_step()
         if not self.pending or not self.judged:
@@ -148,7 +148,7 @@ class NewtonIteration:
 
     def step(self, rates: tuple[float, ...], evaluate: Evaluate | None) -> None:
         """Take in the sample (w, g), judge a pending step; at the end of a block, take one."""
-        h, v = self.history, self.verdicts
+        o, h, v = self.options, self.history, self.verdicts
         self.k += 1
         if not self.judged:
             v.number.skipped_no_gradient += 1
@@ -175,16 +175,14 @@ class NewtonIteration:
             ends = (0, self.layout.padded)
             ops.extrapolate_(self.next, self.next, self.next, 1.0, rows, share, ends)
             self.layout.write(self.next, when=v.when.beyond)
-        alone = self.layout.ranks is None  # its products are those of one rank
-        uses = alone and self.options.uses_quasi_newton
         amid = h.samples == self.block_length.samples // 2
-        asks = uses and self.quasi_newton.watch(free=amid and not pending)
+        asks = o.uses_quasi_newton and self.quasi_newton.watch(free=amid and not pending)
         if h.samples < self.block_length.samples:
             return
         samples, (change, noise_slot) = h.samples, h.close_block()
         ops.learn_(*v.tensors, samples, change, h.noise_norms, noise_slot, self.block_length.level)
         self.block_length.follow(v.now.level_change)
-        if uses:
+        if o.uses_quasi_newton:
             self.quasi_newton.listen()
         self.on_line = self.pending = h.solvable and not asks
         if self.pending:
@@ -243,14 +241,12 @@ class NewtonIteration:
         """
         layout, h = self.layout, self.history
         assert layout.ranks is not None
-        maxima = torch.stack([moved.double(), self.largest.double()])
         figures = h.of_rank(self.gradient, self.next - self.fallback)
-        maxima, figures = layout.ranks.gather(maxima, figures)
-        away, largest = maxima.amax(dim=0)
+        unfit = ~(self.largest <= layout.limit)
+        figures, moved, unfit = layout.ranks.total(figures, moved, unfit)
         self.joined = h.of_ranks(figures)
-        unfit = self.verdicts.when.pending & ~(largest <= layout.limit)
-        self.joined[0].masked_fill_(unfit, math.nan)
-        return self.joined[0], away > 0
+        self.joined[0].masked_fill_(self.verdicts.when.pending & unfit, math.nan)
+        return self.joined[0], moved
 
     @property
     def largest(self) -> Tensor:

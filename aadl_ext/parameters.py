@@ -194,8 +194,11 @@ class Layout:
 
     def moved(self, now: Tensor, before: Tensor, largest: Tensor) -> bool:
         """The same on the host; on all ranks at once, whether they do on any."""
-        moved = self.differ(now, before, largest)
-        return bool(self.ranks.any(moved) if self.ranks else moved)
+        return bool(self.joint(self.differ(now, before, largest))[0])
+
+    def joint(self, *figures: Tensor | None) -> Sequence[Any]:
+        """What :meth:`Ranks.total` makes of them; of this rank alone they are what they are."""
+        return self.ranks.total(*figures) if self.ranks else figures
 
     def read(self, out: Tensor) -> None:
         """Copy the parameters into ``out``, zeros into its padding."""
@@ -315,10 +318,12 @@ class Layout:
             return self.without_copies(figures)
         return tuple(figures[problem] for problem in self.problems)
 
-    def products(self, vector: Tensor, *others: Tensor) -> Tensor:
-        """``[k]`` float64 products of a vector with k, without copies."""
-        products: Tensor = self.counted(ops.cross_products(vector[None], others, self.offsets))
-        return products.sum(dim=(0, 1))
+    def products(self, rows: Tensor, *vectors: Tensor) -> Tensor:
+        """``[m, k]`` float64 products of m rows with k vectors, or ``[k]`` of one; no copies."""
+        products: Tensor = self.counted(
+            ops.cross_products(rows.view(-1, self.padded), vectors, self.offsets)
+        )
+        return products.sum(dim=0).view(*rows.shape[:-1], len(vectors))
 
     @property
     def has_copies(self) -> bool:

@@ -7,14 +7,17 @@ other sharded parameters the types are known, or the user gives the process grou
 from __future__ import annotations
 
 import gc
+import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .trust_region import Delayed
 
 Groups = list[dict[str, Any]]
 
@@ -74,14 +77,22 @@ def _behind(placement: Any, dimensions: int) -> Any:
     return type(placement)(placement.dim + dimensions, **split)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Ranks:
-    """A process group whose ranks solve one problem; on each the same calls in the same order."""
+    """A process group whose ranks solve one problem; on each the same calls in the same order.
+
+    Where there is no mesh, what is trained may change on one rank alone. Then that tells the
+    others, beside its next figures, which are NaN; all have ``heard`` it at the call after that.
+    There the host is never more than one call ahead of the device.
+    """
 
     group: dist.ProcessGroup
     device: torch.device  #: of what is sent
     members: tuple[int, ...]  #: their global ranks
     mesh: Any = None  #: the widest DeviceMesh of the parameters, if there is one
+    changed: bool = False  #: whether the parameters of this rank have
+    heard: bool = False  #: whether those of some rank have
+    _news: Delayed = field(default_factory=Delayed)
 
     @classmethod
     def find(
@@ -157,19 +168,29 @@ class Ranks:
         One collective for all figures; the devices of the figures, which are one.
         """
         mine = torch.cat([x.detach().double().reshape(-1) for x in figures]).to(self.device)
+        if self.mesh is None:
+            news = mine.new_full((1,), self.changed)
+            mine = torch.cat([news, mine.masked_fill(news > 0, math.nan)])
         every = mine.new_empty(len(self.members), mine.numel())
         dist.all_gather(list(every.unbind()), mine, group=self.group)
+        if self.mesh is None:
+            self.heard = self._news.exchange(every[:, 0].amax()) > 0
+            every = every[:, 1:]
         sizes = [x.numel() for x in figures]
         parts = every.to(figures[0].device).split_with_sizes(sizes, dim=1)
         return [part.reshape(len(part), *x.shape) for part, x in zip(parts, figures, strict=True)]
 
-    def total(self, *figures: Tensor) -> list[Tensor]:
-        """Sums over the ranks, float64; one collective."""
-        return [x.sum(dim=0) for x in self.gather(*figures)]
+    def total(self, *figures: Tensor | None) -> list[Any]:
+        """Sums over the ranks, float64; of flags whether they are true on any; None for None.
 
-    def any(self, flag: Tensor) -> Tensor:
-        """``[]`` bool, whether it is true somewhere; one collective."""
-        return self.gather(flag)[0].any()
+        One collective.
+        """
+        told = iter(self.gather(*(x for x in figures if x is not None)))
+        return [None if x is None else _added(next(told), x.dtype) for x in figures]
+
+    def forget_news(self) -> None:
+        """All know of what has changed."""
+        self.changed, self.heard, self._news = False, False, Delayed()
 
     def exchange(self, fact: Any) -> list[Any]:
         """What each rank has to say, in the order of the ranks; waits."""
@@ -186,6 +207,10 @@ class Ranks:
                 f"{name} must be the same on all ranks, but is {facts[0]!r} on rank "
                 f"{self.members[0]} and {facts[other]!r} on rank {self.members[other]}"
             )
+
+
+def _added(gathered: Tensor, dtype: torch.dtype) -> Tensor:
+    return gathered.any(dim=0) if dtype == torch.bool else gathered.sum(dim=0)
 
 
 def _trainable(groups: Groups) -> Iterator[Tensor]:

@@ -120,7 +120,7 @@ class SecantHistory:
         moved: Tensor | None,
         store: bool,
         solve: bool,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         """Make of what ``push`` has measured on this rank that of all; one collective.
 
         Returns the figures, and whether something else has moved the parameters anywhere.
@@ -155,7 +155,7 @@ class SecantHistory:
         if factors:  # one upon the other they have the products of all rows
             self.factor = ops.tsqr(told[3].transpose(0, 1).flatten(1, 2))
         figures = torch.stack([max_step, *squares, length])
-        return figures, None if moved is None else away > 0
+        return figures, away > 0
 
     @property
     def path(self) -> Tensor:
