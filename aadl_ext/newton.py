@@ -58,6 +58,7 @@ class NewtonIteration:
     pending: bool = False  #: whether the last step may have been one, so that this one judges
     on_line: bool = False  #: whether the block under way began with one
     rates: Scratch[tuple[float, ...]] = ()  #: of the segments
+    near_peak: Scratch[bool] = False  #: of a schedule: no time for steps of blocks
     judged: Scratch[bool] = False  #: whether the step under way has shown its gradient
     at_once: Scratch[bool] = False  #: whether (w, g) need not be kept to become a sample
     figures: Scratch[Tensor | None] = None  #: of one taken at once; kept if its step raises
@@ -96,9 +97,9 @@ class NewtonIteration:
     def rests(self, rates: tuple[float, ...]) -> bool:
         """Whether to do nothing: near a schedule's peak what a step gains is lost in the decay."""
         self.rates = tuple(rates[group] for group in self.layout.groups)
-        near_peak = self.schedule.near_peak(max(rates), self.options.rest_above)
+        self.near_peak = self.schedule.near_peak(max(rates), self.options.rest_above)
         asks = self.options.uses_quasi_newton and self.quasi_newton.asks
-        rests = near_peak and not self.pending and not asks
+        rests = self.near_peak and not self.pending and not asks
         if rests and (self.history.blocks or self.history.samples):
             self.clear()
         return rests
@@ -184,7 +185,7 @@ class NewtonIteration:
         self.block_length.follow(v.now.level_change)
         if o.uses_quasi_newton:
             self.quasi_newton.listen()
-        self.on_line = self.pending = h.solvable and not asks
+        self.on_line = self.pending = h.solvable and not asks and not self.near_peak
         if self.pending:
             self._take_step(evaluate)
 

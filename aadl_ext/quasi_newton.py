@@ -29,8 +29,9 @@ from .race import Race
 from .state import Scratch
 from .trust_region import Delayed
 
-SMOOTH = 0.03  # noise of a gradient, relative, below which gradients may repeat
+SMOOTH = 1e-3  # noise of a gradient, relative, below which gradients may repeat
 FIRST = 500  # the step that asks, whatever the noise
+HEARS = 5  # blocks at least, also where a schedule lets the method rest
 WAIT, LONGER = 32, 16  # steps until one asks again; how many times as many after each "no"
 HOLD = 32  # steps between two that ask again
 FOLLOW = 4  # steps between two looks of the host
@@ -62,6 +63,7 @@ class QuasiNewton:
     until: int = FIRST  #: steps until one asks
     wait: int = WAIT  #: and until the next one does
     listens: bool = True  #: whether no step has asked yet
+    heard: int = 0  #: blocks
     hinted: bool = False  #: whether a block without noise says that it is worth a step
     asked: int = 0  #: 1: the last step has asked; 2: the answer is on its way to the host
     known: Delayed = field(default_factory=Delayed)
@@ -102,7 +104,7 @@ class QuasiNewton:
     @property
     def asks(self) -> bool:
         """Whether the first answer is to come, or steps are taken: no time to rest."""
-        return self.active or self.asked > 0 or self.listens
+        return self.active or self.asked > 0 or (self.listens and self.heard < HEARS)
 
     @property
     def compares(self) -> bool:
@@ -125,6 +127,7 @@ class QuasiNewton:
     def listen(self) -> None:
         """At the end of a block: whether the one before had no noise (0: nothing is known)."""
         if self.listens:
+            self.heard += 1
             self.hinted = 0 < self.known.exchange(self.verdicts.now.roughness) < SMOOTH
 
     def watch(self, free: bool) -> bool:

@@ -5,7 +5,9 @@
 Each case is one short training. Recorded are its points after every eighth step and what was
 counted, of a run with the compiled library (native.npz) and of one without (fallback.npz). The two
 differ by rounding only, which acceleration amplifies more in some cases than in others: where they
-differ by more than the bounds below, ten times their difference is the bound.
+differ by more than the bounds below, ten times their difference is the bound (a hundred times in
+float32), and after the two have parted nothing is. Other processors round otherwise: 1.2e-12 was seen
+in float64, 3e-5 in float32.
 """
 
 from __future__ import annotations
@@ -28,10 +30,8 @@ from aadl_ext import Anderson, Averaging, Storage, SubspaceNewton, accelerate, g
 
 RECORDED = Path(__file__).with_name("recorded")
 STEPS, EVERY = 32, 8
-BOUNDS = {
-    torch.float32: 1e-6,
-    torch.float64: 1e-11,
-}  # other processors round otherwise: 1.2e-12 was seen
+BOUNDS = {torch.float32: 1e-4, torch.float64: 1e-11}
+PARTED = 1e-4  # difference of the two recorded
 UNGUARDED = 2e-11  # of "anderson unguarded", whose steps are wild: kernels have come to 1.003e-11
 
 # Strong steps that are accepted and rejected within a few steps.
@@ -47,8 +47,9 @@ NEWTON = SubspaceNewton(
     noise_samples=4,
     noise_shrinkage=0.1,
     rest_above=1.0,
+    quasi_newton=False,
 )
-LIGHT = SubspaceNewton(history_depth=5, noise_samples=3)
+LIGHT = SubspaceNewton(history_depth=5, noise_samples=3, quasi_newton=False)
 METHODS = {"anderson": ANDERSON, "average": AVERAGE, "newton": NEWTON}
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda p: SGD(p, lr=0.2),
@@ -198,6 +199,9 @@ CHANGED_ON_PURPOSE = {
         if name.startswith("newton")
         and name not in ("newton adam 4 float32", "newton adam 4 float64")
     ),
+    "noise is the last difference of a block's gradients": tuple(
+        name for name in CASES if name.startswith("newton") or name in ("default", "light")
+    ),
     "directions that are rounding are left out": ("anderson adam full float32",),
     "limits are on the way, not on the coefficients": (
         "anderson residual+limits",
@@ -218,12 +222,13 @@ def test_it_goes_where_it_went(name: str, recorded: Any) -> None:
     mine, other = recorded
     points, counts = Run(name)()
     expected, scale = mine[name], np.abs(mine[name]).max(axis=1)
-    spread = 10 * np.abs(expected - other[name]).max(axis=1) / scale
-    error = np.abs(points - expected).max(axis=1) / scale
+    apart = np.abs(expected - other[name]).max(axis=1) / scale
+    error = np.where(np.cumsum(apart > PARTED), 0, np.abs(points - expected).max(axis=1) / scale)
     bound = UNGUARDED if name == "anderson unguarded" else BOUNDS[CASES[name][2]]
-    assert (error <= np.maximum(spread, bound)).all(), (error, spread)
+    room = 100 if CASES[name][2] is torch.float32 else 10
+    assert (error <= np.maximum(room * apart, bound)).all(), (error, apart)
     counted = f"{name} counts"
-    if (mine[counted] == other[counted]).all():
+    if (mine[counted] == other[counted]).all() and CASES[name][2] is torch.float64:
         assert counts.tolist() == mine[counted].tolist()
 
 
