@@ -33,7 +33,7 @@ class BlockHistory:
 
     A block is a number of samples (point, gradient at it). Its mean is a pair as good as a
     sample, with less noise; a pair stays true whatever moved the parameters in between. The
-    mean of the gradients with alternating signs holds noise only. Rows: ``step_rows`` W,
+    last difference of a block's gradients holds noise only. Rows: ``step_rows`` W,
     ``gradient_rows`` G, ``noise_rows`` A; g is the mean gradient of the last block. A row that
     cannot be used is zero, and has no part in a solution.
     """
@@ -41,7 +41,9 @@ class BlockHistory:
     layout: Scratch[Layout]
     options: Scratch[SubspaceNewton]
     verdicts: Scratch[ops.Verdicts]
-    sums: Entries[list[Tensor]]  #: of points from the last mean, gradients and, alternating, noise
+    sums: Entries[
+        list[Tensor]
+    ]  #: of points from the last mean, of gradients, of noise
     last_point: Entries[Tensor]
     last_gradient: Entries[Tensor]
     rows: Entries[Tensor]  #: [2 m + J, N], all of them:

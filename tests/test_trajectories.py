@@ -6,8 +6,8 @@ Each case is one short training. Recorded are its points after every eighth step
 counted, of a run with the compiled library (native.npz) and of one without (fallback.npz). The two
 differ by rounding only, which acceleration amplifies more in some cases than in others: where they
 differ by more than the bounds below, ten times their difference is the bound (a hundred times in
-float32), and after the two have parted nothing is. Other processors round otherwise: 1.2e-12 was seen
-in float64, 3e-5 in float32.
+float32), and after the two have parted nothing is. Other processors round otherwise: 1.2e-12 was
+seen in float64, 3e-5 in float32.
 """
 
 from __future__ import annotations
