@@ -340,20 +340,13 @@ class Accelerator:
         """Take over what :meth:`state_dict` gave; load model and optimizer as well.
 
         Raises:
-            ValueError: the state belongs to other parameters or other options.
+            ValueError: the state belongs to other parameters or other options; on all ranks, if it
+                does on any.
         """
-        for name, own in self._signature().items():
-            then, now = saved.get(name), own
-            if then == now:
-                continue
-            if isinstance(then, dict) and isinstance(now, dict):  # only what differs
-                names = [x for x in {**then, **now} if then.get(x) != now.get(x)]
-                then, now = ({x: y.get(x) for x in names} for y in (then, now))
-            raise ValueError(
-                f"the accelerator state was saved with {name} = {then!r}, but here it is "
-                f"{now!r}; accelerate with the same options and parameters in the same version "
-                "of aadl_ext, or go on without the state: the history then starts anew"
-            )
+        reason = self._difference(saved)
+        reasons = self.ranks.exchange(reason) if self.ranks else [reason]
+        if any(reasons):
+            raise ValueError(next(filter(None, reasons)))
         self._wait()
         state.load_state_dict(self.iteration, saved["iteration"], self.layout)
         if saved["settled"]:
@@ -363,6 +356,28 @@ class Accelerator:
         self.rates = self.layout.of_all(saved["rates"])
         self._counts = {name: +Counter(counts) for name, counts in saved["counts"].items()}
         self._journal.take_over(Stats.read(self.iteration.verdicts, self._counts, self.iteration.k))
+
+    def _difference(self, saved: dict[str, Any]) -> str:
+        """Why a state cannot be loaded, or nothing."""
+        for name, own in self._signature().items():
+            then, now = saved.get(name), own
+            if then == now:
+                continue
+            if isinstance(then, dict) and isinstance(now, dict):  # only what differs
+                names = [x for x in {**then, **now} if then.get(x) != now.get(x)]
+                then, now = ({x: y.get(x) for x in names} for y in (then, now))
+            over = ""
+            if self.ranks:
+                named = not any(x.startswith("rank") for x in self.layout.names)
+                over = (
+                    f", over as many ranks{' or by torch.distributed.checkpoint' if named else ''}"
+                )
+            return (
+                f"the accelerator state was saved with {name} = {then!r}, but here it is "
+                f"{now!r}; accelerate with the same options and parameters in the same version "
+                f"of aadl_ext{over}, or go on without the state: the history then starts anew"
+            )
+        return ""
 
     def _join(self, ranks: Ranks) -> None:
         """Leave nothing that only this rank knows."""

@@ -354,10 +354,12 @@ def _takes_part(parameter: Tensor, ranks: Ranks | None) -> bool:
 
 def _names(param_groups: list[dict[str, Any]], ranks: Ranks | None) -> dict[int, str]:
     """By id: the name that the optimizer knows, or group and place; and the rank, if it matters."""
-    names = {}
+    names = dict(ranks.names) if ranks else {}
     for index, group in enumerate(param_groups):
         known = group.get("param_names")
         for place, parameter in enumerate(group["params"]):
+            if id(parameter) in names:
+                continue
             name = known[place] if known else f"{index}.{place}"
             alone = ranks is not None and not ranks.mesh and (not known or is_flattened(parameter))
             names[id(parameter)] = f"rank{ranks.index}.{name}" if ranks and alone else name

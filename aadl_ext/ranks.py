@@ -90,6 +90,7 @@ class Ranks:
     device: torch.device  #: of what is sent
     members: tuple[int, ...]  #: their global ranks
     mesh: Any = None  #: the widest DeviceMesh of the parameters, if there is one
+    names: dict[int, str] = field(default_factory=dict)  #: by id, of those of a ZeRO optimizer
     changed: bool = False  #: whether the parameters of this rank have
     heard: bool = False  #: whether those of some rank have
     _news: Delayed = field(default_factory=Delayed)
@@ -112,10 +113,15 @@ class Ranks:
             return None
         parameters = list(_trainable(optimizer.param_groups))
         meshes = {p.device_mesh for p in parameters if is_dtensor(p)}  # type: ignore[attr-defined]
+        zero = _zero_around(optimizer)
         if group is None and every:
             group = dist.group.WORLD
-        if group is None:
-            group = _group_of(meshes) if meshes else _group_of_others(optimizer, parameters)
+        if group is None and meshes:
+            group = _group_of(meshes)
+        elif group is None and any(map(is_flattened, parameters)):
+            group = dist.group.WORLD  # whole copies on some ranks weigh all entries alike
+        elif group is None and zero is not None:
+            group = zero.process_group
         if group is None or dist.get_world_size(group) == 1:
             return None
         members = tuple(dist.get_process_group_ranks(group))
@@ -127,7 +133,8 @@ class Ranks:
             )
         anywhere = [p for x in optimizer.param_groups for p in x["params"]]
         device = anywhere[0].device if anywhere else torch.device("cpu")
-        return cls(group, device, members, _widest(meshes))
+        names = _places(zero.param_groups) if zero is not None else {}
+        return cls(group, device, members, _widest(meshes), names)
 
     @staticmethod
     def several() -> bool:
@@ -241,21 +248,20 @@ def _group_of(meshes: set[Any]) -> dist.ProcessGroup | None:
     )
 
 
-def _group_of_others(
-    optimizer: torch.optim.Optimizer, parameters: list[Tensor]
-) -> dist.ProcessGroup | None:
-    """That of FSDP1's flat parameters, or of the ZeroRedundancyOptimizer around this one."""
-    if any(is_flattened(p) for p in parameters):
-        return dist.group.WORLD  # whole copies on some ranks weigh all entries alike
+def _zero_around(optimizer: torch.optim.Optimizer) -> Any:
+    """The ZeroRedundancyOptimizer whose share on this rank it steps, or None."""
     module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
     if module is None:
         return None
     zero = module.ZeroRedundancyOptimizer
     around = (x for x in gc.get_objects() if issubclass(type(x), zero))
-    group: dist.ProcessGroup | None = next(
-        (x.process_group for x in around if getattr(x, "optim", None) is optimizer), None
-    )
-    return group
+    return next((x for x in around if getattr(x, "optim", None) is optimizer), None)
+
+
+def _places(groups: Groups) -> dict[int, str]:
+    """By id: group and place of each parameter."""
+    listed = ((i, group["params"]) for i, group in enumerate(groups))
+    return {id(p): f"{i}.{place}" for i, members in listed for place, p in enumerate(members)}
 
 
 def is_flattened(parameter: Tensor) -> bool:

@@ -185,6 +185,16 @@ def test_a_checkpoint_of_four_ranks_resumes_over_any_mesh(name: str) -> None:
         assert (same and stats) or parallel == "ddp" or not how.startswith(parallel), how
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("spread")])
+def test_whole_parameters_go_to_other_ranks_with_their_history(name: str) -> None:
+    found = result(name, 4)
+    assert found["accepted"] > 2
+    assert found["errors"].pop("4") == 0
+    assert len(found["errors"]) == 2
+    assert max(found["errors"].values()) <= 1e-12
+    assert found["refused"]  # that of one rank alone
+
+
 def test_losses_of_one_rank_are_warned_about() -> None:
     (warning,), together = result("refusals")["warned"]
     assert "compares the losses of this rank" in warning

@@ -736,7 +736,90 @@ def checkpoints(method: Method, parallel: str) -> Result:
     return {"ended": ended, "extrapolations": first.accelerator.stats.extrapolations}
 
 
+class Spread:
+    """A training with whole parameters on each of ``count`` ranks: "stages", or under "zero"."""
+
+    def __init__(self, method: Method, kind: str, count: int) -> None:
+        from torch.distributed.optim import ZeroRedundancyOptimizer  # warns when it is imported
+
+        self.model, (rank, ranks), self.step = Net(torch.float64), here(), 0
+        named, group = dict(self.model.named_parameters()), dist.group.WORLD
+        self.owners = [i % count for i in range(len(named))]
+        if kind == "stages":
+            owned = zip(named.items(), self.owners, strict=True)
+            own = [item for item, owner in owned if owner == rank]
+            self.outer = self.base = momentum(own or [("none", nn.Parameter(torch.empty(0)))])
+        elif count == 1:
+            self.owners, self.outer = [], momentum(named.values())
+            self.base = self.outer
+        else:  # as often as there is room
+            groups = [dist.new_group(range(i, i + count)) for i in range(0, ranks, count)]
+            group, self.owners = groups[rank // count], []
+            self.outer = ZeroRedundancyOptimizer(
+                named.values(), SGD, process_group=group, lr=0.1, momentum=0.9
+            )
+            self.base = self.outer.optim
+        accelerate(self.base, method, process_group=group if kind == "stages" else None)
+        self.accelerator = get_accelerator(self.base)
+
+    def go(self, steps: int) -> Tensor:
+        for _ in range(steps):
+            self.step += 1
+            inputs, targets = batch(torch.float64, torch.Generator().manual_seed(self.step))
+            self.model.zero_grad()
+            loss_of(self.model, inputs, targets).backward()
+            self.outer.step()
+            for parameter, owner in zip(self.model.parameters(), self.owners, strict=False):
+                dist.broadcast(parameter.data, owner)
+        return whole(self.model)
+
+    @property
+    def own(self) -> list[tuple[str, Tensor]]:
+        layout = self.accelerator.layout
+        return list(zip(layout.names, layout.parameters, strict=True))
+
+    def state(self) -> Result:
+        state = self.base.state
+        return {
+            "model": self.model.state_dict(),
+            "momentum": {x: state[p].get("momentum_buffer", p * 0) for x, p in self.own},
+            "accelerator": self.accelerator,
+        }
+
+    def load(self, folder: Path, step: int) -> None:
+        state, self.step = self.state(), step
+        dcp.load(state, checkpoint_id=folder)
+        for name, parameter in self.own:
+            self.base.state[parameter]["momentum_buffer"] = state["momentum"][name]
+
+
+def spread(method: Method, kind: str) -> Result:
+    """Saved on four ranks while a step is pending, loaded on these, on two and on one."""
+    first = Spread(method, kind, 4)
+    first.go(21)
+    while not first.accelerator.pending:
+        first.go(1)
+    step, folder = first.step, Path(sys.argv[1], f"{method} {kind}"[-60:])
+    dcp.save(first.state(), checkpoint_id=folder)
+    alone = first.accelerator.state_dict()
+    end, errors, refused = first.go(15), {}, ""
+    for count in (4, 2, 1):
+        again = Spread(method, kind, count)
+        if count == 2:
+            refused = refusal(partial(again.accelerator.load_state_dict, alone))
+        again.load(folder, step)
+        found = again.go(15)
+        errors[count] = float((found - end).abs().max() / end.abs().max())
+    return {
+        "errors": errors,
+        "accepted": first.accelerator.stats.accepted,
+        "refused": "saved with parameters" in refused,
+    }
+
+
 for kind, method in METHODS.items():
+    case(f"spread stages {kind}", partial(spread, method, "stages"), 4, thorough=kind != "newton")
+    case(f"spread zero {kind}", partial(spread, method, "zero"), 4, thorough=kind != "averaged")
     for way in RESUMED:
         thorough = (way, kind) not in (("fsdp2", "newton"), ("ddp", "newton"), ("2-d", "averaged"))
         case(f"checkpoints {way} {kind}", partial(checkpoints, method, way), 4, thorough=thorough)

@@ -70,7 +70,8 @@ class Run:
     def end(self) -> None:
         with settled(self.optimizer):
             state = self.model.state_dict()
-            torch.save({"model": state, "judged": self.judged}, self.folder / "end.pt")
+            file = self.folder / f"end{os.environ.get('RANK', '')}.pt"
+            torch.save({"model": state, "judged": self.judged}, file)
 
 
 # ---- loops of frameworks ----------------------------------------------------------------------
