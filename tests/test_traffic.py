@@ -76,7 +76,7 @@ def test_subspace_newton(
     storage: Storage, block_end: float, memory_format: torch.memory_format, decay: float
 ) -> None:
     """An ordinary step, one that judges, one that ends a block."""
-    options = SubspaceNewton(adaptive_blocks=False, storage=storage)
+    options = SubspaceNewton(adaptive_blocks=False, quasi_newton=False, storage=storage)
     found = moved(options, memory_format, decay)
     assert sorted(found)[CYCLE // 2] <= 40.1
     assert sorted(found)[-2] <= 105 + 12 * bool(decay)  # is added to the gradient by torch
