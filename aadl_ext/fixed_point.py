@@ -134,7 +134,7 @@ def fixed_point(
         batch_dims=batch_dims,
         check_every=check_every,
     )
-    if any(isinstance(leaf, np.ndarray) for leaf in tree_leaves(x0)):
+    if any(isinstance(leaf, (np.ndarray, np.generic)) for leaf in tree_leaves(x0)):
         found = again(takes_arrays(f), as_tensors(x0), abs_tol=abs_tol, gradient=None)
         figures = found.residual, found.steps, found.status
         return FixedPoint(as_arrays(found.solution), *map(as_arrays, figures))
