@@ -16,16 +16,16 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import register_dataclass, tree_leaves
 
-from . import implicit, ops
-from .ops.registry import asked
+from . import implicit, ops, transforms
+from .ops.registry import asked, in_transform
 from .options import AndersonMixing
 from .samples import Map, Samples, as_arrays, as_tensors, takes_arrays
 from .secant_history import SecantHistory
@@ -70,6 +70,9 @@ class FixedPoint:
         return _named(self.status.tolist())
 
 
+register_dataclass(FixedPoint)  # a pytree, so that transforms may return it
+
+
 def _named(status: Any) -> Any:
     return [_named(x) for x in status] if isinstance(status, list) else REASONS[status]
 
@@ -98,8 +101,10 @@ def fixed_point(
       tolerances; exact at a fixed point.
     - "truncated": ``gradient_terms`` terms of its Neumann series; one ignores the Jacobian.
     - "phantom": through ``gradient_terms`` damped plain steps from the solution, which is where
-      they end (Geng et al. 2021). Only these can be differentiated again.
+      they end (Geng et al. 2021). Only these can be differentiated again with ``create_graph``.
     - None: none.
+
+    Transforms of ``torch.func`` may be within f and around the call; ``vmap`` maps over samples.
 
     Args:
         f: takes a pytree like x0 and returns one. It must treat samples apart from each other and
@@ -131,29 +136,28 @@ def fixed_point(
         method=method,
         tol=tol,
         max_steps=max_steps,
-        batch_dims=batch_dims,
         check_every=check_every,
+        gradient_terms=gradient_terms,
     )
     if any(isinstance(leaf, (np.ndarray, np.generic)) for leaf in tree_leaves(x0)):
-        found = again(takes_arrays(f), as_tensors(x0), abs_tol=abs_tol, gradient=None)
-        figures = found.residual, found.steps, found.status
-        return FixedPoint(as_arrays(found.solution), *map(as_arrays, figures))
-    samples = Samples.of(x0, batch_dims)
-    if 0 in samples.shape:
-        none = torch.zeros(samples.batch, dtype=torch.int64, device=samples.device)
-        return FixedPoint(x0, none.double(), none, none.to(torch.uint8) + CONVERGED)
-    every = check_every or (1 if samples.device.type == "cpu" else ELSEWHERE)
-    it = Iteration.empty(samples, method, tol, abs_tol, samples.rows(x0))
-    with torch.no_grad():
-        while it.k < max_steps:
-            it.step(it.evaluate(f))
-            if it.k % every == 0 and not it.check():
-                break
-    solution = samples.tree(it.best)
+        solve = functools.partial(again, abs_tol=abs_tol, batch_dims=batch_dims, gradient=None)
+        found: FixedPoint = as_arrays(solve(takes_arrays(f), as_tensors(x0)))
+        return found
+    if in_transform():
+        attaches = transforms.differentiates() and gradient is not None
+        below = None if attaches and gradient == "phantom" else gradient
+        solve = functools.partial(again, abs_tol=abs_tol, gradient=below)
+        found = transforms.solve_below(solve, f, x0, batch_dims)
+    else:
+        attaches = gradient is not None
+        samples = Samples.of(x0, batch_dims)
+        found = _solve(f, samples, x0, method, (tol, abs_tol), max_steps, check_every)
+    if not attaches or not torch.is_grad_enabled():
+        return found
 
     def adjoint(h: Map, g: Any) -> Any:
-        found = again(h, g, abs_tol=0.0, gradient=None)
-        missed = int((~found.converged).sum())
+        found = again(h, g, abs_tol=0.0, batch_dims=batch_dims)
+        missed = int((transforms.bare(found.status) != CONVERGED).sum())
         if missed:
             warnings.warn(
                 f"the adjoint equation did not converge for {missed} samples: their gradients are "
@@ -163,14 +167,36 @@ def fixed_point(
             )
         return found.solution
 
-    if gradient == "phantom" and torch.is_grad_enabled():
-        solution = implicit.phantom(f, solution, gradient_terms, method.relaxation)
-    elif gradient is not None and torch.is_grad_enabled():
-        exact = gradient == "implicit"
-        solution = implicit.attach(
-            f, solution, adjoint if exact else implicit.truncated(gradient_terms)
-        )
-    return FixedPoint(solution, *(x.view(samples.batch) for x in (it.least, it.steps, it.status)))
+    if gradient == "phantom":
+        solution = implicit.phantom(f, found.solution, gradient_terms, method.relaxation)
+    else:
+        solver = adjoint if gradient == "implicit" else implicit.truncated(gradient_terms)
+        solution = implicit.attach(f, found.solution, solver)
+    return replace(found, solution=solution)
+
+
+def _solve(
+    f: Map,
+    samples: Samples,
+    x0: Any,
+    method: AndersonMixing,
+    tolerances: tuple[float, float],
+    max_steps: int,
+    check_every: int | None,
+) -> FixedPoint:
+    """Iterate, without gradients."""
+    if 0 in samples.shape:
+        none = torch.zeros(samples.batch, dtype=torch.int64, device=samples.device)
+        return FixedPoint(x0, none.double(), none, none.to(torch.uint8) + CONVERGED)
+    every = check_every or (1 if samples.device.type == "cpu" else ELSEWHERE)
+    it = Iteration.empty(samples, method, *tolerances, samples.rows(x0))
+    with torch.no_grad():
+        while it.k < max_steps:
+            it.step(it.evaluate(f))
+            if it.k % every == 0 and not it.check():
+                break
+    figures = (x.view(samples.batch) for x in (it.least, it.steps, it.status))
+    return FixedPoint(samples.tree(it.best), *figures)
 
 
 def _check(

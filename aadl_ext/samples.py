@@ -145,12 +145,6 @@ class Samples:
                     f"f returns {leaf.dtype} for a point that is {first.dtype}; pass an x0 of the "
                     "dtype that f returns"
                 )
-            if torch._C._functorch.is_functorch_wrapped_tensor(leaf):
-                raise ValueError(
-                    "f uses a tensor that torch.func transforms, which the solver cannot follow: "
-                    "in place of vmap make the mapped dimension one of batch_dims, in place of "
-                    "torch.func.grad call backward or torch.autograd.grad"
-                )
         return leaves
 
     def empty(self) -> Tensor:
