@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils._pytree import register_dataclass, tree_leaves
 
 from . import implicit, ops, transforms
+from .buffers import zeros
 from .ops.registry import asked, in_transform
 from .options import AndersonMixing
 from .samples import Map, Samples, as_arrays, as_tensors, takes_arrays
@@ -35,6 +36,7 @@ REASONS = ("max_steps", "converged", "diverged", "stagnated")
 RUNNING, CONVERGED, DIVERGED, STAGNATED = range(4)  # a running sample has had all its steps
 PATIENCE, PROGRESS = 100, 0.999  # evaluations in which the residual has to fall below this share
 MAX_COEFFICIENTS = 100.0  # largest sum of magnitudes, of safeguard "limits"
+LARGEST_COEFFICIENTS = 1e10  # of all others, so that points are numbers
 FORGOTTEN = 1e300  # |error|^2 of a row that is to have no part in a solution
 ELSEWHERE = 8  # steps between two checks on a device that the host would wait for
 
@@ -196,7 +198,7 @@ def _solve(
             if it.k % every == 0 and not it.check():
                 break
     figures = (x.view(samples.batch) for x in (it.least, it.steps, it.status))
-    return FixedPoint(samples.tree(it.best), *figures)
+    return FixedPoint(samples.tree(it.solution), *figures)
 
 
 def _check(
@@ -220,19 +222,20 @@ def _check(
 
 @dataclass(eq=False)
 class Iteration:
-    """``evaluate`` gives y = f(x), ``step`` moves x on."""
+    """``evaluate`` gives y = f(x), ``step`` moves x on; what changes is changed in place."""
 
     samples: Samples
     options: AndersonMixing
     tolerances: tuple[float, float]  #: relative, absolute
-    rates: tuple[tuple[float, ...], tuple[float, ...]]  #: [B] ones, and beta
+    rates: tuple[float, ...]  #: [B] ones
     history: SecantHistory
     products: GalerkinProducts | None  #: of type I
-    best: Tensor  #: [B, n] point of least residual
+    best: Tensor  #: [B, n] point of least residual, unless that is the last stored one
+    held: Tensor  #: [B] bool, whether it is
     least: Tensor  #: [B] residual there
     stored: Tensor  #: [B] residual of the last stored pair
     mark: Tensor  #: [B] residual when there was progress last,
-    marked: Tensor  #: [B] int64 and after how many steps
+    since: Tensor  #: [B] int64 steps since then
     steps: Tensor  #: [B] int64
     status: Tensor  #: [B] uint8
     extrapolated: Tensor  #: [B] bool, whether x was extrapolated
@@ -250,26 +253,28 @@ class Iteration:
         verdicts = ops.Verdicts.on(samples.device)
         verdicts.when.ready.fill_(True)
         history = SecantHistory.empty(layout, options.per_sample(), verdicts)
-        history.pair[0].copy_(start.view(-1))
-        infinite = torch.full((count,), math.inf, dtype=torch.float64, device=samples.device)
-        zero = torch.zeros(count, dtype=torch.int64, device=samples.device)
-        ones = (1.0,) * count
+        sound = _norms(start) <= _limit(start)
+        history.pair[0].copy_(torch.where(sound[:, None], start, 0.0).view(-1))
+        least, stored, mark = zeros((3, count), torch.float64, samples.device).add_(math.inf)
+        since, steps = zeros((2, count), torch.int64, samples.device)
+        held, extrapolated, back = zeros((3, count), torch.bool, samples.device)
         return cls(
             samples,
             options,
             (tol, abs_tol),
-            (ones, ones if options.relaxation == 1 else (options.relaxation,) * count),
+            (1.0,) * count,
             history,
             products=GalerkinProducts.empty(history) if options.kind == "I" else None,
             best=start.clone(),
-            least=infinite,
-            stored=infinite,
-            mark=infinite,
-            marked=zero,
-            steps=zero,
-            status=zero.to(torch.uint8),
-            extrapolated=zero.bool(),
-            back=zero.bool(),
+            held=held,
+            least=least,
+            stored=stored,
+            mark=mark,
+            since=since,
+            steps=steps,
+            status=(~sound).to(torch.uint8) * DIVERGED,
+            extrapolated=extrapolated,
+            back=back,
             none=layout.matrices(options.history_depth),
         )
 
@@ -290,69 +295,94 @@ class Iteration:
     def step(self, y: Tensor) -> None:
         """From x and f(x) to the next x."""
         o, h = self.options, self.history
-        y = self._end(*self._judge(y))
+        y, size, sound = self._hold(y)
         begun, stores = h.begun, o.history_depth > 0 and self.k % o.store_each_nth == 0
         slot = h.slot if begun and stores else -1
         self.k += 1
-        ones, relaxed = self.rates
         due = begun and self.k % o.frequency == 0
-        h.push(y, ones, stores, due)
+        h.push(y.view(-1), self.rates, stores, due)
         x, residual = h.pair
+        if h.systems is not None and (stores or due):
+            norm = h.systems[:, -1, -1].sqrt()
+        else:
+            norm = _norms(self._rows(residual))
+        y = self._judge(y, size, norm, sound, stores).view(-1)
         if self.products:
             self.products.push(slot, residual)
         gamma = self._coefficients(residual, due)
         if stores:
             h.keep()
             h.verdicts.when.paired.fill_(True)
-        h.extrapolate_(h.pair[0], x, y, gamma, relaxed)
+        h.extrapolate_(h.pair[0], x, y, gamma, self.rates)
+        if o.relaxation != 1:  # rows hold W + R
+            x, gamma = h.pair[0], gamma * (o.relaxation - 1)
+            ops.extrapolate_(x, x, x, 1.0, h.residual_rows, gamma, h.layout.offsets)
         if o.restart_each_nth and self.k % o.restart_each_nth == 0:
             h.clear()
             h.verdicts.when.restart.zero_()
 
-    def _judge(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Who has ended, who goes back; keep the best points. Returns y and ``[B]`` |r|."""
-        x, running = self.x, self.running
-        norm = _norms(torch.sub(y, x, out=self._rows(self.history.pair[1])))
-        size, (tol, abs_tol) = _norms(y), self.tolerances
-        limit = torch.finfo(y.dtype).max ** 0.45  # sums of squares are numbers
-        sound = (norm <= limit) & (size <= limit)  # NaN is not
+    def _hold(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``[B, n]`` y, x for samples that have ended or where f is no number; |y|; where it is."""
+        x, limit = self.x, _limit(y)
+        size = _norms(y)
+        sound = size <= limit  # NaN is not
+        if self.history.layout.rounds:  # what is too large for a leaf
+            sound &= _norms(x) <= limit
+            x.nan_to_num_(0.0, 0.0, 0.0)
+        moves = self.running & sound
+        if asked((~moves).any()):
+            y = torch.where(moves[:, None], y, x)
+        return y, size, sound
+
+    def _judge(self, y: Tensor, size: Tensor, norm: Tensor, sound: Tensor, stores: bool) -> Tensor:
+        """Who has ended, who goes back; the best points. Returns y that keeps them where they are.
+
+        ``size``, ``norm``: ``[B]`` |y|, |r|.
+        """
+        h, running, (tol, abs_tol) = self.history, self.running, self.tolerances
+        (x, residual), (last_x, last_r) = (map(self._rows, z) for z in (h.pair, h.last_pair))
         done = running & sound & (norm <= abs_tol + tol * size)
         nearer = sound & (norm < self.stored) if "residual" in self.tests else sound
-        self.back = running & self.extrapolated & ~nearer & ~done
+        torch.logical_and(running & self.extrapolated, ~nearer & ~done, out=self.back)
         better = running & sound & (norm < self.least)
-        if asked(better.any()):
-            torch.where(better[:, None], x, self.best, out=self.best)
-        self.least = torch.where(better, norm, self.least)
-        progress = norm < PROGRESS * self.mark
-        self.mark = torch.where(progress, norm, self.mark)
-        self.marked = self.marked.masked_fill(progress, self.k)
-        self.steps = self.steps + running
-        stalled = running & (self.k - self.marked >= PATIENCE) & ~done
+        self._keep_best(better, ~running | self.back, stores)
+        torch.where(better, norm, self.least, out=self.least)
+        progress = sound & (norm < PROGRESS * self.mark)
+        torch.where(progress, norm, self.mark, out=self.mark)
+        self.since.add_(1).masked_fill_(progress, 0)
+        self.steps += running
+        stalled = running & (self.since >= PATIENCE) & ~done
         lost = running & ~sound & ~self.back
         for ended, reason in ((stalled, STAGNATED), (done, CONVERGED), (lost, DIVERGED)):
-            self.status = self.status.masked_fill(ended, reason)
-        return y, norm
-
-    def _end(self, y: Tensor, norm: Tensor) -> Tensor:
-        """``[N]`` y: x for samples that have ended; those that go back have their last pair."""
-        h, x = self.history, self.x
+            self.status.masked_fill_(ended, reason)
         if asked(self.back.any()):
             back = self.back[:, None]
-            last_x, last_r = map(self._rows, h.last_pair)
-            x.copy_(torch.where(back, last_x, x))
+            torch.where(back, last_x, x, out=x)
+            torch.where(back, last_r, residual, out=residual)
             y = torch.where(back, last_x + last_r, y)
-            h.noise.masked_fill_(back, FORGOTTEN)
-        running = self.running
-        if asked((~running).any()):
-            y = torch.where(running[:, None], y, x)
-        if self.options.history_depth and self.k % self.options.store_each_nth == 0:
-            self.stored = torch.where(running & ~self.back, norm, self.stored)
-        return y.view(-1)
+            h.noise.masked_fill_(self.back[:, None], FORGOTTEN)
+        ended = running & ~self.running
+        if asked(ended.any()):
+            y = torch.where(ended[:, None], x, y)
+        if stores:
+            torch.where(self.running & ~self.back, norm, self.stored, out=self.stored)
+        return y
+
+    def _keep_best(self, better: Tensor, stays: Tensor, stores: bool) -> None:
+        """Copy best points that would be lost: a stored x is there until the next is stored."""
+        if stores:
+            point, lost = self.history.last_pair[0], self.held & ~(better | stays)
+            torch.where(better, better, self.held & stays, out=self.held)
+        else:
+            point, lost = self.history.pair[0], better
+            self.held &= ~better
+        if asked(lost.any()):
+            torch.where(lost[:, None], self._rows(point), self.best, out=self.best)
 
     def _coefficients(self, residual: Tensor, due: bool) -> Tensor:
         """``[B, m]`` gamma, zero for samples that take a plain step."""
         if not due or not self.options.history_depth:
-            self.extrapolated = torch.zeros_like(self.back)
+            self.extrapolated.zero_()
             return self.none
         only = self.busy
         if self.products:
@@ -362,9 +392,9 @@ class Iteration:
         if only is not None:
             gamma = self.none.index_copy(0, only, gamma)
         size = gamma.abs().sum(dim=1)
-        fits = size <= MAX_COEFFICIENTS if "limits" in self.tests else size < math.inf
+        fits = size <= (MAX_COEFFICIENTS if "limits" in self.tests else LARGEST_COEFFICIENTS)
         allowed = self.running & ~self.back & fits  # NaN does not fit
-        self.extrapolated = allowed & (size > 0)
+        torch.logical_and(allowed, size > 0, out=self.extrapolated)
         return torch.where(allowed[:, None], gamma, 0.0)
 
     def check(self) -> bool:
@@ -382,6 +412,12 @@ class Iteration:
         return self._rows(self.history.pair[0])
 
     @property
+    def solution(self) -> Tensor:
+        """``[B, n]`` points of least residual."""
+        last_x = self._rows(self.history.last_pair[0])
+        return torch.where(self.held[:, None], last_x, self.best)
+
+    @property
     def running(self) -> Tensor:
         """``[B]`` bool."""
         return self.status == RUNNING
@@ -393,6 +429,11 @@ class Iteration:
 
     def _rows(self, flat: Tensor) -> Tensor:
         return flat.view(self.samples.shape)
+
+
+def _limit(rows: Tensor) -> float:
+    """Norms up to this have sums of squares that are numbers, also after an extrapolation."""
+    return math.exp(0.45 * math.log(torch.finfo(rows.dtype).max))
 
 
 def _norms(rows: Tensor) -> Tensor:
