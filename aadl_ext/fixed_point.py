@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import register_dataclass, tree_leaves
 
-from . import implicit, ops, transforms
+from . import buffers, implicit, ops, transforms
 from .buffers import zeros
 from .ops.registry import asked, in_transform
 from .options import AndersonMixing
+from .safeguards import MAX_WAY
 from .samples import Map, Samples, as_arrays, as_tensors, takes_arrays
 from .secant_history import SecantHistory
 from .type_one import GalerkinProducts
@@ -35,8 +36,7 @@ from .type_one import GalerkinProducts
 REASONS = ("max_steps", "converged", "diverged", "stagnated")
 RUNNING, CONVERGED, DIVERGED, STAGNATED = range(4)  # a running sample has had all its steps
 PATIENCE, PROGRESS = 100, 0.999  # evaluations in which the residual has to fall below this share
-MAX_COEFFICIENTS = 100.0  # largest sum of magnitudes, of safeguard "limits"
-LARGEST_COEFFICIENTS = 1e10  # of all others, so that points are numbers
+MAX_COEFFICIENTS = 1e10  # largest sum of magnitudes, so that points are numbers
 FORGOTTEN = 1e300  # |error|^2 of a row that is to have no part in a solution
 ELSEWHERE = 8  # steps between two checks on a device that the host would wait for
 
@@ -89,6 +89,7 @@ def fixed_point(
     max_steps: int = 200,
     batch_dims: int = 1,
     check_every: int | None = None,
+    capture: bool = False,
     gradient: str | None = "implicit",
     gradient_terms: int = 5,
 ) -> FixedPoint:
@@ -121,6 +122,9 @@ def fixed_point(
         batch_dims: leading dimensions of x0 that count samples; 0: one sample.
         check_every: steps after which the host asks whether all samples have ended. None: 1 on the
             CPU, 8 elsewhere.
+        capture: whether to replay a CUDA graph of some steps, so many that the history comes round,
+            which launches them at once; the host asks after each. The first steps run without.
+            For f of few and small kernels, which a graph must be able to hold. Not with kind "I".
         gradient: see above.
         gradient_terms: of "truncated" and "phantom", at least 1.
 
@@ -128,11 +132,13 @@ def fixed_point(
         :class:`FixedPoint`.
 
     Raises:
-        ValueError: an argument is out of range, f returns another structure, shape or kind of
-            number than x0, or changes its argument in place.
+        ValueError: an argument is out of range, x0 is not where it can be captured, f returns
+            another structure, shape or kind of number than x0, or changes its argument in place.
     """
     method = method or AndersonMixing()
     _check(method, tol, abs_tol, max_steps, check_every, gradient, gradient_terms)
+    if capture and (method.kind == "I" or check_every is not None):
+        raise ValueError('capture=True goes neither with kind "I" nor with check_every')
     again = functools.partial(
         fixed_point,
         method=method,
@@ -143,17 +149,18 @@ def fixed_point(
     )
     if any(isinstance(leaf, (np.ndarray, np.generic)) for leaf in tree_leaves(x0)):
         solve = functools.partial(again, abs_tol=abs_tol, batch_dims=batch_dims, gradient=None)
-        found: FixedPoint = as_arrays(solve(takes_arrays(f), as_tensors(x0)))
+        found: FixedPoint = as_arrays(solve(takes_arrays(f), as_tensors(x0), capture=capture))
         return found
     if in_transform():
         attaches = transforms.differentiates() and gradient is not None
         below = None if attaches and gradient == "phantom" else gradient
-        solve = functools.partial(again, abs_tol=abs_tol, gradient=below)
+        solve = functools.partial(again, abs_tol=abs_tol, capture=capture, gradient=below)
         found = transforms.solve_below(solve, f, x0, batch_dims)
     else:
         attaches = gradient is not None
         samples = Samples.of(x0, batch_dims)
-        found = _solve(f, samples, x0, method, (tol, abs_tol), max_steps, check_every)
+        every = check_every or (1 if samples.device.type == "cpu" else ELSEWHERE)
+        found = _solve(f, samples, x0, method, (tol, abs_tol), max_steps, every, capture)
     if not attaches or not torch.is_grad_enabled():
         return found
 
@@ -184,18 +191,30 @@ def _solve(
     method: AndersonMixing,
     tolerances: tuple[float, float],
     max_steps: int,
-    check_every: int | None,
+    every: int,
+    capture: bool,
 ) -> FixedPoint:
     """Iterate, without gradients."""
     if 0 in samples.shape:
         none = torch.zeros(samples.batch, dtype=torch.int64, device=samples.device)
         return FixedPoint(x0, none.double(), none, none.to(torch.uint8) + CONVERGED)
-    every = check_every or (1 if samples.device.type == "cpu" else ELSEWHERE)
     it = Iteration.empty(samples, method, *tolerances, samples.rows(x0))
+    graph, recording = buffers.new_graph(samples.device) if capture else (None, None)
+    cycle = every = it.cycle if capture else every
     with torch.no_grad():
         while it.k < max_steps:
-            it.step(it.evaluate(f))
-            if it.k % every == 0 and not it.check():
+            if graph is None or it.k < cycle or it.k + cycle > max_steps:
+                it.step(it.evaluate(f))
+            elif recording is None:
+                graph.replay()
+                it.k += cycle
+            else:
+                with recording:  # the host takes these steps, the device does not
+                    for _ in range(cycle):
+                        it.step(it.evaluate(f))
+                recording = None
+                graph.replay()
+            if it.k % every == 0 and not it.check(narrow=not capture):
                 break
     figures = (x.view(samples.batch) for x in (it.least, it.steps, it.status))
     return FixedPoint(samples.tree(it.solution), *figures)
@@ -241,6 +260,7 @@ class Iteration:
     extrapolated: Tensor  #: [B] bool, whether x was extrapolated
     back: Tensor  #: [B] bool, whether it was left again
     none: Tensor  #: [B, m] float64 coefficients of a plain step
+    lengths: Tensor | None  #: [B, m] of the rows of steps, 0 for those forgotten; for "limits"
     busy: Tensor | None = None  #: samples that ran at the last check; None for all
     k: int = 0
 
@@ -257,6 +277,7 @@ class Iteration:
         history.pair[0].copy_(torch.where(sound[:, None], start, 0.0).view(-1))
         least, stored, mark = zeros((3, count), torch.float64, samples.device).add_(math.inf)
         since, steps = zeros((2, count), torch.int64, samples.device)
+        tests = options.safeguard or ()
         held, extrapolated, back = zeros((3, count), torch.bool, samples.device)
         return cls(
             samples,
@@ -276,6 +297,7 @@ class Iteration:
             extrapolated=extrapolated,
             back=back,
             none=layout.matrices(options.history_depth),
+            lengths=layout.matrices(options.history_depth) if "limits" in tests else None,
         )
 
     # ---- the iteration ----------------------------------------------------------------------
@@ -302,6 +324,8 @@ class Iteration:
         due = begun and self.k % o.frequency == 0
         h.push(y.view(-1), self.rates, stores, due)
         x, residual = h.pair
+        if self.lengths is not None and slot >= 0:
+            self.lengths[:, slot] = _norms(self._rows(h.step_rows[slot]))
         if h.systems is not None and (stores or due):
             norm = h.systems[:, -1, -1].sqrt()
         else:
@@ -313,13 +337,27 @@ class Iteration:
         if stores:
             h.keep()
             h.verdicts.when.paired.fill_(True)
-        h.extrapolate_(h.pair[0], x, y, gamma, self.rates)
+        after = h.pair[0]
+        h.extrapolate_(after, x, y, gamma, self.rates)
         if o.relaxation != 1:  # rows hold W + R
-            x, gamma = h.pair[0], gamma * (o.relaxation - 1)
-            ops.extrapolate_(x, x, x, 1.0, h.residual_rows, gamma, h.layout.offsets)
+            less = gamma * (o.relaxation - 1)
+            ops.extrapolate_(after, after, after, 1.0, h.residual_rows, less, h.layout.offsets)
+        if self.lengths is not None and due:
+            self._limit_way(after, torch.lerp(x, y, o.relaxation))
         if o.restart_each_nth and self.k % o.restart_each_nth == 0:
             h.clear()
             h.verdicts.when.restart.zero_()
+            if self.lengths is not None:
+                self.lengths.zero_()
+
+    def _limit_way(self, after: Tensor, plain: Tensor) -> None:
+        """Take the plain step where the way from it is long beside what the columns have seen."""
+        assert self.lengths is not None
+        after, plain = self._rows(after), self._rows(plain)
+        short = _norms(after - plain) <= MAX_WAY * self.lengths.sum(dim=1)
+        if asked((~short).any()):
+            torch.where(short[:, None], after, plain, out=after)
+        self.extrapolated &= short
 
     def _hold(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, n]`` y, x for samples that have ended or where f is no number; |y|; where it is."""
@@ -360,7 +398,9 @@ class Iteration:
             torch.where(back, last_x, x, out=x)
             torch.where(back, last_r, residual, out=residual)
             y = torch.where(back, last_x + last_r, y)
-            h.noise.masked_fill_(self.back[:, None], FORGOTTEN)
+            h.noise.masked_fill_(back, FORGOTTEN)
+            if self.lengths is not None:
+                self.lengths.masked_fill_(back, 0)
         ended = running & ~self.running
         if asked(ended.any()):
             y = torch.where(ended[:, None], x, y)
@@ -392,19 +432,29 @@ class Iteration:
         if only is not None:
             gamma = self.none.index_copy(0, only, gamma)
         size = gamma.abs().sum(dim=1)
-        fits = size <= (MAX_COEFFICIENTS if "limits" in self.tests else LARGEST_COEFFICIENTS)
+        fits = size <= MAX_COEFFICIENTS
         allowed = self.running & ~self.back & fits  # NaN does not fit
         torch.logical_and(allowed, size > 0, out=self.extrapolated)
         return torch.where(allowed[:, None], gamma, 0.0)
 
-    def check(self) -> bool:
-        """Whether any sample still runs: the host waits. Others cost no solve from here on."""
+    def check(self, narrow: bool = True) -> bool:
+        """Whether any sample still runs: the host waits. ``narrow``: others cost no solve then."""
         running = self.running
         count = int(running.sum())
-        self.busy = None if count == len(running) else running.nonzero().squeeze(1)
+        if narrow and count < len(running):
+            self.busy = running.nonzero().squeeze(1)
         return count > 0
 
     # ---- views ------------------------------------------------------------------------------
+
+    @property
+    def cycle(self) -> int:
+        """Steps after which the same slots, vectors and decisions come round, at least 8."""
+        o = self.options
+        q = o.store_each_nth
+        steps = math.lcm(o.frequency, q, o.restart_each_nth or q * max(o.history_depth, 1))
+        steps *= 1 + steps // q % 2  # each pair stored changes places with the last one
+        return steps * math.ceil(ELSEWHERE / steps)
 
     @property
     def x(self) -> Tensor:

@@ -274,7 +274,7 @@ def test_residual_safeguard_leaves_points_that_are_farther_away() -> None:
     assert risen.any()
 
 
-def test_limits_safeguard_takes_a_plain_step_for_large_coefficients() -> None:
+def test_limits_safeguard_takes_a_plain_step_where_the_way_is_long() -> None:
     def f(x: Tensor) -> Tensor:
         return 0.9999 * x + 1
 
@@ -284,6 +284,20 @@ def test_limits_safeguard_takes_a_plain_step_for_large_coefficients() -> None:
     limited, _ = visited(f, x0, method=AndersonMixing(safeguard="limits"), **options)
     assert free[2][0, 0] == pytest.approx(1e4, rel=1e-6)
     assert limited[2][0, 0] == pytest.approx(1.9999)
+
+
+@pytest.mark.parametrize("options", [{}, {"relaxation": 0.5, "store_each_nth": 2}])
+def test_limits_safeguard_takes_large_coefficients_for_what_they_do(options: Any) -> None:
+    """Columns that nearly depend on each other: a sum of magnitudes is no measure of a step."""
+    rates = 1 - 10 ** (
+        -4 * torch.rand(20, 200, generator=torch.Generator().manual_seed(1)).double()
+    )
+    b, runs = normal(20, 200), []
+    for safeguard in (None, "limits"):
+        method = AndersonMixing(20, safeguard=safeguard, **options)
+        runs.append(fixed_point(lambda x: rates * x + b, 0 * b, method=method, max_steps=2000))
+    assert runs[1].converged.all()
+    assert runs[1].steps.max() <= 1.1 * runs[0].steps.max()
 
 
 def test_dependent_columns_do_no_harm() -> None:
