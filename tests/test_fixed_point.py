@@ -191,6 +191,17 @@ def test_a_sample_does_not_notice_the_others(method: AndersonMixing) -> None:
         torch.testing.assert_close(together.solution[own], alone.solution, rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.parametrize("start", [math.nan, math.inf, 1e200])
+def test_a_start_that_is_no_number_does_not_reach_the_others(start: float) -> None:
+    A, b = contraction(3, 8, 0.9)
+    x0 = torch.zeros_like(b)
+    x0[1] = start
+    found, usual = fixed_point(affine(A, b), x0), fixed_point(affine(A, b), 0 * b)
+    assert found.reason == ["converged", "diverged", "converged"]
+    assert (found.steps == torch.tensor([usual.steps[0], 0, usual.steps[2]])).all()
+    torch.testing.assert_close(found.solution[1], x0[1], equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_numbers_too_large_to_be_squared_do_not_reach_the_others(dtype: torch.dtype) -> None:
     A, b = contraction(1, 8, 0.9)
