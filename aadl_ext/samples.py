@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
-from .buffers import zeros
 from .ops import STORAGE_DTYPES
 from .parameters import Layout
 
@@ -146,10 +145,6 @@ class Samples:
                     "dtype that f returns"
                 )
         return leaves
-
-    def empty(self) -> Tensor:
-        """Zeros ``[B, n]``."""
-        return zeros(self.shape, self.dtype, self.device)
 
 
 def _real(leaf: Tensor) -> Tensor:
