@@ -38,7 +38,7 @@ class Graph(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, Any, Any, list[Tensor]]] = []
-        self.before: dict[int, tuple[Tensor, Tensor]] = {}
+        self.before: list[tuple[Tensor, Tensor]] = []
         self.replays = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -48,23 +48,16 @@ class Graph(TorchDispatchMode):
         names = dict(zip([x.name for x in arguments], args, strict=False)) | kwargs
         for written in (names.get(x.name) for x in arguments if x.is_write):
             for tensor in filter(is_tensor, tree_leaves(written)):
-                self.before.setdefault(tensor.data_ptr(), (tensor, tensor.clone()))
+                self.before.append((tensor, tensor.clone()))
         out = func(*args, **kwargs)
-        given = {
-            x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if is_tensor(x)
-        }
         made = [x for x in tree_leaves(out) if is_tensor(x)]
         self.calls.append((func, args, kwargs, made))
-        for x in made:  # what begins as a temporary need not be undone
-            if x.untyped_storage().data_ptr() not in given:
-                self.before.setdefault(x.data_ptr(), (x, x))
         return out
 
     def __exit__(self, *reason: Any) -> None:
         super().__exit__(*reason)
-        for tensor, kept in self.before.values():
-            if tensor is not kept:
-                tensor.copy_(kept)
+        for tensor, kept in reversed(self.before):
+            tensor.copy_(kept)
 
     def replay(self) -> None:
         self.replays += 1
