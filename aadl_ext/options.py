@@ -296,9 +296,9 @@ class AndersonMixing:
             and else "gram". "I" needs "gram".
         safeguard: tests that the extrapolation of a sample must pass, one name or several, or
             None. "residual": f is nearer there than at the last stored point; else the sample goes
-            back, forgets its history and takes a plain step. "limits": magnitudes of coefficients
-            sum to at most 100, else a plain step. A point where f is not finite is always left
-            like this.
+            back, forgets its history and takes a plain step. "limits": the way from the plain step
+            is at most ten times as long as those that the columns have seen together, else the
+            plain step is taken. A point where f is not finite is always left like the first.
 
     Raises:
         ValueError: an option is out of range.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import buffers, ops
 from .buffers import zeros
+from .ops.registry import asked
 from .ops.solve_secants import FEW
 from .options import Anderson
 from .parameters import Layout
@@ -75,6 +76,8 @@ class SecantHistory:
         self._clear_if_asked()
 
     def _clear_if_asked(self) -> None:
+        if not asked(self.verdicts.when.restart):
+            return
         for figures in (self.lengths[:-1], self.systems):
             if figures is not None:
                 figures.masked_fill_(self.verdicts.when.restart, 0)
