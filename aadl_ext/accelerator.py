@@ -32,7 +32,7 @@ Groups = list[dict[str, Any]]
 #: What the host counts.
 CAUSES = {
     "skipped": ("found_inf", "zero_lr", "rolled_back", "high_rate"),
-    "restarts": ("learning_rate", "parameters", "rejections", "request"),
+    "restarts": ("learning_rate", "parameters", "rejections", "request", "interrupted"),
 }
 
 
@@ -230,6 +230,17 @@ class Accelerator:
             self.roll_back()
         self._journal.look(self.iteration.verdicts, self._counts, self.iteration.k)
 
+    @torch.no_grad()
+    def break_off(self) -> None:
+        """After an error within ``after_step``: to judged parameters, with a new history."""
+        iteration, when = self.iteration, self.iteration.verdicts.when
+        if iteration.pending:
+            self.layout.write(iteration.fallback, when=when.pending | when.rejected)
+        self._drop_pending()
+        when.rejected.zero_()
+        self._restart("interrupted")
+        iteration.forget_place()
+
     @property
     def _counts_now(self) -> bool:
         return not self._skip and bool(self.layout.parameters or self.ranks)
@@ -292,7 +303,8 @@ class Accelerator:
             self.iteration = NewtonIteration.empty(self.layout, self.options, verdicts)
         if last is not None:
             self.iteration.k = last.k
-            verdicts.counts.copy_(last.verdicts.counts)
+            if last.layout.device.type != "meta":  # its parameters had no values
+                verdicts.counts.copy_(last.verdicts.counts)
 
     # ---- checkpoints --------------------------------------------------------------------
 
@@ -358,7 +370,7 @@ class Accelerator:
 
     def _signature(self) -> dict[str, Any]:
         return {
-            "version": 5,
+            "version": 6,
             "options": as_dict(self.options),
             "parameters": self.layout.shapes,
             "dtype": self.layout.dtype,

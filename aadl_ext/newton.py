@@ -154,9 +154,9 @@ class NewtonIteration:
         if self.quasi_newton.active:
             self._take_exact_step()
             return
-        pending, self.pending = self.pending, False
-        if pending:  # a rejected step is as if it had not been
+        if pending := self.pending:  # a rejected step is as if it had not been
             self.layout.write(self.fallback, when=v.when.rejected)
+            self.pending = False
             torch.sub(self.next, self.fallback, out=self.fallback)
         direction, figures, self.figures = self._direction, self.figures, None
         if figures is None:
@@ -180,8 +180,8 @@ class NewtonIteration:
         samples, (change, noise_slot) = h.samples, h.close_block()
         ops.learn_(*v.tensors, samples, change, h.noise_norms, noise_slot, self.block_length.level)
         self.block_length.follow(v.now.level_change)
-        self.on_line = self.pending = h.solvable and not asks
-        if self.pending:
+        self.on_line = h.solvable and not asks
+        if self.on_line:
             self._take_step(evaluate)
 
     def _take_step(self, evaluate: Evaluate | None) -> None:
@@ -191,6 +191,7 @@ class NewtonIteration:
         damping = v.now.damping if "limits" in o.tests else 1.0
         y, slope = self.solution.coefficients * damping, (self.solution.slope * damping).sum()
         self.layout.read(self.fallback)
+        self.pending = True
         self.sizes = ops.extrapolate_(
             self.next,
             self.fallback,

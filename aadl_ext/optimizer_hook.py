@@ -218,7 +218,7 @@ class OptimizerHook:
         self._parked, self._open = None, True
         # GradScaler leaves this attribute on optimizers that skip a step by themselves.
         skip = "found_inf" if getattr(optimizer, "found_inf", None) else None
-        rates = [self._rates.read(group.get("lr")) for group in optimizer.param_groups]
+        rates = [self._rates.read(i, x.get("lr")) for i, x in enumerate(optimizer.param_groups)]
         accelerator, has_closure = self.accelerator, self._closure is not None
         shown = not (has_closure or self._nested)
         accelerator.before_step(optimizer.param_groups, rates, has_closure, skip, shown)
@@ -247,7 +247,11 @@ class OptimizerHook:
             self._parked = None
         closure, self._closure = self._closure, None
         evaluate = None if closure is None else lambda: _loss(optimizer, closure)
-        self.accelerator.after_step(evaluate)
+        try:
+            self.accelerator.after_step(evaluate)
+        except BaseException:  # out of memory, or the user's Ctrl-C
+            self.accelerator.break_off()
+            raise
 
     def loaded(self, optimizer: Optimizer) -> None:
         """After ``load_state_dict``; before the first step some frameworks call it for nothing."""
@@ -360,14 +364,14 @@ class Rates:
     def __init__(self) -> None:
         self._read: dict[int, tuple[Tensor, int, float]] = {}
 
-    def read(self, value: Any) -> float:
-        """The number on the host; 1 for what is none: None, several, not finite."""
+    def read(self, group: int, value: Any) -> float:
+        """That of a group, on the host; 1 for what is no number: None, several, not finite."""
         if not isinstance(value, Tensor) or value.is_cpu:
             return _number(value)
-        last, version, known = self._read.get(id(value), (None, 0, 0.0))
+        last, version, known = self._read.get(group, (None, 0, 0.0))
         if last is not value or version != value._version:
             known = _number(value)
-            self._read[id(value)] = (value, value._version, known)
+            self._read[group] = (value, value._version, known)
         return known
 
 
