@@ -101,8 +101,9 @@ class Accelerator:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Forget pairs, iterates and a pending extrapolation; the parameters stay."""
+        """Forget pairs, iterates, rates and a pending extrapolation; the parameters stay."""
         self._restart("request")
+        self.iteration.forget_rates()
         self._drop_pending()
         self._settled = False  # what is set aside is forgotten, too
         self.iteration.forget_place()
@@ -188,7 +189,7 @@ class Accelerator:
         if self._settled:
             raise RuntimeError("step() within settled(): leave it first, to train on")
         if self.loaded:
-            self._tell_if_resumed_without_history()
+            self._notice_what_was_loaded()
         self._skip = skip or self._follow(param_groups, rates)
         if self._counts_now:
             ask_for_closure(self.options, has_closure)
@@ -271,8 +272,9 @@ class Accelerator:
             return "high_rate"
         return None
 
-    def _tell_if_resumed_without_history(self) -> None:
+    def _notice_what_was_loaded(self) -> None:
         if "history" not in self.loaded:
+            self.iteration.forget_rates()  # those since then, such as a search for the best one
             logger.info(
                 "the optimizer goes on from an earlier state, but the accelerator without what it "
                 "had learned until then; to keep that over a restart, save "

@@ -219,6 +219,9 @@ class AndersonIteration:
         """Never: whether to do nothing at these learning rates."""
         return False
 
+    def forget_rates(self) -> None:
+        """Nothing: it knows no schedule."""
+
     def clear(self) -> None:
         """Forget all pairs."""
         self.history.clear()

@@ -271,6 +271,10 @@ class NewtonIteration:
         """Where the last step has left the parameters, if it is pending."""
         return self.next
 
+    def forget_rates(self) -> None:
+        """Forget the schedule: another begins."""
+        self.schedule = Schedule()
+
     def clear(self) -> None:
         """Forget all blocks."""
         if self.quasi_newton.active:
