@@ -32,7 +32,7 @@ Groups = list[dict[str, Any]]
 #: What the host counts.
 CAUSES = {
     "skipped": ("found_inf", "zero_lr", "rolled_back", "high_rate"),
-    "restarts": ("learning_rate", "parameters", "rejections", "request"),
+    "restarts": ("learning_rate", "parameters", "rejections", "request", "interrupted"),
 }
 
 
@@ -101,8 +101,9 @@ class Accelerator:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Forget pairs, iterates and a pending extrapolation; the parameters stay."""
+        """Forget pairs, iterates, rates and a pending extrapolation; the parameters stay."""
         self._restart("request")
+        self.iteration.forget_rates()
         self._drop_pending()
         self._settled = False  # what is set aside is forgotten, too
         self.iteration.forget_place()
@@ -188,7 +189,7 @@ class Accelerator:
         if self._settled:
             raise RuntimeError("step() within settled(): leave it first, to train on")
         if self.loaded:
-            self._tell_if_resumed_without_history()
+            self._notice_what_was_loaded()
         self._skip = skip or self._follow(param_groups, rates)
         if self._counts_now:
             ask_for_closure(self.options, has_closure)
@@ -229,6 +230,17 @@ class Accelerator:
         if self._calls == self.total_steps:
             self.roll_back()
         self._journal.look(self.iteration.verdicts, self._counts, self.iteration.k)
+
+    @torch.no_grad()
+    def break_off(self) -> None:
+        """After an error within ``after_step``: to judged parameters, with a new history."""
+        iteration, when = self.iteration, self.iteration.verdicts.when
+        if iteration.pending:
+            self.layout.write(iteration.fallback, when=when.pending | when.rejected)
+        self._drop_pending()
+        when.rejected.zero_()
+        self._restart("interrupted")
+        iteration.forget_place()
 
     @property
     def _counts_now(self) -> bool:
@@ -284,8 +296,9 @@ class Accelerator:
             )
         return False
 
-    def _tell_if_resumed_without_history(self) -> None:
+    def _notice_what_was_loaded(self) -> None:
         if "history" not in self.loaded:
+            self.iteration.forget_rates()  # those since then, such as a search for the best one
             logger.info(
                 "the optimizer goes on from an earlier state, but the accelerator without what it "
                 "had learned until then; to keep that over a restart, save "
@@ -316,7 +329,8 @@ class Accelerator:
             self.iteration = NewtonIteration.empty(self.layout, self.options, verdicts)
         if last is not None:
             self.iteration.k = last.k
-            verdicts.counts.copy_(last.verdicts.counts)
+            if last.layout.device.type != "meta":  # its parameters had no values
+                verdicts.counts.copy_(last.verdicts.counts)
 
     # ---- checkpoints --------------------------------------------------------------------
 

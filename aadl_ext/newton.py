@@ -157,9 +157,9 @@ class NewtonIteration:
         if self.quasi_newton.active:
             self._take_exact_step()
             return
-        pending, self.pending = self.pending, False
-        if pending:  # a rejected step is as if it had not been
+        if pending := self.pending:  # a rejected step is as if it had not been
             self.layout.write(self.fallback, when=v.when.rejected)
+            self.pending = False
             torch.sub(self.next, self.fallback, out=self.fallback)
         direction, figures, self.figures = self._direction, self.figures, None
         if figures is None:
@@ -185,8 +185,8 @@ class NewtonIteration:
         self.block_length.follow(v.now.level_change)
         if o.uses_quasi_newton:
             self.quasi_newton.listen()
-        self.on_line = self.pending = h.solvable and not asks and not self.near_peak
-        if self.pending:
+        self.on_line = h.solvable and not asks and not self.near_peak
+        if self.on_line:
             self._take_step(evaluate)
 
     def _take_step(self, evaluate: Evaluate | None) -> None:
@@ -196,6 +196,7 @@ class NewtonIteration:
         damping = v.now.damping if "limits" in o.tests else 1.0
         y, slope = self.solution.coefficients * damping, (self.solution.slope * damping).sum()
         self.layout.read(self.fallback)
+        self.pending = True
         self.sizes = ops.extrapolate_(
             self.next,
             self.fallback,
@@ -272,6 +273,10 @@ class NewtonIteration:
     def left_at(self) -> Tensor:
         """Where the last step has left the parameters, if it is pending."""
         return self.next
+
+    def forget_rates(self) -> None:
+        """Forget the schedule: another begins."""
+        self.schedule = Schedule()
 
     def clear(self) -> None:
         """Forget all blocks."""

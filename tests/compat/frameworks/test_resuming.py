@@ -21,6 +21,9 @@ FRAMEWORKS = {  #: module by function of the worker
     "transformers": "transformers",
     "accelerate": "accelerate",
     "lightning": "lightning",
+    "lightning_fabric": "lightning",
+    "opacus": "opacus",
+    "peft": "peft",
     "torch_distributed_checkpoint": "torch",
 }
 
