@@ -2,6 +2,7 @@
 # make test      the test suite; ARGS=--thorough more of it, as in CI
 # make fallback  the iteration without the compiled library; tests/ops run both ways anyway
 # make check     linters and type checks
+# make faults    10,000 short trainings with faults from outside, at random
 # make docs      the documents as a site that opens from disk: build/site/index.html
 # make compat    real frameworks and optimizers of other packages, in an environment of its own
 # make lab       the kernels under AddressSanitizer and UBSan, those of CUDA emulated on the host
@@ -20,7 +21,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
-.PHONY: help demo test fallback check docs compat lab races cuda gpu wheel clean
+.PHONY: help demo test fallback faults check docs compat lab races cuda gpu wheel clean
 
 demo: .venv/ready
 	$(BIN)/python -m aadl_ext demo $(ARGS)
@@ -32,6 +33,10 @@ FALLBACK := trajectories newton newton_dense moving_average nonfinite safeguards
 	stats secant_history block_history faults fuzz
 fallback: .venv/ready
 	AADL_EXT_NATIVE=0 $(PYTEST) $(FALLBACK:%=tests/test_%.py) $(ARGS)
+
+# Of each of eight methods; each training meets several of 18 kinds.
+faults: .venv/ready
+	$(PYTEST) -q tests/test_faults.py --fuzz 1250 $(ARGS)
 
 check: .venv/ready
 	$(BIN)/ruff check .
@@ -50,7 +55,8 @@ build/docs/ready: requirements-docs.txt
 	touch $@
 
 # The library is compiled already. Packages one by one, so that what cannot be installed is left out
-# alone. torchvision, which some bring, stops all that import it if its build is for another torch.
+# alone. A torchvision that cannot be loaded, since it is built for CUDA, stops all that import it: then
+# it is put where only tests/compat/frameworks finds it.
 COMPAT := build/compat/bin
 compat: .venv/ready
 	$(PYTHON) -m venv build/compat
@@ -58,10 +64,13 @@ compat: .venv/ready
 	AADL_EXT_NATIVE=0 $(COMPAT)/$(PIP) --no-build-isolation --no-deps -e .
 	grep -v '^#' requirements-compat.txt | while read -r package; do \
 		$(COMPAT)/$(PIP) -c requirements.txt "$$package" || echo "not installed: $$package"; done
-	$(COMPAT)/python -c "import torchvision" 2>/dev/null || $(COMPAT)/pip uninstall --quiet --yes torchvision
+	$(COMPAT)/python -c "import torchvision" 2>/dev/null || { \
+		$(COMPAT)/pip uninstall --quiet --yes torchvision; \
+		$(COMPAT)/$(PIP) --no-deps --upgrade --target build/compat/torchvision \
+			$$(grep ^torchvision requirements-compat.txt); }
 	AADL_COMPAT_RESULTS=research/results/compat.json OMP_NUM_THREADS=1 \
 		$(COMPAT)/python -m pytest --numprocesses auto --dist loadgroup --thorough tests/compat/frameworks $(ARGS)
-	$(COMPAT)/python -m pytest -q tests/test_gallery.py tests/test_documents.py -k "runs"
+	$(COMPAT)/python -m pytest -q --thorough tests/test_gallery.py tests/test_documents.py -k "runs"
 	$(BIN)/python tests/compat/frameworks/table.py
 
 # No build isolation: the tools of the build are pinned with the rest, nothing is fetched twice.

@@ -32,7 +32,7 @@ Groups = list[dict[str, Any]]
 #: What the host counts.
 CAUSES = {
     "skipped": ("found_inf", "zero_lr", "rolled_back", "high_rate"),
-    "restarts": ("learning_rate", "parameters", "rejections", "request"),
+    "restarts": ("learning_rate", "parameters", "rejections", "request", "interrupted"),
 }
 
 
@@ -101,8 +101,9 @@ class Accelerator:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Forget pairs, iterates and a pending extrapolation; the parameters stay."""
+        """Forget pairs, iterates, rates and a pending extrapolation; the parameters stay."""
         self._restart("request")
+        self.iteration.forget_rates()
         self._drop_pending()
         self._settled = False  # what is set aside is forgotten, too
         self.iteration.forget_place()
@@ -188,7 +189,7 @@ class Accelerator:
         if self._settled:
             raise RuntimeError("step() within settled(): leave it first, to train on")
         if self.loaded:
-            self._tell_if_resumed_without_history()
+            self._notice_what_was_loaded()
         self._skip = skip or self._follow(param_groups, rates)
         if self._counts_now:
             ask_for_closure(self.options, has_closure)
@@ -205,8 +206,8 @@ class Accelerator:
         if self._skip == "zero_lr":
             # Such a step cannot judge, nor perhaps any after it. With a gradient of zero it is none
             # at all: checkpoints make them to create the optimizer's state.
-            squared_norm = gradients.squared_norm(self.layout)
-            if (self.ranks.total(squared_norm)[0] if self.ranks else squared_norm) != 0:
+            (squared_norm,) = self.layout.joint(gradients.squared_norm(self.layout))
+            if squared_norm != 0:
                 self._calls += 1
                 self.roll_back()
             return None
@@ -230,6 +231,17 @@ class Accelerator:
             self.roll_back()
         self._journal.look(self.iteration.verdicts, self._counts, self.iteration.k)
 
+    @torch.no_grad()
+    def break_off(self) -> None:
+        """After an error within ``after_step``: to judged parameters, with a new history."""
+        iteration, when = self.iteration, self.iteration.verdicts.when
+        if iteration.pending:
+            self.layout.write(iteration.fallback, when=when.pending | when.rejected)
+        self._drop_pending()
+        when.rejected.zero_()
+        self._restart("interrupted")
+        iteration.forget_place()
+
     @property
     def _counts_now(self) -> bool:
         return not self._skip and bool(self.layout.parameters or self.ranks)
@@ -238,10 +250,11 @@ class Accelerator:
 
     def _follow(self, param_groups: Groups, rates: list[float]) -> str | None:
         """Notice changed parameters and learning rates; returns why this step cannot count."""
-        if not self.layout.fits(param_groups):
+        if self._changed(param_groups):
             self._counts["restarts"]["parameters"] += 1
             layout = self._lay_out(param_groups)  # or an error, before anything is done
-            rolled_back = self.layout.holds and self.roll_back()
+            holds = torch.tensor(self.layout.holds, device=self.layout.device)
+            rolled_back = not self.layout.joint(~holds)[0] and self.roll_back()
             if not rolled_back:
                 self._drop_pending()
             self._begin(layout)
@@ -260,8 +273,32 @@ class Accelerator:
             return "high_rate"
         return None
 
-    def _tell_if_resumed_without_history(self) -> None:
+    def _changed(self, param_groups: Groups) -> bool:
+        """Whether what is trained is no longer what is laid out; over ranks once all know of it.
+
+        Raises:
+            RuntimeError: until then there would be nothing to go on with.
+        """
+        changed, ranks = not self.layout.fits(param_groups), self.ranks
+        if ranks is None or ranks.mesh is not None:  # it has changed on all ranks
+            return changed
+        if ranks.heard:
+            ranks.forget_news()
+            return True
+        ranks.changed |= changed
+        if changed and not (
+            self.layout.holds and max(self.layout.groups, default=-1) < len(param_groups)
+        ):
+            raise RuntimeError(
+                "parameters of this rank were resized, moved to another device, or removed with "
+                "their group, and the other ranks do not know it yet: call "
+                "remove_acceleration(optimizer) on all ranks before, and accelerate after it"
+            )
+        return False
+
+    def _notice_what_was_loaded(self) -> None:
         if "history" not in self.loaded:
+            self.iteration.forget_rates()  # those since then, such as a search for the best one
             logger.info(
                 "the optimizer goes on from an earlier state, but the accelerator without what it "
                 "had learned until then; to keep that over a restart, save "
@@ -292,7 +329,8 @@ class Accelerator:
             self.iteration = NewtonIteration.empty(self.layout, self.options, verdicts)
         if last is not None:
             self.iteration.k = last.k
-            verdicts.counts.copy_(last.verdicts.counts)
+            if last.layout.device.type != "meta":  # its parameters had no values
+                verdicts.counts.copy_(last.verdicts.counts)
 
     # ---- checkpoints --------------------------------------------------------------------
 
@@ -316,8 +354,25 @@ class Accelerator:
         """Take over what :meth:`state_dict` gave; load model and optimizer as well.
 
         Raises:
-            ValueError: the state belongs to other parameters or other options.
+            ValueError: the state belongs to other parameters or other options; on all ranks, if it
+                does on any.
         """
+        reason = self._difference(saved)
+        reasons = self.ranks.exchange(reason) if self.ranks else [reason]
+        if any(reasons):
+            raise ValueError(next(filter(None, reasons)))
+        self._wait()
+        state.load_state_dict(self.iteration, saved["iteration"], self.layout)
+        if saved["settled"]:
+            self._change(self.iteration.fallback, self.iteration.left_at)
+        self.loaded.add("history")
+        self._calls = saved["calls"]
+        self.rates = self.layout.of_all(saved["rates"])
+        self._counts = {name: +Counter(counts) for name, counts in saved["counts"].items()}
+        self._journal.take_over(Stats.read(self.iteration.verdicts, self._counts, self.iteration.k))
+
+    def _difference(self, saved: dict[str, Any]) -> str:
+        """Why a state cannot be loaded, or nothing."""
         for name, own in self._signature().items():
             then, now = saved.get(name), own
             if then == now:
@@ -325,23 +380,18 @@ class Accelerator:
             if isinstance(then, dict) and isinstance(now, dict):  # only what differs
                 names = [x for x in {**then, **now} if then.get(x) != now.get(x)]
                 then, now = ({x: y.get(x) for x in names} for y in (then, now))
-            raise ValueError(
+            over = ""
+            if self.ranks:
+                named = not any(x.startswith("rank") for x in self.layout.names)
+                over = (
+                    f", over as many ranks{' or by torch.distributed.checkpoint' if named else ''}"
+                )
+            return (
                 f"the accelerator state was saved with {name} = {then!r}, but here it is "
                 f"{now!r}; accelerate with the same options and parameters in the same version "
-                "of aadl_ext, or go on without the state: the history then starts anew"
+                f"of aadl_ext{over}, or go on without the state: the history then starts anew"
             )
-        self._wait()
-        state.load_state_dict(self.iteration, saved["iteration"], self.layout)
-        if saved["settled"]:
-            self._change(self.iteration.fallback, self.iteration.left_at)
-        newton = isinstance(self.iteration, NewtonIteration) and self.iteration
-        if self.ranks and newton and newton.quasi_newton.active:  # that is for one process
-            self.reset()
-        self.loaded.add("history")
-        self._calls = saved["calls"]
-        self.rates = self.layout.of_all(saved["rates"])
-        self._counts = {name: +Counter(counts) for name, counts in saved["counts"].items()}
-        self._journal.take_over(Stats.read(self.iteration.verdicts, self._counts, self.iteration.k))
+        return ""
 
     def _join(self, ranks: Ranks) -> None:
         """Leave nothing that only this rank knows."""
@@ -358,7 +408,7 @@ class Accelerator:
 
     def _signature(self) -> dict[str, Any]:
         return {
-            "version": 5,
+            "version": 6,
             "options": as_dict(self.options),
             "parameters": self.layout.shapes,
             "dtype": self.layout.dtype,

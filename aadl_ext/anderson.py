@@ -86,11 +86,7 @@ class AndersonIteration:
         """Whether the base step is to be left out: the gradient there rejects a pending one."""
         if self.pending and not self.judged:
             self.judged = True
-            figures, moved = self._slope_here(gradients), self.moved
-            if self.layout.ranks:
-                away = figures.new_zeros(()) if moved is None else moved.double()
-                away, figures = self.layout.ranks.gather(away, figures)
-                figures, moved = figures.sum(dim=0), away.any()
+            figures, moved = self.layout.joint(self._slope_here(gradients), self.moved)
             ops.judge_gradient_(
                 *self.verdicts.tensors, figures, moved, math.inf, self.window is not None
             )
@@ -116,7 +112,7 @@ class AndersonIteration:
         stores, extrapolates, pending = self.stores, self.extrapolates, self.pending
         needed = self.needs_point
         self.k += 1
-        self.pending = self.tracked = False
+        self.tracked = False
         if not needed:
             return
         (w, residual), base = h.pair, self.next
@@ -134,13 +130,14 @@ class AndersonIteration:
             ops.gather((self.fallback,), base, when=v.when.rejected)
         if extrapolates:  # lines 16 to 18
             self.next, self.fallback = self.fallback, base
+            self.pending = self.guarded
             self.solution = h.solve(residual)  # Eq. 5
             self._extrapolate(w, residual, base, self.solution, rates, evaluate)
-            self.pending = self.guarded
         if self.window:  # lines 5 to 7 of the next pass: Eq. 11, 15 and 16
             self.next = self.window.push(self.next, pending)
             self.next = self.window.smooth(self.next)
         self.layout.write(self.left_at, when=v.when.write)
+        self.pending = extrapolates and self.guarded
         self.tracked = self.pending or averages
 
     def _extrapolate(
@@ -217,6 +214,9 @@ class AndersonIteration:
     def rests(self, rates: tuple[float, ...]) -> bool:
         """Never: whether to do nothing at these learning rates."""
         return False
+
+    def forget_rates(self) -> None:
+        """Nothing: it knows no schedule."""
 
     def clear(self) -> None:
         """Forget all pairs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,13 +19,21 @@ RIDGE = 1e-4  # of the metric's largest eigenvalue: directions below count as de
 LEAST_CURVATURE = 0.01  # taken for a direction, relative to the largest
 
 
+@functools.cache
+def difference_weights(samples: int) -> list[float]:
+    """Of the last difference of so many values, scaled like their sum: it is 0 but for noise."""
+    weights = [(-1) ** i * math.comb(samples - 1, i) for i in range(samples)]
+    scale = math.sqrt(samples / math.comb(2 * samples - 2, samples - 1))
+    return [weight * scale for weight in weights]
+
+
 @dataclass(eq=False)
 class BlockHistory:
     """The last m changes of block means (w, gradient), and noise samples of the gradient.
 
     A block is a number of samples (point, gradient at it). Its mean is a pair as good as a
     sample, with less noise; a pair stays true whatever moved the parameters in between. The
-    mean of the gradients with alternating signs holds noise only. Rows: ``step_rows`` W,
+    last difference of a block's gradients holds noise only. Rows: ``step_rows`` W,
     ``gradient_rows`` G, ``noise_rows`` A; g is the mean gradient of the last block. A row that
     cannot be used is zero, and has no part in a solution.
     """
@@ -32,7 +41,9 @@ class BlockHistory:
     layout: Scratch[Layout]
     options: Scratch[SubspaceNewton]
     verdicts: Scratch[ops.Verdicts]
-    sums: Entries[list[Tensor]]  #: of points from the last mean, gradients and, alternating, noise
+    sums: Entries[
+        list[Tensor]
+    ]  #: of points from the last mean, of gradients, of noise
     last_point: Entries[Tensor]
     last_gradient: Entries[Tensor]
     rows: Entries[Tensor]  #: [2 m + J, N], all of them:
@@ -95,18 +106,23 @@ class BlockHistory:
         gradients: Sequence[Tensor],
         direction: Tensor | None,
         decays: Sequence[float] = (),
+        *,
+        of: int,
     ) -> Tensor:
-        """Add a sample, in tensors one behind the other; returns what ``ops.add_sample_`` does."""
+        """Add a sample, one ``of`` so many in the block, in tensors one behind the other.
+
+        Returns what ``ops.add_sample_`` does.
+        """
         if self.blocks == 0 and self.samples == 0:
             ops.gather(points, self.last_point)
-        sign = -1.0 if self.samples % 2 else 1.0
+        weight = difference_weights(of)[self.samples] if self.samples < of else 0.0
         self.samples += 1
         return ops.add_sample_(
             self.sums,
             points,
             self.last_point,
             gradients,
-            sign=sign,
+            sign=weight,
             direction=direction,
             decays=decays,
         )
@@ -186,9 +202,8 @@ class BlockHistory:
 
     @staticmethod
     def of_ranks(figures: Tensor) -> Tensor:
-        """``[..., 2]`` from ``[ranks, ..., 3]``; NaN where no rank has a gradient."""
-        total = figures.sum(dim=0)
-        return total[..., :2].masked_fill(total[..., 2:] == 0, math.nan)
+        """``[..., 2]`` from the sums ``[..., 3]``; NaN where no rank has a gradient."""
+        return figures[..., :2].masked_fill(figures[..., 2:] == 0, math.nan)
 
     def judge_waiting(self) -> None:
         """Judge the samples that this rank has figures of; one collective, if there are any."""
@@ -204,9 +219,9 @@ class BlockHistory:
         assert layout.ranks is not None
         figures = torch.stack([*self.waiting, self.metric.new_zeros(3)])
         self.waiting.clear()
-        told = layout.ranks.gather(figures, *map(layout.counted, products))
+        figures, *products = layout.ranks.total(figures, *map(layout.counted, products))
         believed = ~when.spoiled
-        for sample in self.of_ranks(told[0])[:-1]:
+        for sample in self.of_ranks(figures)[:-1]:
             ops.judge_slope_(*self.verdicts.tensors, sample, False)
         spoilt = believed & when.spoiled
         when.paired.logical_and_(~spoilt)
@@ -214,7 +229,7 @@ class BlockHistory:
         rows += [self.noise_rows[noise_slot]] if noise_slot >= 0 else []
         for row in rows:
             ops.gather((), row, when=spoilt)
-        return [layout.without_copies(x.sum(dim=0)).masked_fill(spoilt, 0) for x in told[1:]]
+        return [layout.without_copies(x).masked_fill(spoilt, 0) for x in products]
 
     def solve(self, caution: float = 1.0) -> tuple[ops.SubspaceSolution, Tensor]:
         """The small problem, one per scope; and ``[]`` whether the trust radius has cut it.

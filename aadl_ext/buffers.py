@@ -1,10 +1,10 @@
-"""Memory: the one function that allocates what outlives a step; whether a graph is captured."""
+"""Memory: the one function that allocates what outlives a step; CUDA graphs, which hold it."""
 
 from __future__ import annotations
 
 import math
 import mmap
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 
 import torch
 from torch import Tensor
@@ -34,3 +34,15 @@ def zeros(
 def captured(device: torch.device) -> bool:
     """Whether a CUDA graph takes up what is called there now, so that memory has to stay."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def new_graph(device: torch.device) -> tuple[torch.cuda.CUDAGraph, AbstractContextManager[None]]:
+    """A CUDA graph, and the context in which it takes up what is called.
+
+    Raises:
+        ValueError: the device is not of CUDA.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"capture=True is for tensors on a CUDA device, not on {device}")
+    graph = torch.cuda.CUDAGraph()
+    return graph, torch.cuda.graph(graph)

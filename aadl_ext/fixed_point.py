@@ -16,17 +16,19 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import register_dataclass, tree_leaves
 
-from . import implicit, ops
-from .ops.registry import asked
+from . import buffers, implicit, ops, transforms
+from .buffers import zeros
+from .ops.registry import asked, in_transform
 from .options import AndersonMixing
+from .safeguards import MAX_WAY
 from .samples import Map, Samples, as_arrays, as_tensors, takes_arrays
 from .secant_history import SecantHistory
 from .type_one import GalerkinProducts
@@ -34,7 +36,7 @@ from .type_one import GalerkinProducts
 REASONS = ("max_steps", "converged", "diverged", "stagnated")
 RUNNING, CONVERGED, DIVERGED, STAGNATED = range(4)  # a running sample has had all its steps
 PATIENCE, PROGRESS = 100, 0.999  # evaluations in which the residual has to fall below this share
-MAX_COEFFICIENTS = 100.0  # largest sum of magnitudes, of safeguard "limits"
+MAX_COEFFICIENTS = 1e10  # largest sum of magnitudes, so that points are numbers
 FORGOTTEN = 1e300  # |error|^2 of a row that is to have no part in a solution
 ELSEWHERE = 8  # steps between two checks on a device that the host would wait for
 
@@ -70,6 +72,9 @@ class FixedPoint:
         return _named(self.status.tolist())
 
 
+register_dataclass(FixedPoint)  # a pytree, so that transforms may return it
+
+
 def _named(status: Any) -> Any:
     return [_named(x) for x in status] if isinstance(status, list) else REASONS[status]
 
@@ -84,6 +89,7 @@ def fixed_point(
     max_steps: int = 200,
     batch_dims: int = 1,
     check_every: int | None = None,
+    capture: bool = False,
     gradient: str | None = "implicit",
     gradient_terms: int = 5,
 ) -> FixedPoint:
@@ -98,8 +104,10 @@ def fixed_point(
       tolerances; exact at a fixed point.
     - "truncated": ``gradient_terms`` terms of its Neumann series; one ignores the Jacobian.
     - "phantom": through ``gradient_terms`` damped plain steps from the solution, which is where
-      they end (Geng et al. 2021). Only these can be differentiated again.
+      they end (Geng et al. 2021). Only these can be differentiated again with ``create_graph``.
     - None: none.
+
+    Transforms of ``torch.func`` may be within f and around the call; ``vmap`` maps over samples.
 
     Args:
         f: takes a pytree like x0 and returns one. It must treat samples apart from each other and
@@ -114,6 +122,9 @@ def fixed_point(
         batch_dims: leading dimensions of x0 that count samples; 0: one sample.
         check_every: steps after which the host asks whether all samples have ended. None: 1 on the
             CPU, 8 elsewhere.
+        capture: whether to replay a CUDA graph of some steps, so many that the history comes round,
+            which launches them at once; the host asks after each. The first steps run without.
+            For f of few and small kernels, which a graph must be able to hold. Not with kind "I".
         gradient: see above.
         gradient_terms: of "truncated" and "phantom", at least 1.
 
@@ -121,39 +132,41 @@ def fixed_point(
         :class:`FixedPoint`.
 
     Raises:
-        ValueError: an argument is out of range, f returns another structure, shape or kind of
-            number than x0, or changes its argument in place.
+        ValueError: an argument is out of range, x0 is not where it can be captured, f returns
+            another structure, shape or kind of number than x0, or changes its argument in place.
     """
     method = method or AndersonMixing()
     _check(method, tol, abs_tol, max_steps, check_every, gradient, gradient_terms)
+    if capture and (method.kind == "I" or check_every is not None):
+        raise ValueError('capture=True goes neither with kind "I" nor with check_every')
     again = functools.partial(
         fixed_point,
         method=method,
         tol=tol,
         max_steps=max_steps,
-        batch_dims=batch_dims,
         check_every=check_every,
+        gradient_terms=gradient_terms,
     )
-    if any(isinstance(leaf, np.ndarray) for leaf in tree_leaves(x0)):
-        found = again(takes_arrays(f), as_tensors(x0), abs_tol=abs_tol, gradient=None)
-        figures = found.residual, found.steps, found.status
-        return FixedPoint(as_arrays(found.solution), *map(as_arrays, figures))
-    samples = Samples.of(x0, batch_dims)
-    if 0 in samples.shape:
-        none = torch.zeros(samples.batch, dtype=torch.int64, device=samples.device)
-        return FixedPoint(x0, none.double(), none, none.to(torch.uint8) + CONVERGED)
-    every = check_every or (1 if samples.device.type == "cpu" else ELSEWHERE)
-    it = Iteration.empty(samples, method, tol, abs_tol, samples.rows(x0))
-    with torch.no_grad():
-        while it.k < max_steps:
-            it.step(it.evaluate(f))
-            if it.k % every == 0 and not it.check():
-                break
-    solution = samples.tree(it.best)
+    if any(isinstance(leaf, (np.ndarray, np.generic)) for leaf in tree_leaves(x0)):
+        solve = functools.partial(again, abs_tol=abs_tol, batch_dims=batch_dims, gradient=None)
+        found: FixedPoint = as_arrays(solve(takes_arrays(f), as_tensors(x0), capture=capture))
+        return found
+    if in_transform():
+        attaches = transforms.differentiates() and gradient is not None
+        below = None if attaches and gradient == "phantom" else gradient
+        solve = functools.partial(again, abs_tol=abs_tol, capture=capture, gradient=below)
+        found = transforms.solve_below(solve, f, x0, batch_dims)
+    else:
+        attaches = gradient is not None
+        samples = Samples.of(x0, batch_dims)
+        every = check_every or (1 if samples.device.type == "cpu" else ELSEWHERE)
+        found = _solve(f, samples, x0, method, (tol, abs_tol), max_steps, every, capture)
+    if not attaches or not torch.is_grad_enabled():
+        return found
 
     def adjoint(h: Map, g: Any) -> Any:
-        found = again(h, g, abs_tol=0.0, gradient=None)
-        missed = int((~found.converged).sum())
+        found = again(h, g, abs_tol=0.0, batch_dims=batch_dims)
+        missed = int((transforms.bare(found.status) != CONVERGED).sum())
         if missed:
             warnings.warn(
                 f"the adjoint equation did not converge for {missed} samples: their gradients are "
@@ -163,14 +176,48 @@ def fixed_point(
             )
         return found.solution
 
-    if gradient == "phantom" and torch.is_grad_enabled():
-        solution = implicit.phantom(f, solution, gradient_terms, method.relaxation)
-    elif gradient is not None and torch.is_grad_enabled():
-        exact = gradient == "implicit"
-        solution = implicit.attach(
-            f, solution, adjoint if exact else implicit.truncated(gradient_terms)
-        )
-    return FixedPoint(solution, *(x.view(samples.batch) for x in (it.least, it.steps, it.status)))
+    if gradient == "phantom":
+        solution = implicit.phantom(f, found.solution, gradient_terms, method.relaxation)
+    else:
+        solver = adjoint if gradient == "implicit" else implicit.truncated(gradient_terms)
+        solution = implicit.attach(f, found.solution, solver)
+    return replace(found, solution=solution)
+
+
+def _solve(
+    f: Map,
+    samples: Samples,
+    x0: Any,
+    method: AndersonMixing,
+    tolerances: tuple[float, float],
+    max_steps: int,
+    every: int,
+    capture: bool,
+) -> FixedPoint:
+    """Iterate, without gradients."""
+    if 0 in samples.shape:
+        none = torch.zeros(samples.batch, dtype=torch.int64, device=samples.device)
+        return FixedPoint(x0, none.double(), none, none.to(torch.uint8) + CONVERGED)
+    it = Iteration.empty(samples, method, *tolerances, samples.rows(x0))
+    graph, recording = buffers.new_graph(samples.device) if capture else (None, None)
+    cycle = every = it.cycle if capture else every
+    with torch.no_grad():
+        while it.k < max_steps:
+            if graph is None or it.k < cycle or it.k + cycle > max_steps:
+                it.step(it.evaluate(f))
+            elif recording is None:
+                graph.replay()
+                it.k += cycle
+            else:
+                with recording:  # the host takes these steps, the device does not
+                    for _ in range(cycle):
+                        it.step(it.evaluate(f))
+                recording = None
+                graph.replay()
+            if it.k % every == 0 and not it.check(narrow=not capture):
+                break
+    figures = (x.view(samples.batch) for x in (it.least, it.steps, it.status))
+    return FixedPoint(samples.tree(it.solution), *figures)
 
 
 def _check(
@@ -194,24 +241,26 @@ def _check(
 
 @dataclass(eq=False)
 class Iteration:
-    """``evaluate`` gives y = f(x), ``step`` moves x on."""
+    """``evaluate`` gives y = f(x), ``step`` moves x on; what changes is changed in place."""
 
     samples: Samples
     options: AndersonMixing
     tolerances: tuple[float, float]  #: relative, absolute
-    rates: tuple[tuple[float, ...], tuple[float, ...]]  #: [B] ones, and beta
+    rates: tuple[float, ...]  #: [B] ones
     history: SecantHistory
     products: GalerkinProducts | None  #: of type I
-    best: Tensor  #: [B, n] point of least residual
+    best: Tensor  #: [B, n] point of least residual, unless that is the last stored one
+    held: Tensor  #: [B] bool, whether it is
     least: Tensor  #: [B] residual there
     stored: Tensor  #: [B] residual of the last stored pair
     mark: Tensor  #: [B] residual when there was progress last,
-    marked: Tensor  #: [B] int64 and after how many steps
+    since: Tensor  #: [B] int64 steps since then
     steps: Tensor  #: [B] int64
     status: Tensor  #: [B] uint8
     extrapolated: Tensor  #: [B] bool, whether x was extrapolated
     back: Tensor  #: [B] bool, whether it was left again
     none: Tensor  #: [B, m] float64 coefficients of a plain step
+    lengths: Tensor | None  #: [B, m] of the rows of steps, 0 for those forgotten; for "limits"
     busy: Tensor | None = None  #: samples that ran at the last check; None for all
     k: int = 0
 
@@ -224,27 +273,31 @@ class Iteration:
         verdicts = ops.Verdicts.on(samples.device)
         verdicts.when.ready.fill_(True)
         history = SecantHistory.empty(layout, options.per_sample(), verdicts)
-        history.pair[0].copy_(start.view(-1))
-        infinite = torch.full((count,), math.inf, dtype=torch.float64, device=samples.device)
-        zero = torch.zeros(count, dtype=torch.int64, device=samples.device)
-        ones = (1.0,) * count
+        sound = _norms(start) <= _limit(start)
+        history.pair[0].copy_(torch.where(sound[:, None], start, 0.0).view(-1))
+        least, stored, mark = zeros((3, count), torch.float64, samples.device).add_(math.inf)
+        since, steps = zeros((2, count), torch.int64, samples.device)
+        tests = options.safeguard or ()
+        held, extrapolated, back = zeros((3, count), torch.bool, samples.device)
         return cls(
             samples,
             options,
             (tol, abs_tol),
-            (ones, ones if options.relaxation == 1 else (options.relaxation,) * count),
+            (1.0,) * count,
             history,
             products=GalerkinProducts.empty(history) if options.kind == "I" else None,
             best=start.clone(),
-            least=infinite,
-            stored=infinite,
-            mark=infinite,
-            marked=zero,
-            steps=zero,
-            status=zero.to(torch.uint8),
-            extrapolated=zero.bool(),
-            back=zero.bool(),
+            held=held,
+            least=least,
+            stored=stored,
+            mark=mark,
+            since=since,
+            steps=steps,
+            status=(~sound).to(torch.uint8) * DIVERGED,
+            extrapolated=extrapolated,
+            back=back,
             none=layout.matrices(options.history_depth),
+            lengths=layout.matrices(options.history_depth) if "limits" in tests else None,
         )
 
     # ---- the iteration ----------------------------------------------------------------------
@@ -264,69 +317,112 @@ class Iteration:
     def step(self, y: Tensor) -> None:
         """From x and f(x) to the next x."""
         o, h = self.options, self.history
-        y = self._end(*self._judge(y))
+        y, size, sound = self._hold(y)
         begun, stores = h.begun, o.history_depth > 0 and self.k % o.store_each_nth == 0
         slot = h.slot if begun and stores else -1
         self.k += 1
-        ones, relaxed = self.rates
         due = begun and self.k % o.frequency == 0
-        h.push(y, ones, stores, due)
+        h.push(y.view(-1), self.rates, stores, due)
         x, residual = h.pair
+        if self.lengths is not None and slot >= 0:
+            self.lengths[:, slot] = _norms(self._rows(h.step_rows[slot]))
+        if h.systems is not None and (stores or due):
+            norm = h.systems[:, -1, -1].sqrt()
+        else:
+            norm = _norms(self._rows(residual))
+        y = self._judge(y, size, norm, sound, stores).view(-1)
         if self.products:
             self.products.push(slot, residual)
         gamma = self._coefficients(residual, due)
         if stores:
             h.keep()
             h.verdicts.when.paired.fill_(True)
-        h.extrapolate_(h.pair[0], x, y, gamma, relaxed)
+        after = h.pair[0]
+        h.extrapolate_(after, x, y, gamma, self.rates)
+        if o.relaxation != 1:  # rows hold W + R
+            less = gamma * (o.relaxation - 1)
+            ops.extrapolate_(after, after, after, 1.0, h.residual_rows, less, h.layout.offsets)
+        if self.lengths is not None and due:
+            self._limit_way(after, torch.lerp(x, y, o.relaxation))
         if o.restart_each_nth and self.k % o.restart_each_nth == 0:
             h.clear()
             h.verdicts.when.restart.zero_()
+            if self.lengths is not None:
+                self.lengths.zero_()
 
-    def _judge(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Who has ended, who goes back; keep the best points. Returns y and ``[B]`` |r|."""
-        x, running = self.x, self.running
-        norm = _norms(torch.sub(y, x, out=self._rows(self.history.pair[1])))
-        size, (tol, abs_tol) = _norms(y), self.tolerances
-        limit = torch.finfo(y.dtype).max ** 0.45  # sums of squares are numbers
-        sound = (norm <= limit) & (size <= limit)  # NaN is not
+    def _limit_way(self, after: Tensor, plain: Tensor) -> None:
+        """Take the plain step where the way from it is long beside what the columns have seen."""
+        assert self.lengths is not None
+        after, plain = self._rows(after), self._rows(plain)
+        short = _norms(after - plain) <= MAX_WAY * self.lengths.sum(dim=1)
+        if asked((~short).any()):
+            torch.where(short[:, None], after, plain, out=after)
+        self.extrapolated &= short
+
+    def _hold(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``[B, n]`` y, x for samples that have ended or where f is no number; |y|; where it is."""
+        x, limit = self.x, _limit(y)
+        size = _norms(y)
+        sound = size <= limit  # NaN is not
+        if self.history.layout.rounds:  # what is too large for a leaf
+            sound &= _norms(x) <= limit
+            x.nan_to_num_(0.0, 0.0, 0.0)
+        moves = self.running & sound
+        if asked((~moves).any()):
+            y = torch.where(moves[:, None], y, x)
+        return y, size, sound
+
+    def _judge(self, y: Tensor, size: Tensor, norm: Tensor, sound: Tensor, stores: bool) -> Tensor:
+        """Who has ended, who goes back; the best points. Returns y that keeps them where they are.
+
+        ``size``, ``norm``: ``[B]`` |y|, |r|.
+        """
+        h, running, (tol, abs_tol) = self.history, self.running, self.tolerances
+        (x, residual), (last_x, last_r) = (map(self._rows, z) for z in (h.pair, h.last_pair))
         done = running & sound & (norm <= abs_tol + tol * size)
         nearer = sound & (norm < self.stored) if "residual" in self.tests else sound
-        self.back = running & self.extrapolated & ~nearer & ~done
+        torch.logical_and(running & self.extrapolated, ~nearer & ~done, out=self.back)
         better = running & sound & (norm < self.least)
-        if asked(better.any()):
-            torch.where(better[:, None], x, self.best, out=self.best)
-        self.least = torch.where(better, norm, self.least)
-        progress = norm < PROGRESS * self.mark
-        self.mark = torch.where(progress, norm, self.mark)
-        self.marked = self.marked.masked_fill(progress, self.k)
-        self.steps = self.steps + running
-        stalled = running & (self.k - self.marked >= PATIENCE) & ~done
+        self._keep_best(better, ~running | self.back, stores)
+        torch.where(better, norm, self.least, out=self.least)
+        progress = sound & (norm < PROGRESS * self.mark)
+        torch.where(progress, norm, self.mark, out=self.mark)
+        self.since.add_(1).masked_fill_(progress, 0)
+        self.steps += running
+        stalled = running & (self.since >= PATIENCE) & ~done
         lost = running & ~sound & ~self.back
         for ended, reason in ((stalled, STAGNATED), (done, CONVERGED), (lost, DIVERGED)):
-            self.status = self.status.masked_fill(ended, reason)
-        return y, norm
-
-    def _end(self, y: Tensor, norm: Tensor) -> Tensor:
-        """``[N]`` y: x for samples that have ended; those that go back have their last pair."""
-        h, x = self.history, self.x
+            self.status.masked_fill_(ended, reason)
         if asked(self.back.any()):
             back = self.back[:, None]
-            last_x, last_r = map(self._rows, h.last_pair)
-            x.copy_(torch.where(back, last_x, x))
+            torch.where(back, last_x, x, out=x)
+            torch.where(back, last_r, residual, out=residual)
             y = torch.where(back, last_x + last_r, y)
             h.noise.masked_fill_(back, FORGOTTEN)
-        running = self.running
-        if asked((~running).any()):
-            y = torch.where(running[:, None], y, x)
-        if self.options.history_depth and self.k % self.options.store_each_nth == 0:
-            self.stored = torch.where(running & ~self.back, norm, self.stored)
-        return y.view(-1)
+            if self.lengths is not None:
+                self.lengths.masked_fill_(back, 0)
+        ended = running & ~self.running
+        if asked(ended.any()):
+            y = torch.where(ended[:, None], x, y)
+        if stores:
+            torch.where(self.running & ~self.back, norm, self.stored, out=self.stored)
+        return y
+
+    def _keep_best(self, better: Tensor, stays: Tensor, stores: bool) -> None:
+        """Copy best points that would be lost: a stored x is there until the next is stored."""
+        if stores:
+            point, lost = self.history.last_pair[0], self.held & ~(better | stays)
+            torch.where(better, better, self.held & stays, out=self.held)
+        else:
+            point, lost = self.history.pair[0], better
+            self.held &= ~better
+        if asked(lost.any()):
+            torch.where(lost[:, None], self._rows(point), self.best, out=self.best)
 
     def _coefficients(self, residual: Tensor, due: bool) -> Tensor:
         """``[B, m]`` gamma, zero for samples that take a plain step."""
         if not due or not self.options.history_depth:
-            self.extrapolated = torch.zeros_like(self.back)
+            self.extrapolated.zero_()
             return self.none
         only = self.busy
         if self.products:
@@ -336,24 +432,40 @@ class Iteration:
         if only is not None:
             gamma = self.none.index_copy(0, only, gamma)
         size = gamma.abs().sum(dim=1)
-        fits = size <= MAX_COEFFICIENTS if "limits" in self.tests else size < math.inf
+        fits = size <= MAX_COEFFICIENTS
         allowed = self.running & ~self.back & fits  # NaN does not fit
-        self.extrapolated = allowed & (size > 0)
+        torch.logical_and(allowed, size > 0, out=self.extrapolated)
         return torch.where(allowed[:, None], gamma, 0.0)
 
-    def check(self) -> bool:
-        """Whether any sample still runs: the host waits. Others cost no solve from here on."""
+    def check(self, narrow: bool = True) -> bool:
+        """Whether any sample still runs: the host waits. ``narrow``: others cost no solve then."""
         running = self.running
         count = int(running.sum())
-        self.busy = None if count == len(running) else running.nonzero().squeeze(1)
+        if narrow and count < len(running):
+            self.busy = running.nonzero().squeeze(1)
         return count > 0
 
     # ---- views ------------------------------------------------------------------------------
 
     @property
+    def cycle(self) -> int:
+        """Steps after which the same slots, vectors and decisions come round, at least 8."""
+        o = self.options
+        q = o.store_each_nth
+        steps = math.lcm(o.frequency, q, o.restart_each_nth or q * max(o.history_depth, 1))
+        steps *= 1 + steps // q % 2  # each pair stored changes places with the last one
+        return steps * math.ceil(ELSEWHERE / steps)
+
+    @property
     def x(self) -> Tensor:
         """``[B, n]``."""
         return self._rows(self.history.pair[0])
+
+    @property
+    def solution(self) -> Tensor:
+        """``[B, n]`` points of least residual."""
+        last_x = self._rows(self.history.last_pair[0])
+        return torch.where(self.held[:, None], last_x, self.best)
 
     @property
     def running(self) -> Tensor:
@@ -367,6 +479,11 @@ class Iteration:
 
     def _rows(self, flat: Tensor) -> Tensor:
         return flat.view(self.samples.shape)
+
+
+def _limit(rows: Tensor) -> float:
+    """Norms up to this have sums of squares that are numbers, also after an extrapolation."""
+    return math.exp(0.45 * math.log(torch.finfo(rows.dtype).max))
 
 
 def _norms(rows: Tensor) -> Tensor:

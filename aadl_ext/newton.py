@@ -58,6 +58,7 @@ class NewtonIteration:
     pending: bool = False  #: whether the last step may have been one, so that this one judges
     on_line: bool = False  #: whether the block under way began with one
     rates: Scratch[tuple[float, ...]] = ()  #: of the segments
+    near_peak: Scratch[bool] = False  #: of a schedule: no time for steps of blocks
     judged: Scratch[bool] = False  #: whether the step under way has shown its gradient
     at_once: Scratch[bool] = False  #: whether (w, g) need not be kept to become a sample
     figures: Scratch[Tensor | None] = None  #: of one taken at once; kept if its step raises
@@ -96,9 +97,9 @@ class NewtonIteration:
     def rests(self, rates: tuple[float, ...]) -> bool:
         """Whether to do nothing: near a schedule's peak what a step gains is lost in the decay."""
         self.rates = tuple(rates[group] for group in self.layout.groups)
-        near_peak = self.schedule.near_peak(max(rates), self.options.rest_above)
+        self.near_peak = self.schedule.near_peak(max(rates), self.options.rest_above)
         asks = self.options.uses_quasi_newton and self.quasi_newton.asks
-        rests = near_peak and not self.pending and not asks
+        rests = self.near_peak and not self.pending and not asks
         if rests and (self.history.blocks or self.history.samples):
             self.clear()
         return rests
@@ -123,13 +124,15 @@ class NewtonIteration:
             if listed:
                 self.judged = self.history.present = True
                 points = self.layout.ordered(self.layout.local)
-                self.figures = self.history.add(points, listed, self._direction, decays)
+                self.figures = self.history.add(
+                    points, listed, self._direction, decays, of=self.block_length.samples
+                )
                 return None
             self.layout.read(self.point)
         present = gradients.gather(self.layout, self.point, self.gradient)
         self.judged = present or self.layout.ranks is not None  # others may have gradients
         self.history.present = present
-        if self.quasi_newton.active:
+        if self.judged and self.quasi_newton.active:
             self.reach = gradients.reach
             return self._judge_exact_step()
         if not self.pending or not self.judged:
@@ -146,7 +149,7 @@ class NewtonIteration:
 
     def step(self, rates: tuple[float, ...], evaluate: Evaluate | None) -> None:
         """Take in the sample (w, g), judge a pending step; at the end of a block, take one."""
-        h, v = self.history, self.verdicts
+        o, h, v = self.options, self.history, self.verdicts
         self.k += 1
         if not self.judged:
             v.number.skipped_no_gradient += 1
@@ -154,13 +157,14 @@ class NewtonIteration:
         if self.quasi_newton.active:
             self._take_exact_step()
             return
-        pending, self.pending = self.pending, False
-        if pending:  # a rejected step is as if it had not been
+        if pending := self.pending:  # a rejected step is as if it had not been
             self.layout.write(self.fallback, when=v.when.rejected)
+            self.pending = False
             torch.sub(self.next, self.fallback, out=self.fallback)
         direction, figures, self.figures = self._direction, self.figures, None
         if figures is None:
-            figures = h.add([self.point], [self.gradient], direction)  # |g|^2, s1
+            length = self.block_length.samples
+            figures = h.add([self.point], [self.gradient], direction, of=length)  # |g|^2, s1
         if self.layout.ranks:
             h.waiting += [] if pending else [h.of_rank(self.gradient, direction, figures)]
             figures = self.joined if pending else figures
@@ -172,16 +176,17 @@ class NewtonIteration:
             ends = (0, self.layout.padded)
             ops.extrapolate_(self.next, self.next, self.next, 1.0, rows, share, ends)
             self.layout.write(self.next, when=v.when.beyond)
-        alone = self.layout.ranks is None  # its products are those of one rank
-        uses = alone and self.options.uses_quasi_newton
-        asks = uses and self.quasi_newton.watch(free=not pending)
+        amid = h.samples == self.block_length.samples // 2
+        asks = o.uses_quasi_newton and self.quasi_newton.watch(free=amid and not pending)
         if h.samples < self.block_length.samples:
             return
         samples, (change, noise_slot) = h.samples, h.close_block()
         ops.learn_(*v.tensors, samples, change, h.noise_norms, noise_slot, self.block_length.level)
         self.block_length.follow(v.now.level_change)
-        self.on_line = self.pending = h.solvable and not asks
-        if self.pending:
+        if o.uses_quasi_newton:
+            self.quasi_newton.listen()
+        self.on_line = h.solvable and not asks and not self.near_peak
+        if self.on_line:
             self._take_step(evaluate)
 
     def _take_step(self, evaluate: Evaluate | None) -> None:
@@ -191,6 +196,7 @@ class NewtonIteration:
         damping = v.now.damping if "limits" in o.tests else 1.0
         y, slope = self.solution.coefficients * damping, (self.solution.slope * damping).sum()
         self.layout.read(self.fallback)
+        self.pending = True
         self.sizes = ops.extrapolate_(
             self.next,
             self.fallback,
@@ -237,14 +243,12 @@ class NewtonIteration:
         """
         layout, h = self.layout, self.history
         assert layout.ranks is not None
-        maxima = torch.stack([moved.double(), self.largest.double()])
         figures = h.of_rank(self.gradient, self.next - self.fallback)
-        maxima, figures = layout.ranks.gather(maxima, figures)
-        away, largest = maxima.amax(dim=0)
+        unfit = ~(self.largest <= layout.limit)
+        figures, moved, unfit = layout.ranks.total(figures, moved, unfit)
         self.joined = h.of_ranks(figures)
-        unfit = self.verdicts.when.pending & ~(largest <= layout.limit)
-        self.joined[0].masked_fill_(unfit, math.nan)
-        return self.joined[0], away > 0
+        self.joined[0].masked_fill_(self.verdicts.when.pending & unfit, math.nan)
+        return self.joined[0], moved
 
     @property
     def largest(self) -> Tensor:
@@ -269,6 +273,10 @@ class NewtonIteration:
     def left_at(self) -> Tensor:
         """Where the last step has left the parameters, if it is pending."""
         return self.next
+
+    def forget_rates(self) -> None:
+        """Forget the schedule: another begins."""
+        self.schedule = Schedule()
 
     def clear(self) -> None:
         """Forget all blocks."""

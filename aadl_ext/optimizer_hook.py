@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import pairwise
@@ -170,6 +170,9 @@ class OptimizerHook:
         self._parked: Gradients | None = None
         self._open = False  # between the two hooks of a step
         self._nested = False  # whether a step was seen within one, where gradients may change
+        self._needs_gradients: bool | None = None  # whether it fails without; None: not known yet
+        self._first: Tensor | None = None  # parameter with a gradient in this step
+        self._consumes = False  # whether steps leave no gradients
         self._rates = Rates()
         self._pre = optimizer.register_step_pre_hook(self.before)
         self._post = optimizer.register_step_post_hook(self.after)
@@ -218,10 +221,12 @@ class OptimizerHook:
         self._parked, self._open = None, True
         # GradScaler leaves this attribute on optimizers that skip a step by themselves.
         skip = "found_inf" if getattr(optimizer, "found_inf", None) else None
-        rates = [self._rates.read(group.get("lr")) for group in optimizer.param_groups]
+        rates = [self._rates.read(i, x.get("lr")) for i, x in enumerate(optimizer.param_groups)]
         accelerator, has_closure = self.accelerator, self._closure is not None
         shown = not (has_closure or self._nested)
         accelerator.before_step(optimizer.param_groups, rates, has_closure, skip, shown)
+        with_gradient = (p for p in accelerator.layout.parameters if p.grad is not None)
+        self._first = next(with_gradient, None)
         if not accelerator.wants_gradient:
             return None
         if self._closure is None:
@@ -243,15 +248,23 @@ class OptimizerHook:
             _put_back(hooks)
             hooks.move_to_end(self._pre.id)
         if self._parked is not None:
-            self._parked.give_back()
+            if not self._consumes:
+                self._parked.give_back()
             self._parked = None
+        elif self._first is not None:
+            self._consumes = self._first.grad is None
+        self._first = None
         closure, self._closure = self._closure, None
         evaluate = None if closure is None else lambda: _loss(optimizer, closure)
-        self.accelerator.after_step(evaluate)
+        try:
+            self.accelerator.after_step(evaluate)
+        except BaseException:  # out of memory, or the user's Ctrl-C
+            self.accelerator.break_off()
+            raise
 
     def loaded(self, optimizer: Optimizer) -> None:
         """After ``load_state_dict``; before the first step some frameworks call it for nothing."""
-        if optimizer.state:
+        if optimizer.state or self.accelerator.iteration.k:
             self.accelerator.loaded.add("optimizer")
 
     def _watch_gradients(self, optimizer: Optimizer) -> RemovableHandle | None:
@@ -293,8 +306,9 @@ class OptimizerHook:
     def _show_gradients(self, optimizer: Optimizer) -> None:
         """Let the accelerator see them; from a step that it leaves out they are taken away.
 
-        Where only the device knows whether it is left out, they are made zero instead: the base
-        optimizer then moves on its momentum, which the accelerator undoes, and it counts the step.
+        Where only the device knows whether it is left out, or the base optimizer cannot do without,
+        they are made zero instead: it then moves on its momentum, which the accelerator undoes, and
+        it counts the step.
         """
         gradients = Gradients(optimizer)
         left_out = self.accelerator.see_gradient(gradients)
@@ -304,7 +318,13 @@ class OptimizerHook:
             gradients.clear_(left_out)
         elif left_out:  # the one flag that a step reads
             gradients.take_away()
-            self._parked = self._parked or gradients
+            if self._needs_gradients is None:
+                self._needs_gradients = needs_gradients(optimizer)
+            if self._needs_gradients:
+                gradients.give_back()
+                gradients.clear_(left_out)
+            else:
+                self._parked = self._parked or gradients
 
 
 class Companion:
@@ -323,6 +343,31 @@ class Companion:
             return result  # torch says what is wrong with it
         changed = self.ours.begin(optimizer, args, kwargs)
         return result if changed is None else changed
+
+
+def needs_gradients(optimizer: Optimizer) -> bool:
+    """Whether its step fails where parameters have no gradient, in place of passing them over.
+
+    Tried on a copy of it with a parameter of its own, of one entry, in place of each group's. Those
+    of torch do not fail.
+    """
+    step: Any = type(optimizer).step
+    if step.__module__.startswith("torch.optim."):
+        return False
+    groups = [
+        {**group, "params": [p.new_zeros([1] * p.ndim) for p in group["params"][:1]]}
+        for group in optimizer.param_groups
+    ]
+    try:
+        copy = object.__new__(type(optimizer))
+        copy.__dict__.update(optimizer.__dict__, param_groups=groups, state=defaultdict(dict))
+        for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
+            copy.__dict__[hooks] = OrderedDict()
+        step.__wrapped__(copy)
+    except Exception as error:
+        logger.debug("%s cannot do without gradients: %s", _name(optimizer), error)
+        return True
+    return False
 
 
 def _hooks(handle: RemovableHandle) -> Hooks:
@@ -360,14 +405,14 @@ class Rates:
     def __init__(self) -> None:
         self._read: dict[int, tuple[Tensor, int, float]] = {}
 
-    def read(self, value: Any) -> float:
-        """The number on the host; 1 for what is none: None, several, not finite."""
+    def read(self, group: int, value: Any) -> float:
+        """That of a group, on the host; 1 for what is no number: None, several, not finite."""
         if not isinstance(value, Tensor) or value.is_cpu:
             return _number(value)
-        last, version, known = self._read.get(id(value), (None, 0, 0.0))
+        last, version, known = self._read.get(group, (None, 0, 0.0))
         if last is not value or version != value._version:
             known = _number(value)
-            self._read[id(value)] = (value, value._version, known)
+            self._read[group] = (value, value._version, known)
         return known
 
 

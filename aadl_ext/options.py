@@ -210,9 +210,9 @@ class SubspaceNewton:
             far because of noise, and shrink to a quarter of it while there is hardly any and whole
             steps are right. Without noise samples they keep their length.
         quasi_newton: whether steps are those of L-BFGS while gradients repeat, as they do on full
-            batches without dropout (a base step that is left out now and then tells), and gain more
-            than the base optimizer's. Far faster there on most problems, but a few end in another
-            minimum. Not with a safeguard "loss", nor without "residual".
+            batches without dropout, and gain more than the base optimizer's. A base step that is
+            left out tells, where a block of gradients has hardly any noise, at step 500 and rarely
+            after that. Not with a safeguard "loss", nor without "residual".
         rest_above: share of the largest learning rate so far. Once a schedule has moved the rate it
             rests above that share, in warm-up and near the peak: it takes no step, sees no gradient
             and costs next to nothing. 1: it never rests. A constant rate is no schedule.
@@ -236,7 +236,7 @@ class SubspaceNewton:
     trust_radius: float = 4.0
     max_gradient_growth: float = 2.0
     adaptive_blocks: bool = True
-    quasi_newton: bool = False
+    quasi_newton: bool = True
     rest_above: float = 0.25
     safeguard: str | Iterable[str] | None = ("residual", "descent", "limits")
     scope: str = "all"
@@ -296,9 +296,9 @@ class AndersonMixing:
             and else "gram". "I" needs "gram".
         safeguard: tests that the extrapolation of a sample must pass, one name or several, or
             None. "residual": f is nearer there than at the last stored point; else the sample goes
-            back, forgets its history and takes a plain step. "limits": magnitudes of coefficients
-            sum to at most 100, else a plain step. A point where f is not finite is always left
-            like this.
+            back, forgets its history and takes a plain step. "limits": the way from the plain step
+            is at most ten times as long as those that the columns have seen together, else the
+            plain step is taken. A point where f is not finite is always left like the first.
 
     Raises:
         ValueError: an option is out of range.

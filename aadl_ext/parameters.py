@@ -185,17 +185,25 @@ class Layout:
         """Zeros for small problems, one a segment: ``[S, *shape]`` float64."""
         return zeros((len(self.groups), *shape), torch.float64, self.device)
 
-    def differ(self, now: Tensor, before: Tensor, largest: Tensor) -> Tensor:
+    def differ(self, now: Tensor, before: Tensor, largest: Tensor, rounding: float = 0.0) -> Tensor:
         """``[]`` bool, whether two points are not the same, up to eight roundings of the largest.
 
         Swapping other values in and out again, as schedule-free optimizers do, rounds them.
+        ``rounding``: relative, if one is coarser than those of the parameters were at first.
         """
-        return ops.differs(now, before, largest, 8 * max(self.rounding, default=0.0))
+        return ops.differs(now, before, largest, 8 * max((*self.rounding, rounding)))
 
     def moved(self, now: Tensor, before: Tensor, largest: Tensor) -> bool:
-        """The same on the host; on all ranks at once, whether they do on any."""
-        moved = self.differ(now, before, largest)
-        return bool(self.ranks.any(moved) if self.ranks else moved)
+        """The same on the host; on all ranks at once, whether they do on any.
+
+        Parameters that have another dtype since have not moved.
+        """
+        rounding = max((torch.finfo(p.dtype).eps / 2 for p in self.parameters), default=0.0)
+        return bool(self.joint(self.differ(now, before, largest, rounding))[0])
+
+    def joint(self, *figures: Tensor | None) -> Sequence[Any]:
+        """What :meth:`Ranks.total` makes of them; of this rank alone they are what they are."""
+        return self.ranks.total(*figures) if self.ranks else figures
 
     def read(self, out: Tensor) -> None:
         """Copy the parameters into ``out``, zeros into its padding."""
@@ -315,10 +323,12 @@ class Layout:
             return self.without_copies(figures)
         return tuple(figures[problem] for problem in self.problems)
 
-    def products(self, vector: Tensor, *others: Tensor) -> Tensor:
-        """``[k]`` float64 products of a vector with k, without copies."""
-        products: Tensor = self.counted(ops.cross_products(vector[None], others, self.offsets))
-        return products.sum(dim=(0, 1))
+    def products(self, rows: Tensor, *vectors: Tensor) -> Tensor:
+        """``[m, k]`` float64 products of m rows with k vectors, or ``[k]`` of one; no copies."""
+        products: Tensor = self.counted(
+            ops.cross_products(rows.view(-1, self.padded), vectors, self.offsets)
+        )
+        return products.sum(dim=0).view(*rows.shape[:-1], len(vectors))
 
     @property
     def has_copies(self) -> bool:
@@ -349,10 +359,12 @@ def _takes_part(parameter: Tensor, ranks: Ranks | None) -> bool:
 
 def _names(param_groups: list[dict[str, Any]], ranks: Ranks | None) -> dict[int, str]:
     """By id: the name that the optimizer knows, or group and place; and the rank, if it matters."""
-    names = {}
+    names = dict(ranks.names) if ranks else {}
     for index, group in enumerate(param_groups):
         known = group.get("param_names")
         for place, parameter in enumerate(group["params"]):
+            if id(parameter) in names:
+                continue
             name = known[place] if known else f"{index}.{place}"
             alone = ranks is not None and not ranks.mesh and (not known or is_flattened(parameter))
             names[id(parameter)] = f"rank{ranks.index}.{name}" if ranks and alone else name
@@ -368,41 +380,47 @@ def _problems(param_groups: list[dict[str, Any]], scope: str) -> list[Any]:
 
 
 def _checked(parameters: list[Tensor]) -> Iterator[Tensor]:
+    """These; ValueError for one that is trained and cannot be laid out."""
     for tensor in parameters:
         kind = type(local(tensor))
-        if is_partial(tensor):
-            raise ValueError(
-                f"a parameter of shape {tuple(tensor.shape)} is a DTensor of partial sums, "
-                f"{tensor.placements}; accelerated can be shards and copies: redistribute it first"  # type: ignore[attr-defined]
-            )
         if is_lazy(tensor):
             raise ValueError(
                 f"a parameter is a {kind.__name__}, whose shape is not known yet; run the model "
                 "once, then make the optimizer and accelerate it"
             )
-        if tensor.requires_grad and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
-            raise ValueError(
-                f"a parameter of shape {tuple(tensor.shape)} is a {kind.__module__}."
-                f"{kind.__qualname__}, a tensor class that keeps its entries in its own way; "
-                "accelerated can be plain tensors and parameters: freeze it, or optimize it with "
-                "another optimizer"
-            )
-        if tensor.is_complex():
-            raise ValueError(
-                f"a parameter of shape {tuple(tensor.shape)} is {tensor.dtype}; complex "
-                "parameters cannot be accelerated: optimize torch.view_as_real of them instead"
-            )
-        if tensor.layout != torch.strided:
-            raise ValueError(
-                f"a parameter of shape {tuple(tensor.shape)} has layout {tensor.layout}; only "
-                "dense parameters can be accelerated (sparse gradients of dense ones are fine)"
-            )
-        if tensor.requires_grad and tensor.dtype not in ops.STORAGE_DTYPES:
-            raise ValueError(
-                f"a parameter of shape {tuple(tensor.shape)} is {tensor.dtype}; allowed are "
-                "float64, float32, bfloat16 and float16"
-            )
+        if tensor.requires_grad:
+            _check(tensor, kind)
         yield tensor
+
+
+def _check(tensor: Tensor, kind: type[Tensor]) -> None:
+    shape = tuple(tensor.shape)
+    if is_partial(tensor):
+        raise ValueError(
+            f"a parameter of shape {shape} is a DTensor of partial sums, "
+            f"{tensor.placements}; accelerated can be shards and copies: redistribute it first"  # type: ignore[attr-defined]
+        )
+    if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        raise ValueError(
+            f"a parameter of shape {shape} is a {kind.__module__}.{kind.__qualname__}, a tensor "
+            "class that keeps its entries in its own way; accelerated can be plain tensors and "
+            "parameters: freeze it, or optimize it with another optimizer"
+        )
+    if tensor.is_complex():
+        raise ValueError(
+            f"a parameter of shape {shape} is {tensor.dtype}; complex parameters cannot be "
+            "accelerated: optimize torch.view_as_real of them instead"
+        )
+    if tensor.layout != torch.strided:
+        raise ValueError(
+            f"a parameter of shape {shape} has layout {tensor.layout}; only dense parameters can "
+            "be accelerated (sparse gradients of dense ones are fine)"
+        )
+    if tensor.dtype not in ops.STORAGE_DTYPES:
+        raise ValueError(
+            f"a parameter of shape {shape} is {tensor.dtype}; allowed are float64, float32, "
+            "bfloat16 and float16"
+        )
 
 
 _FACTS = attrgetter("requires_grad", "shape", "dtype", "device")

@@ -96,7 +96,7 @@ def plan(
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Told(Ranks):
     """Says nothing to others, and counts what it would."""
 

@@ -29,7 +29,10 @@ from .race import Race
 from .state import Scratch
 from .trust_region import Delayed
 
-FIRST, WAIT, LONGER = 2, 16, 16  # the step that asks; steps until the next; how many times as many
+SMOOTH = 1e-3  # noise of a gradient, relative, below which gradients may repeat
+FIRST = 500  # the step that asks, whatever the noise
+HEARS = 5  # blocks at least, also where a schedule lets the method rest
+WAIT, LONGER = 32, 16  # steps until one asks again; how many times as many after each "no"
 HOLD = 32  # steps between two that ask again
 FOLLOW = 4  # steps between two looks of the host
 GROWTH = 4.0  # longest step, in units of the last one
@@ -50,6 +53,7 @@ class QuasiNewton:
     direction: Scratch[Tensor]  #: d, in a sum of the history, which has none meanwhile
     step_rows: Scratch[Tensor]  #: [m, N] S
     gradient_rows: Scratch[Tensor]  #: [m, N] Y
+    squared_norm: Tensor  #: [] float64 |g0|^2
     metric: Tensor  #: [m, m] S S^T
     curvature: Tensor  #: [m, m] S Y^T
     gradient_metric: Tensor  #: [m, m] Y Y^T
@@ -58,8 +62,13 @@ class QuasiNewton:
     age: int = 0  #: steps since then
     until: int = FIRST  #: steps until one asks
     wait: int = WAIT  #: and until the next one does
+    listens: bool = True  #: whether no step has asked yet
+    heard: int = 0  #: blocks
+    hinted: bool = False  #: whether a block without noise says that it is worth a step
     asked: int = 0  #: 1: the last step has asked; 2: the answer is on its way to the host
     known: Delayed = field(default_factory=Delayed)
+    here: Scratch[Tensor] = field(default_factory=lambda: torch.empty(0))  #: [] |g|^2
+    products: Scratch[Tensor] = field(default_factory=lambda: torch.empty(0))  #: [2 m, k] of rows
 
     @classmethod
     def empty(
@@ -85,21 +94,22 @@ class QuasiNewton:
             direction=history.sums[0],
             step_rows=history.rows[:m],
             gradient_rows=history.rows[m : 2 * m],
+            squared_norm=zeros((), torch.float64, layout.device),
             metric=zeros((m, m), torch.float64, layout.device),
             curvature=zeros((m, m), torch.float64, layout.device),
             gradient_metric=zeros((m, m), torch.float64, layout.device),
-            race=Race.empty(layout.device, start=history.last_point, gradient=history.sums[1]),
+            race=Race.empty(layout, start=history.last_point, gradient=history.sums[1]),
         )
 
     @property
     def asks(self) -> bool:
         """Whether the first answer is to come, or steps are taken: no time to rest."""
-        return self.active or self.asked > 0 or self.wait == WAIT
+        return self.active or self.asked > 0 or (self.listens and self.heard < HEARS)
 
     @property
     def compares(self) -> bool:
         """Whether this step's point and gradient may be needed."""
-        return self.active or self.asked == 1 or self.until <= 1
+        return self.active or self.asked == 1 or self.until <= 1 or self.hinted
 
     @property
     def slot(self) -> int:
@@ -114,6 +124,12 @@ class QuasiNewton:
 
     # ---- do gradients repeat? -----------------------------------------------------------------
 
+    def listen(self) -> None:
+        """At the end of a block: whether the one before had no noise (0: nothing is known)."""
+        if self.listens:
+            self.heard += 1
+            self.hinted = 0 < self.known.exchange(self.verdicts.now.roughness) < SMOOTH
+
     def watch(self, free: bool) -> bool:
         """After a base step: now and then undo it, and compare the next gradient with this one.
 
@@ -126,21 +142,23 @@ class QuasiNewton:
             if self.known.exchange(self.verdicts.when.exact.double()):
                 self._begin()
             else:
-                self.until, self.wait = self.wait, LONGER * self.wait
+                self.wait = self.until = LONGER * self.wait
         elif self.asked == 1:
-            change = ops.squared_norm([torch.sub(self.gradient, self.next, out=self.next)])
-            ops.compare_(*self.verdicts.tensors, ops.squared_norm([self.gradient]), change)
+            change = torch.sub(self.gradient, self.next, out=self.next)
+            norms = [self.layout.products(x, x)[0] for x in (self.gradient, change)]
+            ops.compare_(*self.verdicts.tensors, *self.layout.joint(*norms))
             self.known.exchange(self.verdicts.when.exact.double())
             self.asked = 2
-        elif self.until <= 0 and free:
+        elif (self.until <= 0 or self.hinted) and free:
             self.next.copy_(self.gradient)
             self.layout.write(self.point)
-            self.asked = 1
+            self.asked, self.listens, self.hinted = 1, False, False
             return True
         return False
 
     def _begin(self) -> None:
         self.active, self.age = True, 0
+        self.history.judge_waiting()
         self.history.clear()
         self.race.begin()
         self.verdicts.now.tries.zero_()
@@ -160,34 +178,47 @@ class QuasiNewton:
     # ---- steps while they do ------------------------------------------------------------------
 
     def judge(self, moved: Tensor | None) -> Tensor:
-        """Take in (w, g), and judge the step that led here; returns ``left_out``.
+        """Take in (w, g), and judge the step that led here; one collective.
 
-        ``moved``: ``[]`` bool, whether something else has moved the parameters.
+        ``moved``: ``[]`` bool, whether something else has moved the parameters. Returns
+        ``left_out``.
         """
-        v, when, ends = self.verdicts, self.verdicts.when, (0, self.layout.padded)
-        last_gradient, next = self.history.last_gradient, self.next
+        v, when, layout, h = self.verdicts, self.verdicts.when, self.layout, self.history
         self.age += 1
-        change = ops.squared_norm([torch.sub(self.gradient, last_gradient, out=next)])
-        self.gradient_rows[self.slot] = next
-        self.step_rows[self.slot] = torch.sub(self.point, self.fallback, out=next)
-        figures = ops.cross_products(self.gradient[None], (self.gradient, self.direction), ends)
+        next, new = self.next, [self.step_rows[self.slot], self.gradient_rows[self.slot]]
+        new[1].copy_(torch.sub(self.gradient, h.last_gradient, out=next))
+        change = layout.products(next, next)
+        new[0].copy_(torch.sub(self.point, self.fallback, out=next))
+        new += [self.gradient, self.race.gradient][: 1 + self.race.may_go_back(self.age)]
+        figures, change, self.products, moved = layout.joint(
+            h.of_rank(self.gradient, self.direction),
+            change[0],
+            layout.products(h.rows[: 2 * len(self.step_rows)], *new),
+            moved,
+        )
+        figures = h.of_ranks(figures)
+        self.here = figures[0]
         hold = self.age % HOLD == 0 and not self.race.tries(self.age)
         pending = when.pending & ~when.held
         ops.judge_line_(*v.tensors, figures, change, moved, self.race.by_base, STEEPER, hold)
-        self.race.follow(v, pending, figures[0, 0, 1])
+        self.race.follow(v, pending, figures[1])
         return self.left_out
 
     def step(self, reach: float) -> Tensor:
-        """Take the next step. ``reach``: the largest entry that the parameters may have.
+        """Take the next step; one collective.
 
-        Returns the ``[2]`` sizes of ``ops.extrapolate_``.
+        ``reach``: the largest entry that the parameters of this rank may have. Returns the ``[2]``
+        sizes of ``ops.extrapolate_`` on it.
         """
         v, when, ends = self.verdicts, self.verdicts.when, (0, self.layout.padded)
         last_gradient, direction, next = self.history.last_gradient, self.direction, self.next
         ops.gather((self.point,), self.fallback, when=when.ready)
         ops.gather((self.gradient,), last_gradient, when=when.ready)
-        self.race.look(self.age, v, self.fallback, last_gradient, way=next)
-        solution = self._solve()
+        self.squared_norm.copy_(torch.where(when.ready, self.here, self.squared_norm))
+        back = self.race.look(
+            self.age, v, self.fallback, last_gradient, self.squared_norm, way=next
+        )
+        solution = self._solve(back)
         direction.mul_(v.now.share)
         for rows, coefficients in (
             (last_gradient[None], solution.gradient),
@@ -200,7 +231,6 @@ class QuasiNewton:
         blind = when.anew & (solution.gradient == 0).squeeze()  # there is no step to learn from
         by_base = self.race.whose(self.age, when.anew)
         ops.gather((self._base_step(),), direction, when=blind | by_base & when.anew)
-        slope = ops.cross_products(last_gradient[None], (direction,), ends)[0, 0, 0]
         sizes = ops.extrapolate_(
             next,
             self.fallback,
@@ -211,8 +241,9 @@ class QuasiNewton:
             offsets=ends,
             accept=when.exact & ~when.held,
         )
-        moves, fits = sizes[1] > 0, sizes[0] <= reach
-        ops.take_line_(*v.tensors, slope, moves, fits, by_base)
+        (slope,) = self.layout.products(last_gradient, direction)
+        slope, moves, unfit = self.layout.joint(slope, sizes[1] > 0, ~(sizes[0] <= reach))
+        ops.take_line_(*v.tensors, slope, moves, ~unfit, by_base)
         ops.gather((self.fallback,), next, when=when.declined)
         self.layout.write(next, when=when.write)
         if self.age % FOLLOW == 0 and not self.known.exchange(when.exact.double()):
@@ -223,15 +254,17 @@ class QuasiNewton:
         self.layout.read(self.next)
         return torch.sub(self.next, self.point, out=self.next)
 
-    def _solve(self) -> ops.QuasiNewtonSolution:
-        """The direction from (w0, g0), with the new pair if it can be used."""
-        slot, when, ends = self.slot, self.verdicts.when, (0, self.layout.padded)
-        last_gradient = self.history.last_gradient
-        for rows in (self.step_rows, self.gradient_rows):
-            rows[slot].masked_fill_(~when.complete, 0)
-        new = (self.step_rows[slot], self.gradient_rows[slot], last_gradient)
-        rows = self.history.rows[: 2 * len(self.step_rows)]
-        of_steps, of_gradients = ops.cross_products(rows, new, ends)[0].chunk(2)
+    def _solve(self, back: Tensor) -> ops.QuasiNewtonSolution:
+        """The direction from (w0, g0), with the new pair if it can be used.
+
+        ``back``: ``[]`` bool, whether that is where a trial of the base optimizer began. Where it
+        is where another step began no product with g0 is needed.
+        """
+        slot, when, products = self.slot, self.verdicts.when, self.products
+        for new in (self.step_rows[slot], self.gradient_rows[slot], products[:, :2]):
+            new.masked_fill_(~when.complete, 0)
+        step_slopes, gradient_slopes = torch.where(back, products[:, -1], products[:, 2]).chunk(2)
+        of_steps, of_gradients = products.chunk(2)
         self.metric[slot] = self.metric[:, slot] = of_steps[:, 0]
         self.curvature[:, slot], self.curvature[slot] = of_steps[:, 1], of_gradients[:, 0]
         self.curvature.masked_fill_(when.rejected, 0)  # what they say has led nowhere
@@ -240,9 +273,9 @@ class QuasiNewton:
             self.metric,
             self.curvature,
             self.gradient_metric,
-            of_steps[:, 2].contiguous(),
-            of_gradients[:, 2].contiguous(),
-            ops.squared_norm([last_gradient]),
+            step_slopes,
+            gradient_slopes,
+            self.squared_norm,
             newest=slot,
             growth=GROWTH,
         )

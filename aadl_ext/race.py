@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import ops
 from .buffers import zeros
+from .parameters import Layout
 from .state import Scratch
 
 OPENING = 4  # base steps before the first quasi-Newton step
@@ -31,8 +32,10 @@ SETTLES = 8  # steps after a trial, until what it has told is done
 class Race:
     """When trials are, and what they tell."""
 
+    layout: Scratch[Layout]
     start: Scratch[Tensor]  #: where the trial began, in a vector that nobody needs meanwhile
     gradient: Scratch[Tensor]  #: that there
+    squared_norm: Tensor  #: [] float64, of that gradient
     loss: Tensor  #: [3] its changes since steps began: now, at a trial's start, TRIAL steps before
     by_base: Tensor  #: [] bool, whether the pending step is the base optimizer's
     over: Tensor  #: [] bool, whether the trial is lost already
@@ -40,10 +43,12 @@ class Race:
     at: int = FIRST  #: age at which the next trial begins
 
     @classmethod
-    def empty(cls, device: torch.device, start: Tensor, gradient: Tensor) -> Race:
+    def empty(cls, layout: Layout, start: Tensor, gradient: Tensor) -> Race:
         """Allocate what is small."""
-        by_base, over, back = (zeros((), torch.bool, device) for _ in range(3))
-        return cls(start, gradient, zeros((3,), torch.float64, device), by_base, over, back)
+        loss = zeros((3,), torch.float64, layout.device)
+        squared_norm = zeros((), torch.float64, layout.device)
+        by_base, over, back = (zeros((), torch.bool, layout.device) for _ in range(3))
+        return cls(layout, start, gradient, squared_norm, loss, by_base, over, back)
 
     def begin(self) -> None:
         """Nothing is known."""
@@ -79,10 +84,24 @@ class Race:
         self.over |= wild
         self.back |= wild
 
-    def look(self, age: int, v: ops.Verdicts, point: Tensor, gradient: Tensor, way: Tensor) -> None:
-        """Begin a trial, or end one; ``point`` and ``gradient`` are those that stand.
+    def may_go_back(self, age: int) -> bool:
+        """Whether the parameters may go back to where the trial began, at this age."""
+        return self.at < age <= self.at + TRIAL or self.decided(age)
 
-        ``way`` is free to be used.
+    def look(
+        self,
+        age: int,
+        v: ops.Verdicts,
+        point: Tensor,
+        gradient: Tensor,
+        squared_norm: Tensor,
+        way: Tensor,
+    ) -> Tensor:
+        """Begin a trial, or end one; at its end there is a collective.
+
+        ``point`` and ``gradient``, with its ``squared_norm``, are those that stand; they are
+        changed to those where the trial began where that is gone back to. ``way`` is free to be
+        used. Returns ``[]`` bool, whether it is.
         """
         when, loss, at = v.when, self.loss, self.at
         now, start, before = loss.clone().unbind()
@@ -94,20 +113,24 @@ class Race:
             self.back.zero_()
             self.start.copy_(point)
             self.gradient.copy_(gradient)
+            self.squared_norm.copy_(squared_norm)
         elif age == at + TRIAL // 2:
             self.over |= now - start > LEAST * (start - before)
             self.back |= self.over & (now >= start)
         elif age == at + TRIAL:
             self.at *= RARER
             torch.sub(point, self.start, out=way)
-            ends = ops.cross_products(way[None], (self.gradient, gradient), (0, len(way)))
+            (ends,) = self.layout.joint(self.layout.products(way, self.gradient, gradient))
             path, chord, goal = now - start, ends.sum() / 2, start - before
             won = when.ready & ~self.over & (path < goal) & (chord < STRAIGHT * goal)
             when.exact &= ~won
             self.back |= ~(won | self.over) & ((path >= 0) | (chord >= 0))
-        if self.tries(age) or self.decided(age):
-            back = self.back & when.ready
-            ops.gather((self.start,), point, when=back)
-            ops.gather((self.gradient,), gradient, when=back)
-            loss[0] = torch.where(back, loss[1], loss[0])
-            self.back &= ~back
+        if not self.may_go_back(age):
+            return torch.zeros_like(self.back)
+        back: Tensor = self.back & when.ready
+        ops.gather((self.start,), point, when=back)
+        ops.gather((self.gradient,), gradient, when=back)
+        squared_norm.copy_(torch.where(back, self.squared_norm, squared_norm))
+        loss[0] = torch.where(back, loss[1], loss[0])
+        self.back &= ~back
+        return back

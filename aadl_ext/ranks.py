@@ -7,14 +7,17 @@ other sharded parameters the types are known, or the user gives the process grou
 from __future__ import annotations
 
 import gc
+import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .trust_region import Delayed
 
 Groups = list[dict[str, Any]]
 
@@ -74,14 +77,23 @@ def _behind(placement: Any, dimensions: int) -> Any:
     return type(placement)(placement.dim + dimensions, **split)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Ranks:
-    """A process group whose ranks solve one problem; on each the same calls in the same order."""
+    """A process group whose ranks solve one problem; on each the same calls in the same order.
+
+    Where there is no mesh, what is trained may change on one rank alone. Then that tells the
+    others, beside its next figures, which are NaN; all have ``heard`` it at the call after that.
+    There the host is never more than one call ahead of the device.
+    """
 
     group: dist.ProcessGroup
     device: torch.device  #: of what is sent
     members: tuple[int, ...]  #: their global ranks
     mesh: Any = None  #: the widest DeviceMesh of the parameters, if there is one
+    names: dict[int, str] = field(default_factory=dict)  #: by id, of those of a ZeRO optimizer
+    changed: bool = False  #: whether the parameters of this rank have
+    heard: bool = False  #: whether those of some rank have
+    _news: Delayed = field(default_factory=Delayed)
 
     @classmethod
     def find(
@@ -101,10 +113,15 @@ class Ranks:
             return None
         parameters = list(_trainable(optimizer.param_groups))
         meshes = {p.device_mesh for p in parameters if is_dtensor(p)}  # type: ignore[attr-defined]
+        zero = _zero_around(optimizer)
         if group is None and every:
             group = dist.group.WORLD
-        if group is None:
-            group = _group_of(meshes) if meshes else _group_of_others(optimizer, parameters)
+        if group is None and meshes:
+            group = _group_of(meshes)
+        elif group is None and any(map(is_flattened, parameters)):
+            group = dist.group.WORLD  # whole copies on some ranks weigh all entries alike
+        elif group is None and zero is not None:
+            group = zero.process_group
         if group is None or dist.get_world_size(group) == 1:
             return None
         members = tuple(dist.get_process_group_ranks(group))
@@ -116,7 +133,8 @@ class Ranks:
             )
         anywhere = [p for x in optimizer.param_groups for p in x["params"]]
         device = anywhere[0].device if anywhere else torch.device("cpu")
-        return cls(group, device, members, _widest(meshes))
+        names = _places(zero.param_groups) if zero is not None else {}
+        return cls(group, device, members, _widest(meshes), names)
 
     @staticmethod
     def several() -> bool:
@@ -157,19 +175,29 @@ class Ranks:
         One collective for all figures; the devices of the figures, which are one.
         """
         mine = torch.cat([x.detach().double().reshape(-1) for x in figures]).to(self.device)
+        if self.mesh is None:
+            news = mine.new_full((1,), self.changed)
+            mine = torch.cat([news, mine.masked_fill(news > 0, math.nan)])
         every = mine.new_empty(len(self.members), mine.numel())
         dist.all_gather(list(every.unbind()), mine, group=self.group)
+        if self.mesh is None:
+            self.heard = self._news.exchange(every[:, 0].amax()) > 0
+            every = every[:, 1:]
         sizes = [x.numel() for x in figures]
         parts = every.to(figures[0].device).split_with_sizes(sizes, dim=1)
         return [part.reshape(len(part), *x.shape) for part, x in zip(parts, figures, strict=True)]
 
-    def total(self, *figures: Tensor) -> list[Tensor]:
-        """Sums over the ranks, float64; one collective."""
-        return [x.sum(dim=0) for x in self.gather(*figures)]
+    def total(self, *figures: Tensor | None) -> list[Any]:
+        """Sums over the ranks, float64; of flags whether they are true on any; None for None.
 
-    def any(self, flag: Tensor) -> Tensor:
-        """``[]`` bool, whether it is true somewhere; one collective."""
-        return self.gather(flag)[0].any()
+        One collective.
+        """
+        told = iter(self.gather(*(x for x in figures if x is not None)))
+        return [None if x is None else _added(next(told), x.dtype) for x in figures]
+
+    def forget_news(self) -> None:
+        """All know of what has changed."""
+        self.changed, self.heard, self._news = False, False, Delayed()
 
     def exchange(self, fact: Any) -> list[Any]:
         """What each rank has to say, in the order of the ranks; waits."""
@@ -186,6 +214,10 @@ class Ranks:
                 f"{name} must be the same on all ranks, but is {facts[0]!r} on rank "
                 f"{self.members[0]} and {facts[other]!r} on rank {self.members[other]}"
             )
+
+
+def _added(gathered: Tensor, dtype: torch.dtype) -> Tensor:
+    return gathered.any(dim=0) if dtype == torch.bool else gathered.sum(dim=0)
 
 
 def _trainable(groups: Groups) -> Iterator[Tensor]:
@@ -216,21 +248,20 @@ def _group_of(meshes: set[Any]) -> dist.ProcessGroup | None:
     )
 
 
-def _group_of_others(
-    optimizer: torch.optim.Optimizer, parameters: list[Tensor]
-) -> dist.ProcessGroup | None:
-    """That of FSDP1's flat parameters, or of the ZeroRedundancyOptimizer around this one."""
-    if any(is_flattened(p) for p in parameters):
-        return dist.group.WORLD  # whole copies on some ranks weigh all entries alike
+def _zero_around(optimizer: torch.optim.Optimizer) -> Any:
+    """The ZeroRedundancyOptimizer whose share on this rank it steps, or None."""
     module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
     if module is None:
         return None
     zero = module.ZeroRedundancyOptimizer
     around = (x for x in gc.get_objects() if issubclass(type(x), zero))
-    group: dist.ProcessGroup | None = next(
-        (x.process_group for x in around if getattr(x, "optim", None) is optimizer), None
-    )
-    return group
+    return next((x for x in around if getattr(x, "optim", None) is optimizer), None)
+
+
+def _places(groups: Groups) -> dict[int, str]:
+    """By id: group and place of each parameter."""
+    listed = ((i, group["params"]) for i, group in enumerate(groups))
+    return {id(p): f"{i}.{place}" for i, members in listed for place, p in enumerate(members)}
 
 
 def is_flattened(parameter: Tensor) -> bool:

@@ -102,9 +102,8 @@ def lowers_loss(candidate: Candidate) -> Tensor:
         raise
     finally:
         candidate.layout.write(candidate.base)
-    if candidate.layout.ranks:
-        losses = torch.tensor([before, after], dtype=torch.float64, device=ready.device)
-        before, after = candidate.layout.ranks.total(losses)[0].tolist()
+    losses = torch.tensor([before, after], dtype=torch.float64, device=ready.device)
+    before, after = candidate.layout.joint(losses)[0].tolist()
     return torch.full_like(ready, after < before and math.isfinite(after))
 
 

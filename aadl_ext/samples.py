@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
-from .buffers import zeros
 from .ops import STORAGE_DTYPES
 from .parameters import Layout
 
@@ -53,10 +52,13 @@ class Samples:
         batch = tuple(first.shape[:batch_dims])
         for leaf in leaves:
             if leaf.ndim < batch_dims or tuple(leaf.shape[:batch_dims]) != batch:
+                shapes = " and ".join(sorted({str(tuple(x.shape)) for x in (first, leaf)}))
                 raise ValueError(
-                    f"x0 has leaves of shapes {tuple(first.shape)} and {tuple(leaf.shape)}; the "
-                    f"first {batch_dims} dimensions (batch_dims) must exist and be the same"
+                    f"x0 has shape {shapes}; the first {batch_dims} dimensions (batch_dims) count "
+                    "samples: they must exist and be the same for all leaves"
                 )
+            if leaf.layout != torch.strided:
+                raise ValueError(f"x0 has layout {leaf.layout}; pass dense tensors")
             if leaf.device != first.device:
                 raise ValueError(
                     f"x0 has leaves on {first.device} and {leaf.device}; use one device"
@@ -115,9 +117,11 @@ class Samples:
         Raises:
             ValueError: structure, shapes or kinds of numbers are not those of the first point.
         """
-        pieces = [_real(leaf).detach().flatten(len(self.batch)) for leaf in self._checked(tree)]
-        whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
-        return whole.reshape(self.shape).to(self.dtype).contiguous()
+        sizes = (stop - start for start, stop in pairwise(self.bounds))
+        leaves = zip(self._checked(tree), sizes, strict=True)
+        pieces = [_real(x).detach().reshape(self.shape[0], size) for x, size in leaves]
+        whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+        return whole.to(self.dtype).contiguous()
 
     def _checked(self, tree: Any) -> list[Tensor]:
         try:
@@ -132,23 +136,15 @@ class Samples:
                     f"f returns shape {tuple(leaf.shape)} on {leaf.device} for a point of shape "
                     f"{tuple(first.shape)} on {first.device}; a fixed point needs the same"
                 )
+            if leaf.layout != torch.strided:
+                raise ValueError(f"f returns layout {leaf.layout}; it must return dense tensors")
             real = leaf.is_floating_point() and not first.is_complex()
             if not real and not (leaf.is_complex() and first.is_complex()):
                 raise ValueError(
                     f"f returns {leaf.dtype} for a point that is {first.dtype}; pass an x0 of the "
                     "dtype that f returns"
                 )
-            if torch._C._functorch.is_functorch_wrapped_tensor(leaf):
-                raise ValueError(
-                    "f uses a tensor that torch.func transforms, which the solver cannot follow: "
-                    "in place of vmap make the mapped dimension one of batch_dims, in place of "
-                    "torch.func.grad call backward or torch.autograd.grad"
-                )
         return leaves
-
-    def empty(self) -> Tensor:
-        """Zeros ``[B, n]``."""
-        return zeros(self.shape, self.dtype, self.device)
 
 
 def _real(leaf: Tensor) -> Tensor:
@@ -166,7 +162,12 @@ def takes_arrays(f: Map) -> Map:
 
 def as_tensors(tree: Any) -> Any:
     """NumPy's arrays and numbers as tensors, which share their memory."""
-    return tree_map(lambda x: torch.from_numpy(np.require(x, None, ["C", "W"])), tree)
+    return tree_map(_as_tensor, tree)
+
+
+def _as_tensor(x: Any) -> Tensor:
+    native = np.asarray(x).dtype.newbyteorder("=")
+    return torch.from_numpy(np.require(x, native, ["C", "W"]))
 
 
 def as_arrays(tree: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import buffers, ops
 from .buffers import zeros
+from .ops.registry import asked
 from .ops.solve_secants import FEW
 from .options import Anderson
 from .parameters import Layout
@@ -75,6 +76,8 @@ class SecantHistory:
         self._clear_if_asked()
 
     def _clear_if_asked(self) -> None:
+        if not asked(self.verdicts.when.restart):
+            return
         for figures in (self.lengths[:-1], self.systems):
             if figures is not None:
                 figures.masked_fill_(self.verdicts.when.restart, 0)
@@ -120,7 +123,7 @@ class SecantHistory:
         moved: Tensor | None,
         store: bool,
         solve: bool,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         """Make of what ``push`` has measured on this rank that of all; one collective.
 
         Returns the figures, and whether something else has moved the parameters anywhere.
@@ -155,7 +158,7 @@ class SecantHistory:
         if factors:  # one upon the other they have the products of all rows
             self.factor = ops.tsqr(told[3].transpose(0, 1).flatten(1, 2))
         figures = torch.stack([max_step, *squares, length])
-        return figures, None if moved is None else away > 0
+        return figures, away > 0
 
     @property
     def path(self) -> Tensor:

@@ -53,7 +53,8 @@ class Stats:
     #: "rolled_back" (other parameters are trained from there on)
     skipped: Counter[str] = field(default_factory=Counter)
     #: history thrown away: "rejections" (two in a row), "parameters", "learning_rate",
-    #: "request"; or only window and pending extrapolation: "moved_outside"
+    #: "request", "interrupted" (an error or Ctrl-C within it); or only window and pending
+    #: extrapolation: "moved_outside"
     restarts: Counter[str] = field(default_factory=Counter)
     gamma: Tensor | None = None  #: [systems, columns] float64 coefficients of the last one
     rank: Tensor | None = None  #: [systems] columns that were independent

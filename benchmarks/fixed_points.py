@@ -4,16 +4,22 @@ x = b + d tanh((x + shifted x) / 2), float32, with d in [0, 0.95) for every entr
 at different speeds. Each solver runs in a process of its own, from the same start to the same
 tolerance, in one thread, and where others work on the machine the processor's time tells more
 than the clock's. A result counts as converged where |f(x) - x| <= tol |f(x)| for every sample,
-computed here in float64. Packages: torchdeq, jaxopt, scipy (a sample at a time). What is not
-installed is left out; a folder with packages can be given:
+computed here in float64. ``f_seconds`` is what the evaluations alone take of f as torch computes it
+in float32. Packages: torchdeq, jaxopt, scipy (a sample at a time), SUNDIALS KINSOL (one system of
+the whole batch, by its C library). What is not installed is left out; a folder with packages can
+be given:
 
     pip install --target build/peers --no-deps torchdeq jaxopt jax jaxlib ml_dtypes opt_einsum
+    apt-get download libsundials-kinsol6 libsundials-nvecserial6
+    for package in libsundials*.deb; do dpkg -x $package build/peers; done
     python benchmarks/fixed_points.py --peers build/peers
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import ctypes.util
 import json
 import os
 import resource
@@ -143,12 +149,75 @@ def scipy(d: Tensor, b: Tensor, m: int, tol: float) -> Run:
     return run
 
 
+def kinsol(d: Tensor, b: Tensor, m: int, tol: float) -> Run:
+    """KIN_FP with Anderson acceleration, float64: one history and one end for the whole batch.
+
+    Its own test is of the largest entry, so f ends it, by the test that all others have.
+    """
+    library = shared("sundials_kinsol")
+    vectors = shared("sundials_nvecserial")
+    pointer, integer, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
+    call = ctypes.CFUNCTYPE(ctypes.c_int, pointer, pointer, pointer)
+    for function in (library.KINCreate, library.N_VGetArrayPointer, vectors.N_VMake_Serial):
+        function.restype = pointer
+    D, B = d.double().numpy(), b.double().numpy()
+
+    def array(vector: int) -> Any:
+        start = library.N_VGetArrayPointer(pointer(vector))
+        return np.ctypeslib.as_array(ctypes.cast(start, ctypes.POINTER(number)), B.shape)
+
+    def run() -> tuple[Tensor, int]:
+        context, calls, found = pointer(), [], np.zeros_like(B)
+
+        def step(x: int, y: int, _: int) -> int:
+            calls.append(0)
+            x, y = array(x), array(y)
+            np.multiply(D, np.tanh((x + np.roll(x, 1, -1)) / 2), out=y)
+            y += B
+            rest = np.linalg.norm(y - x, axis=1)
+            if (rest > tol * np.linalg.norm(y, axis=1)).any():
+                return 0
+            found[:] = x
+            return -1  # an error, to KINSOL
+
+        function = call(step)
+        library.SUNContext_Create(None, ctypes.byref(context))
+        start, scale = np.zeros_like(B), np.ones_like(B)
+        x, ones = (
+            pointer(vectors.N_VMake_Serial(integer(B.size), pointer(v.ctypes.data), context))
+            for v in (start, scale)
+        )
+        solver = pointer(library.KINCreate(context))
+        library.KINSetMAA(solver, integer(m))
+        library.KINInit(solver, function, x)
+        library.KINSetNumMaxIters(solver, integer(MOST))
+        library.KINSetFuncNormTol(solver, number(1e-300))
+        library.KINSol(solver, x, 3, ones, ones)
+        library.KINFree(ctypes.byref(solver))
+        for v in (x, ones):
+            vectors.N_VDestroy(v)
+        library.SUNContext_Free(ctypes.byref(context))
+        return torch.from_numpy(found), len(calls)
+
+    return run
+
+
+def shared(name: str) -> ctypes.CDLL:
+    """A C library of the system, or of a folder with packages."""
+    there = (x for folder in sys.path for x in Path(folder).glob(f"usr/lib/*/lib{name}.so.*"))
+    path = next(there, None) or ctypes.util.find_library(name)
+    if path is None:
+        raise ImportError(f"no lib{name}")
+    return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+
+
 SOLVERS = {
     "aadl_ext": ours,
     "torchdeq": torchdeq,
     "torchdeq, ridge 1e-8": torchdeq_small_ridge,
     "jaxopt": jaxopt,
     "scipy": scipy,
+    "kinsol": kinsol,
 }
 
 
@@ -181,10 +250,16 @@ def measure(name: str, count: int, size: int, m: int, tol: float, repeats: int) 
         if len(seconds) == 1:
             memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     left = residual(d, b, found)
+    x, once = torch.zeros_like(b), []
+    for _ in range(5):
+        start = time.process_time()
+        x = torch_map(d, b, x)
+        once.append(time.process_time() - start)
     return {
         "evaluations": evaluations,
         "seconds": min(seconds[1:] or seconds),
         "processor_seconds": min(processor[1:] or processor),
+        "f_seconds": evaluations * min(once),
         "vectors": memory / (4 * count * size),  # of memory beyond that of the problem
         "residual": left,
         "converged": left <= 1.05 * tol,  # float32 rounds what it compares

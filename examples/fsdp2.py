@@ -146,8 +146,10 @@ def main() -> None:
     aadl_ext.finish(training.optimizer)  # on all ranks
     stats = training.accelerator.stats
     if dist.get_rank() == 0:
-        print(f"extrapolations {stats.extrapolations}, accepted {stats.accepted}")
+        print(f"extrapolations {stats.extrapolations}, accepted {stats.accepted}", flush=True)
     dist.destroy_process_group()
+    if backend == "gloo":  # a thread of it may still release a tensor, and abort, as Python ends
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ class Sample(NamedTuple):
 
     point: Vector
     gradient: Vector
-    noise: Vector  # the gradients with alternating signs
+    noise: Vector  # of the last difference of gradients
 
 
 class Row(NamedTuple):
@@ -44,6 +44,14 @@ LENGTHS = {
     10: [2, 4, 10, 20, 40],
 }
 USUAL = 2
+
+
+def last_difference(length: int) -> Vector:
+    """Of so many values, scaled like their sum."""
+    weights = np.ones(1)
+    for _ in range(length - 1):
+        weights = np.convolve(weights, [1.0, -1.0])
+    return weights * np.sqrt(length) / norm(weights)
 
 
 @dataclass
@@ -99,8 +107,8 @@ class DenseNewton:
                 self.line, self.slopes = pending, []
         if self.line is not None:
             self.slopes.append(float(gradient @ self.line.d))
-        sign = (-1.0) ** len(self.block)
-        self.block.append(Sample(before, gradient, sign * gradient))
+        weight = last_difference(self.length)[len(self.block)]
+        self.block.append(Sample(before, gradient, weight * gradient))
         if len(self.block) == self.length:
             self._close_block()
 
@@ -159,7 +167,7 @@ class DenseNewton:
         lengths, before = LENGTHS[self.block_length], self.length
         # It follows a block late.
         self.level = min(max(self.level + self.level_change, 0), len(lengths) - 1)
-        self.level_change = 1 if too_short else -1 if too_long else 0
+        self.level_change = 0 if not complete else 1 if too_short else -1 if too_long else 0
         self.length = lengths[self.level]
         self.counts["longer blocks"] += self.length > before
         self.counts["shorter blocks"] += self.length < before

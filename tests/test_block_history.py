@@ -12,7 +12,7 @@ from aadl_ext.block_history import BlockHistory
 from aadl_ext.parameters import Layout
 
 SIZE, DEPTH, NOISES, SAMPLES = 6, 3, 2, 4
-SIGNS = np.array([1, -1, 1, -1])[:, None]
+DIFFERENCE = np.array([1, -3, 3, -1])[:, None] / np.sqrt(5)
 
 
 class Blocks:
@@ -30,7 +30,7 @@ class Blocks:
         self.points, self.gradients = random.standard_normal((2, count, SAMPLES, SIZE))
         for block in range(count):
             for point, gradient in zip(self.points[block], self.gradients[block], strict=True):
-                self.history.add([self.flat(point)], [self.flat(gradient)], None)
+                self.history.add([self.flat(point)], [self.flat(gradient)], None, of=SAMPLES)
             self.change, self.noise_slot = self.history.close_block()
 
     def flat(self, values: np.ndarray) -> Tensor:
@@ -47,7 +47,7 @@ def test_rows_are_changes_of_means_and_products_are_theirs(count: int) -> None:
     steps, changes = (
         np.diff(x.mean(axis=1), axis=0)[-DEPTH:] for x in (blocks.points, blocks.gradients)
     )
-    noise = (SIGNS * blocks.gradients).mean(axis=1)
+    noise = (DIFFERENCE * blocks.gradients).mean(axis=1)
     latest = np.stack([noise[k] for k in range(max(0, count - NOISES), count)])
     places = [k % NOISES for k in range(max(0, count - NOISES), count)]
 

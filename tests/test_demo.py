@@ -25,7 +25,6 @@ from aadl_ext.demo.parts import (
     LINE_SEARCH,
     MOMENTUM,
     MOMENTUM_DEFAULT,
-    QUASI_NEWTON,
     Run,
 )
 
@@ -33,7 +32,7 @@ HEADER = (
     "Serial No.,GRE Score,TOEFL Score,University Rating,SOP,LOR ,CGPA,Research,Chance of Admit "
 )
 METHODS = {
-    "full-batch": {BASE, DEFAULT, QUASI_NEWTON, LINE_SEARCH},
+    "full-batch": {BASE, DEFAULT, LINE_SEARCH},
     "mini-batch": {MOMENTUM, MOMENTUM_DEFAULT},
     "paper": {BASE, ANDERSON, AVERAGE},
 }

@@ -188,7 +188,18 @@ def test_a_sample_does_not_notice_the_others(method: AndersonMixing) -> None:
         alone = fixed_point(lambda x, own=own: f(x, own), x0[own], method=method, gradient=None)
         assert together.reason[s] == alone.reason[0]
         assert together.steps[s] == alone.steps[0]
-        torch.testing.assert_close(together.solution[own], alone.solution, rtol=1e-9, atol=1e-14)
+        torch.testing.assert_close(together.solution[own], alone.solution, rtol=1e-8, atol=1e-14)
+
+
+@pytest.mark.parametrize("start", [math.nan, math.inf, 1e200])
+def test_a_start_that_is_no_number_does_not_reach_the_others(start: float) -> None:
+    A, b = contraction(3, 8, 0.9)
+    x0 = torch.zeros_like(b)
+    x0[1] = start
+    found, usual = fixed_point(affine(A, b), x0), fixed_point(affine(A, b), 0 * b)
+    assert found.reason == ["converged", "diverged", "converged"]
+    assert (found.steps == torch.tensor([usual.steps[0], 0, usual.steps[2]])).all()
+    torch.testing.assert_close(found.solution[1], x0[1], equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -274,7 +285,7 @@ def test_residual_safeguard_leaves_points_that_are_farther_away() -> None:
     assert risen.any()
 
 
-def test_limits_safeguard_takes_a_plain_step_for_large_coefficients() -> None:
+def test_limits_safeguard_takes_a_plain_step_where_the_way_is_long() -> None:
     def f(x: Tensor) -> Tensor:
         return 0.9999 * x + 1
 
@@ -284,6 +295,20 @@ def test_limits_safeguard_takes_a_plain_step_for_large_coefficients() -> None:
     limited, _ = visited(f, x0, method=AndersonMixing(safeguard="limits"), **options)
     assert free[2][0, 0] == pytest.approx(1e4, rel=1e-6)
     assert limited[2][0, 0] == pytest.approx(1.9999)
+
+
+@pytest.mark.parametrize("options", [{}, {"relaxation": 0.5, "store_each_nth": 2}])
+def test_limits_safeguard_takes_large_coefficients_for_what_they_do(options: Any) -> None:
+    """Columns that nearly depend on each other: a sum of magnitudes is no measure of a step."""
+    rates = 1 - 10 ** (
+        -4 * torch.rand(20, 200, generator=torch.Generator().manual_seed(1)).double()
+    )
+    b, runs = normal(20, 200), []
+    for safeguard in (None, "limits"):
+        method = AndersonMixing(20, safeguard=safeguard, **options)
+        runs.append(fixed_point(lambda x: rates * x + b, 0 * b, method=method, max_steps=2000))
+    assert runs[1].converged.all()
+    assert runs[1].steps.max() <= 1.1 * runs[0].steps.max()
 
 
 def test_dependent_columns_do_no_harm() -> None:
@@ -358,6 +383,21 @@ def test_batch_dims_say_what_a_sample_is(batch_dims: int, shape: tuple[int, ...]
     assert np.shape(found.reason) == shape
 
 
+def test_a_sample_may_be_a_number() -> None:
+    rates = torch.tensor([0.2, 0.9], dtype=torch.float64)
+    found = fixed_point(lambda x: rates * torch.cos(x), torch.zeros(2).double(), tol=1e-12)
+    torch.testing.assert_close(found.solution, rates * torch.cos(found.solution))
+    x0 = {"a": torch.zeros(2, dtype=torch.float64), "b": torch.zeros(2, 3), "c": torch.zeros(2, 0)}
+    several = fixed_point(lambda x: {**x, "a": rates * torch.cos(x["a"])}, x0, tol=1e-12)
+    assert {name: leaf.shape for name, leaf in several.solution.items()} == {
+        name: leaf.shape for name, leaf in x0.items()
+    }
+    torch.testing.assert_close(several.solution["a"], found.solution)
+    alone = fixed_point(lambda x: rates[1] * torch.cos(x), torch.zeros(()).double(), batch_dims=0)
+    torch.testing.assert_close(alone.solution, found.solution[1], rtol=1e-4, atol=0)
+    assert alone.reason == "converged"
+
+
 def test_complex_points_are_pairs_of_real_ones() -> None:
     A = torch.complex(normal(3, 5, 5), normal(3, 5, 5, seed=4)) / 8
     b = torch.complex(normal(3, 5, seed=2), normal(3, 5, seed=3))
@@ -411,6 +451,13 @@ def test_numpy_arrays_come_and_go() -> None:
     assert all(isinstance(x, np.ndarray) for x in (found.solution, found.residual, found.steps))
     assert found.reason == ["converged"] * 3
     np.testing.assert_allclose(f_of(f, found), found.solution, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("x0", [np.float64(0.5), np.array(0.5), np.array(0.5, dtype=">f8")])
+def test_numbers_of_numpy_and_of_any_byte_order(x0: Any) -> None:
+    found = fixed_point(lambda x: np.asarray(np.cos(x), dtype=">f8"), x0, batch_dims=0, tol=1e-9)
+    assert found.solution == pytest.approx(0.7390851332)
+    assert found.reason == "converged"
 
 
 def f_of(f: Callable[[Array], Array], found: FixedPoint) -> Array:
@@ -486,6 +533,7 @@ def test_a_function_may_return_its_argument() -> None:
         (lambda x: x.to(torch.complex64), "complex"),
         (lambda x: x.long(), "int64"),
         (lambda x: x.add_(1), "in place"),
+        (lambda x: x.to_sparse(), "sparse"),
     ],
 )
 def test_what_is_not_a_map_is_refused(f: Callable[[Tensor], Any], message: str) -> None:
@@ -508,6 +556,8 @@ def test_what_is_not_a_map_is_refused(f: Callable[[Tensor], Any], message: str) 
         {"method": "anderson"},
         {"x0": torch.zeros(2, 3, dtype=torch.int64)},
         {"x0": []},
+        {"x0": torch.zeros(())},
+        {"x0": torch.zeros(2, 3).to_sparse()},
         {"x0": {"a": torch.zeros(2, 1), "b": torch.zeros(3, 1)}},
     ],
 )

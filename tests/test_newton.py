@@ -54,7 +54,9 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
 optimizers = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 few = pytest.mark.parametrize("make", [sgd, momentum, adam], ids=["sgd", "momentum", "adam"])
 # Small blocks without shrinkage: a step at the end of every block from the third on.
-QUICK = SubspaceNewton(block_length=2, history_depth=4, noise_samples=0, adaptive_blocks=False)
+QUICK = SubspaceNewton(
+    block_length=2, history_depth=4, noise_samples=0, adaptive_blocks=False, quasi_newton=False
+)
 PATIENT = replace(QUICK, max_gradient_growth=1e9)
 
 
@@ -747,7 +749,7 @@ class Halving(SGD):
         return super().step(closure)
 
 
-LONG = SubspaceNewton(block_length=20, adaptive_blocks=False)
+LONG = SubspaceNewton(block_length=20, adaptive_blocks=False, quasi_newton=False)
 
 
 @few

@@ -105,7 +105,7 @@ def compare(
     gradient in place of the problem's.
     """
     fast, bare = Model(problem.start, fast_make or make), Model(problem.start, make)
-    accelerate(fast.optimizer, SubspaceNewton(scope=scope, **options))
+    accelerate(fast.optimizer, SubspaceNewton(scope=scope, quasi_newton=False, **options))
     dense = DenseNewton(problem.start, SEGMENTS[scope], **options)
     for k in range(steps):
         fast.step(shown(fast.w, problem.gradient(fast.w)))

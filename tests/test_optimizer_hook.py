@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -75,4 +76,14 @@ def test_gradients_are_made_zero_where_a_flag_is_true(when: bool) -> None:
 
 @pytest.mark.parametrize("rate", [0.5, torch.tensor(0.5)])
 def test_a_rate_is_a_number(rate: float | Tensor) -> None:
-    assert Rates().read(rate) == 0.5
+    assert Rates().read(0, rate) == 0.5
+
+
+def test_rates_of_earlier_steps_are_not_kept() -> None:
+    rates, read = Rates(), []
+    for _ in range(3):
+        rate = torch.tensor(0.5, device="meta")
+        rates.read(0, rate)
+        read.append(weakref.ref(rate))
+        del rate
+    assert [x() is None for x in read] == [True, True, False]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,8 +18,8 @@ from training import MakeOptimizer, Training, adam, momentum, same, sgd, some
 from aadl_ext import SubspaceNewton, accelerate, finish, get_accelerator, settled
 from aadl_ext.race import FIRST, TRIAL
 
-EXACT = SubspaceNewton(quasi_newton=True)
-BEGUN = 12  # steps within which they have begun
+EXACT = SubspaceNewton()
+BEGUN = 32  # steps within which they have begun
 few = pytest.mark.parametrize("make", [sgd, momentum, adam], ids=["sgd", "momentum", "adam"])
 
 
@@ -28,7 +29,7 @@ def exact(optimizer: Optimizer) -> bool:
 
 
 def begun(make: MakeOptimizer = sgd, **options: Any) -> Training:
-    training = Training(make, SubspaceNewton(quasi_newton=True, **options), torch.float64)
+    training = Training(make, SubspaceNewton(**options), torch.float64)
     training.run(BEGUN)
     assert exact(training.optimizer)
     return training
@@ -107,7 +108,7 @@ class Quadratic:
 def test_a_quadratic_takes_few_steps_per_dimension(make: MakeOptimizer) -> None:
     # Bare gradient descent takes some 20 000 to as small a gradient.
     problem = Quadratic(make)
-    norms = [problem.step() for _ in range(120)]
+    norms = [problem.step() for _ in range(150)]
     assert min(norms) < 1e-8 * norms[0]
 
 
@@ -131,30 +132,26 @@ def test_a_gradient_of_zero_moves_nothing() -> None:
 
 
 @few
-@pytest.mark.parametrize("steps", [60])
-def test_batches_cost_the_steps_that_ask_and_nothing_else(make: MakeOptimizer, steps: int) -> None:
-    noisy, plain = Noisy(make, EXACT), Noisy(make, None)
-    asking = [2, 20]  # later a multiple of it
-    before = noisy.w.detach().clone()
-    for k in range(1, 22):
+def test_batches_cost_a_step_in_the_five_hundredth_and_nothing_else(make: MakeOptimizer) -> None:
+    noisy, without = Noisy(make, EXACT), Noisy(make, replace(EXACT, quasi_newton=False))
+    before, stays = noisy.w.detach().clone(), []
+    for k in range(1, 561):
         point = noisy.step()
-        if k in asking:
-            assert torch.equal(point, before), k
-        else:
-            assert not torch.equal(point, before), k
-        before = point
-    assert not exact(noisy.optimizer)
-    for _ in range(2):
-        plain.step()
-    for _ in range(steps):
-        noisy.step()
+        if not stays:
+            expected = without.step()
+        if torch.equal(point, before):
+            stays.append(k)
+        assert stays or torch.equal(point, expected)
         assert not get_accelerator(noisy.optimizer).iteration.quasi_newton.active
+        before = point
+    assert len(stays) == 1
+    assert 500 <= stays[0] <= 560
 
 
 def test_they_can_be_left_out() -> None:
     for options in (
-        SubspaceNewton(),
-        SubspaceNewton(quasi_newton=True, safeguard=("descent", "limits")),
+        SubspaceNewton(quasi_newton=False),
+        SubspaceNewton(safeguard=("descent", "limits")),
     ):
         training = Training(sgd, options, torch.float64)
         points = training.run(BEGUN)
@@ -262,7 +259,7 @@ def test_steps_stay_within_what_decoupled_decay_leaves() -> None:
     w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
     optimizer = accelerate(AdamW([w], lr=0.05, weight_decay=0.5), EXACT)
     seen = []
-    for _ in range(30):
+    for _ in range(BEGUN + 20):
         w.grad = 2 * (w.detach() - 3)
         optimizer.step()
         if exact(optimizer):
@@ -325,6 +322,7 @@ class Raced:
         self.began: dict[int, Tensor] = {}  # where the step began
         self.losses: dict[int, float] = {}  # where it led
         iteration = get_accelerator(self.optimizer).iteration
+        iteration.quasi_newton.until = 5  # steps like these are not smooth
         for _ in range(steps):
             w.grad = spectrum * w.detach()
             self.optimizer.step()
@@ -334,14 +332,14 @@ class Raced:
 
 
 def test_it_goes_on_where_it_gains_more() -> None:
-    raced = Raced(0.6, FIRST + TRIAL + 10)
+    raced = Raced(0.6, FIRST + TRIAL + 15)
     assert not exact(raced.optimizer)
     assert not get_accelerator(raced.optimizer).iteration.quasi_newton.active
     assert raced.losses[FIRST + TRIAL] < 0.05 * raced.losses[FIRST - 1]
 
 
 def test_a_trial_that_loses_is_undone() -> None:
-    raced = Raced(2.2, FIRST + TRIAL + 10)  # it diverges
+    raced = Raced(2.2, FIRST + TRIAL + 15)  # it diverges
     assert exact(raced.optimizer)
     assert raced.losses[FIRST + TRIAL // 2 - 1] > raced.losses[FIRST - 1]
     assert torch.equal(raced.began[FIRST], raced.began[FIRST + TRIAL // 2])

@@ -263,3 +263,22 @@ def test_values_swapped_within_and_back_leave_the_step_to_be_judged(options: Met
                 parameter.lerp_(torch.ones_like(parameter), weight)
     assert torch.equal(training.point(), plain.point())
     assert torch.equal(training.run(20), plain.run(20))
+
+
+@methods
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_recast_parameters_are_judged_ones_too(options: Method, dtype: torch.dtype) -> None:
+    training = until_pending(Training(sgd, options))
+    expected = judged(training).to(dtype)
+    training.model.to(dtype)
+    pending = training.point()
+    assert not torch.equal(pending, expected)
+    with settled(training.optimizer):
+        assert torch.equal(training.point(), expected)
+    assert torch.equal(training.point(), pending)
+    for parameter in training.parameters:
+        parameter.grad = torch.ones_like(parameter)
+    training.optimizer.step()  # whose gradient is that of the point that is left
+    assert torch.equal(training.point(), expected)
+    stats = training.accelerator.stats
+    assert (stats.rejected["request"], stats.dropped) == (1, 0)

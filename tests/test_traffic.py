@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from aadl_ext import Anderson, Averaging, Storage, SubspaceNewton, accelerate, get_accelerator, ops
+from aadl_ext import (
+    Anderson,
+    AndersonMixing,
+    Averaging,
+    Storage,
+    SubspaceNewton,
+    accelerate,
+    fixed_point,
+    get_accelerator,
+    ops,
+)
 from aadl_ext.ops import library
 from aadl_ext.ops.traffic import Traffic
 
@@ -76,11 +86,42 @@ def test_subspace_newton(
     storage: Storage, block_end: float, memory_format: torch.memory_format, decay: float
 ) -> None:
     """An ordinary step, one that judges, one that ends a block."""
-    options = SubspaceNewton(adaptive_blocks=False, storage=storage)
+    options = SubspaceNewton(adaptive_blocks=False, quasi_newton=False, storage=storage)
     found = moved(options, memory_format, decay)
     assert sorted(found)[CYCLE // 2] <= 40.1
     assert sorted(found)[-2] <= 105 + 12 * bool(decay)  # is added to the gradient by torch
     assert block_end - 30 < max(found) <= block_end
+
+
+# The push reads f(x), a pair, the last pair and m - 1 rows and writes a residual and two rows, the
+# extrapolation reads f(x) and m rows and writes x: 8 m + 32 bytes. The norm of f(x) reads 4 more.
+# Damped, x is read and written once more, with m rows.
+@pytest.mark.parametrize("depth", [5, 10])
+@pytest.mark.parametrize("relaxation", [1.0, 0.5])
+def test_fixed_points(depth: int, relaxation: float) -> None:
+    """Beside f, while all samples run."""
+    moved: list[float] = []
+    counted = [Traffic()]
+    rates = torch.linspace(0.9, 0.95, 40_000)
+
+    def f(x: Tensor) -> Tensor:
+        counted[-1].__exit__(None, None, None)
+        moved.append((counted[-1].read + counted[-1].written) / x.numel())
+        y = torch.cos(x) * rates
+        counted.append(Traffic())
+        counted[-1].__enter__()
+        return y
+
+    counted[-1].__enter__()
+    method = AndersonMixing(depth, relaxation)
+    try:
+        fixed_point(f, torch.zeros(4, 40_000), method=method, tol=0.0, max_steps=depth + 5)
+    finally:
+        counted[-1].__exit__(None, None, None)
+    found, least = moved[depth + 2 : depth + 5], 8 * depth + 32
+    least += (relaxation != 1) * (4 * depth + 12)
+    assert least <= min(found) <= least + 5
+    assert max(found) <= least + 17  # where a residual rises, the best point is copied
 
 
 def test_what_an_op_does_not_need_is_not_counted() -> None:

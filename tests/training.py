@@ -37,6 +37,7 @@ NEWTON = SubspaceNewton(
     trust_radius=100.0,
     adaptive_blocks=False,  # else fewer steps
     rest_above=1.0,  # else none where rates change
+    quasi_newton=False,  # else none where gradients repeat
 )
 METHODS: dict[str, Method] = {"anderson": JUMPY, "newton": NEWTON}
 VARIANTS: dict[str, Method] = {**METHODS, "average": AVERAGED}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .parts import DEFAULT, LINE_SEARCH, QUASI_NEWTON, Part, Run
+from .parts import LINE_SEARCH, Part, Run
 from .report import mean_and_interval
 
 LAST = 3  # looks in the mean that stands for the end of a run
@@ -146,8 +146,6 @@ def _advice(table: list[Row]) -> list[str]:
     ends = {name: row.train for name, row in by_name.items()}
     if LINE_SEARCH in ends and ends[LINE_SEARCH] <= min(ends.values()):
         advice.append("L-BFGS ends lowest: on full batches of small smooth problems use it.")
-    if QUASI_NEWTON in ends and ends[QUASI_NEWTON] < ends.get(DEFAULT, 0.0):
-        advice.append("On full batches like this take SubspaceNewton(quasi_newton=True).")
     for name, verdicts in (("training", train), ("validation", valid)):
         if verdicts and "lower" not in verdicts:
             advice.append(f"No gain in {name} is to be seen here.")

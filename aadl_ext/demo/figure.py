@@ -18,7 +18,6 @@ from .parts import (
     LINE_SEARCH,
     MOMENTUM,
     MOMENTUM_DEFAULT,
-    QUASI_NEWTON,
     Part,
     Run,
 )
@@ -28,7 +27,6 @@ COLOURS = {
     MOMENTUM: "#444444",
     DEFAULT: "#0072b2",
     MOMENTUM_DEFAULT: "#0072b2",
-    QUASI_NEWTON: "#882288",
     LINE_SEARCH: "#e69f00",
     ANDERSON: "#009e73",
     AVERAGE: "#cc3311",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, Optimizer
 
 import aadl_ext
-from aadl_ext.options import Method, SubspaceNewton
+from aadl_ext.options import Method
 
 from ..paper import burgers2d, pinn
 from .data import Regression
@@ -21,14 +21,12 @@ from .training import AVERAGING, BATCH, PAPER, Training
 
 BASE, MOMENTUM = "Adam", "SGD, momentum"
 DEFAULT, MOMENTUM_DEFAULT = "Adam, accelerated", "SGD, momentum, accelerated"
-QUASI_NEWTON = "Adam, accelerated, quasi-Newton"
 LINE_SEARCH = "L-BFGS, strong Wolfe"
 ANDERSON = "Adam, Anderson"
 AVERAGE = "Adam, Anderson, average"
 ACCELERATED: dict[str, Method | None] = {  # by these options; None: the default method
     DEFAULT: None,
     MOMENTUM_DEFAULT: None,
-    QUASI_NEWTON: SubspaceNewton(quasi_newton=True),
     ANDERSON: PAPER,
     AVERAGE: AVERAGING,
 }
@@ -79,7 +77,7 @@ def parts(data: Regression) -> list[Part]:
             "Full batch: PINN for Burgers' equation",
             "A 4 x 20 tanh network learns to solve Burgers' equation from 500 points, all in "
             "every step: without noise. The error is that against the exact solution.",
-            (BASE, DEFAULT, QUASI_NEWTON, LINE_SEARCH),
+            (BASE, DEFAULT, LINE_SEARCH),
             "relative error of the solution",
             full_batch,
         ),

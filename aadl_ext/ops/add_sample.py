@@ -36,7 +36,8 @@ def add_sample_(
             one behind the other, as of :func:`gather`, they are the point.
         anchor: ``[N]``.
         gradients: of the same shapes.
-        sign: +1 and -1 by turns, so that the third sum holds noise only.
+        sign: weight of the gradient in the third sum; those of a block are such that it holds
+            noise only, +1 and -1 by turns or a higher difference.
         direction: ``[N]``, or None for zero.
         decays: one a gradient, or none: weight decay in the loss, ``decay * point`` is added to it.
 

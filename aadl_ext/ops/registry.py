@@ -114,7 +114,7 @@ def op(
             if torch.is_grad_enabled():
                 with torch.no_grad():
                     return call(*given, **named)
-            if not library.use_kernels or _in_transform():
+            if not library.use_kernels or in_transform():
                 return checked(*given, **named)
             check_numbers(given, named)
             try:
@@ -137,7 +137,7 @@ def op(
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _in_transform() -> bool:
+def in_transform() -> bool:
     """Whether functions are transformed (``torch.func``), which kernels know nothing of."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 

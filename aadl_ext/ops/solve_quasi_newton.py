@@ -43,8 +43,8 @@ def solve_quasi_newton(
     the order of time, D its diagonal and gamma = s.y / y.y of the newest pair, the way is
     ``-(gamma g - gamma Y^T p + S^T c)``, where ``R p = S g`` and
     ``R^T c = (D + gamma Y Y^T) p - gamma Y g``. Pairs without positive curvature have no part in
-    it; if there is no other the way is that of steepest descent, as long as the newest step. No way
-    is longer than ``growth`` of these.
+    it; if there is no other the way is that of steepest descent, as long as the newest step, or
+    ``growth`` times as long where the curvature along that is negative. No way is longer than this.
 
     Args:
         metric: ``[m, m]`` S S^T; rows are a ring, a row that is not used is zero.
@@ -83,12 +83,13 @@ def solve_quasi_newton(
     squares = ss.diagonal()
     last_step = squares.take((numbers * (squares > 0)).argmax()).sqrt()
     along = sy.diagonal()
+    longer = torch.where(along[-1] < 0, growth, 1.0)  # the minimum is further on
     lengths = (ss.diagonal() * yy.diagonal()).clamp_min(0).sqrt()
     used = along > (CURVED * lengths).clamp_min(SHORTEST)
     pair = used[:, None] & used
     ss, sy, yy = (torch.where(pair, x, 0.0) for x in (ss, sy, yy))
     sg, yg, along = (torch.where(used, x, 0.0) for x in (sg, yg, along))
-    steepest = torch.where(gg > 0, last_step * gg.rsqrt(), 0.0)
+    steepest = torch.where(gg > 0, longer * last_step * gg.rsqrt(), 0.0)
     latest = (numbers * used).argmax()
     ratio = along / torch.where(used, yy.diagonal(), 1.0)
     scaled = torch.where(used.any(), ratio.take(latest), steepest)

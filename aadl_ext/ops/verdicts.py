@@ -19,6 +19,7 @@ slope               along the pending step, from the gradients before it; < 0
 slope_sum           along the last step, over the samples of the block after it
 share               of the step that is too much, where it went beyond the minimum
 noise_ratio         ``|noise|^2`` of a mean gradient over ``|its change|^2``
+roughness           ``|noise|^2`` of a gradient over its recent ``|g|^2``
 level_change        by how many powers of two blocks are to become longer: -1, 0 or 1
 tries               points in a row that were rejected along one quasi-Newton direction
 flags, bool
@@ -61,7 +62,7 @@ from .registry import op, seen
 CONTROL = tuple(
     """
     norm max_step reduction rejections known reference trust_radius damping excess expected
-    slope slope_sum share noise_ratio level_change tries
+    slope slope_sum share noise_ratio roughness level_change tries
     """.split()
 )
 FLAGS = tuple(
@@ -399,6 +400,7 @@ def learn_(
         mean = (now + before) / _larger(samples_of_it, 1)
         ratio = _where(total > 0, _ratio(mean, total), math.inf)
         c.noise_ratio = ratio = _where(f.complete, ratio, c.noise_ratio)
+        c.roughness = _where(f.complete, _ratio(samples * now, c.reference**2), math.inf)
         whole = c.damping > 0.95
         longer = c.damping < 0.8 if level < 0 else (ratio > 0.3) & (c.damping < 0.7)
         shorter = (ratio < 0.1) | whole if level > 0 else (ratio < 0.01) & whole

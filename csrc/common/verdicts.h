@@ -13,7 +13,8 @@ namespace aadl {
 // In the order of ops/verdicts.py.
 struct Control {
   double norm, max_step, reduction, rejections, known, reference, trust_radius, damping, excess,
-      expected, slope, slope_sum, share, noise_ratio, level_change, tries;
+      expected, slope, slope_sum, share, noise_ratio, roughness, level_change,
+      tries;
 };
 struct Flags {
   bool pending, paired, ready, accepted, declined, rejected, nonfinite, unsound, lost, restart,
@@ -224,6 +225,7 @@ struct Learn {
       c.damping = smaller(larger(damping, kLeastDamping), 1);
     }
     if (noises > 0) {
+      constexpr double infinity = std::numeric_limits<double>::infinity();
       const int64_t before = (noise_slot + noises - 1) % noises;
       double total = 0, now = 0, earlier = 0;
       for (int64_t s = 0; s < segments; ++s) {
@@ -234,8 +236,10 @@ struct Learn {
       const double known = (now > 0) + (earlier > 0);  // a block that was dropped has none
       const double mean = (now + earlier) / larger(known, 1);
       if (f.complete) {
-        c.noise_ratio = total > 0 ? mean / total : std::numeric_limits<double>::infinity();
+        c.noise_ratio = total > 0 ? mean / total : infinity;
       }
+      const double rough = ratio(static_cast<double>(samples) * now, c.reference * c.reference);
+      c.roughness = f.complete ? rough : infinity;
       const bool whole = c.damping > 0.95;
       const bool longer =
           level < 0 ? c.damping < 0.8 : c.noise_ratio > 0.3 && c.damping < 0.7;

@@ -7,6 +7,7 @@ import logging
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from training import JUMPY, Method, Training, methods, momentum, sgd
+from training import JUMPY, NEWTON, Method, Training, methods, momentum, sgd
 
 from aadl_ext import (
     accelerate,
@@ -440,6 +441,59 @@ def test_a_rate_that_is_no_number_counts_as_one(rate: Any, options: Method) -> N
     assert torch.equal(training.run(STEPS), without.run(STEPS))
     assert training.accelerator.rates == (1.0,)
     assert training.accelerator.stats.extrapolations > 3
+
+
+class Careless(SGD):
+    """Takes it for granted that there are gradients."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(group["lr"] * p.grad.data)
+
+
+class Consuming(SGD):
+    """Leaves no gradients."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
+
+judging_first = pytest.mark.parametrize(
+    "options", [NEWTON, replace(JUMPY, safeguard="descent")], ids=["newton", "anderson"]
+)
+
+
+@pytest.mark.parametrize("closes", [False, True])
+@judging_first
+def test_steps_that_cannot_do_without_gradients_are_left_out_all_the_same(
+    closes: bool, options: Method
+) -> None:
+    careless = Training(partial(Careless, lr=0.3), options)
+    careful = Training(partial(Rateless, rate=0.3), options)
+    with_closure = (lambda: careless.optimizer.step(careless.closure)) if closes else None
+    assert torch.equal(careless.run(40, with_closure), careful.run(40))
+    assert careless.accelerator.stats.rejected.total() > 0
+
+
+@judging_first
+def test_gradients_that_a_step_would_have_consumed_do_not_come_back(options: Method) -> None:
+    consuming, plain = (Training(partial(make, lr=0.3), options) for make in (Consuming, SGD))
+
+    def step() -> None:  # zeroes nothing
+        consuming.loss().backward()
+        consuming.optimizer.step()
+
+    assert torch.equal(consuming.run(40, step), plain.run(40))
+    assert consuming.accelerator.stats.rejected.total() > 0
 
 
 class Equal(SGD):

@@ -204,6 +204,19 @@ def test_complex_and_sparse_parameters_are_refused(
     assert not optimizer._optimizer_step_post_hooks
 
 
+@pytest.mark.parametrize("tensor", [x for x, _ in REFUSED.values()], ids=REFUSED)
+@methods
+def test_frozen_they_are_let_be_until_they_are_trained(tensor: Tensor, options: Method) -> None:
+    frozen = nn.Parameter(tensor, requires_grad=False)
+    training = Training(sgd, options)
+    training.optimizer.add_param_group({"params": [frozen]})
+    training.run(20)
+    assert training.accelerator.stats.extrapolations > 2
+    frozen.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"dense|complex"):
+        training.step()
+
+
 @pytest.mark.parametrize(("tensor", "message"), REFUSED.values(), ids=REFUSED)
 @methods
 def test_added_later_they_are_refused_before_anything_moves(
@@ -291,3 +304,23 @@ def test_frozen_parameters_never_move(make: Callable[..., Optimizer], options: M
     training.run(STEPS)
     assert all(map(torch.equal, frozen, training.model[0].parameters()))
     assert training.accelerator.stats.extrapolations > 3
+
+
+@methods
+def test_parameters_may_get_their_memory_later(
+    options: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.device("meta"):
+        model = nn.Linear(3, 1)
+    optimizer = accelerate(SGD(model.parameters(), lr=RATE), options)
+    monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)
+    model.to_empty(device="cpu")  # the same objects
+    assert optimizer.param_groups[0]["params"][0] is model.weight
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    inputs = torch.arange(12.0).reshape(4, 3).cos()
+    for _ in range(20):
+        optimizer.zero_grad()
+        model(inputs).sub(inputs.sum(1).exp()).square().mean().backward()
+        optimizer.step()
+    assert get_accelerator(optimizer).stats.extrapolations > 2

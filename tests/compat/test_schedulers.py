@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,9 +19,9 @@ from torch.optim.lr_scheduler import (
     ReduceLROnPlateau,
     StepLR,
 )
-from training import MakeOptimizer, Method, Training, adam, methods, momentum, sgd
+from training import NEWTON, MakeOptimizer, Method, Training, adam, methods, momentum, sgd
 
-from aadl_ext import accelerate, remove_acceleration
+from aadl_ext import accelerate, remove_acceleration, reset_acceleration_history
 
 STEPS = 16
 
@@ -126,3 +128,24 @@ def test_steps_at_rate_zero_move_nothing_but_a_pending_step_and_do_not_count(
     assert torch.equal(still[2], still[0])
     assert training.accelerator.stats.steps == 5
     assert training.accelerator.stats.skipped == {"zero_lr": 3}
+
+
+@pytest.mark.parametrize("begins", ["load", "reset"])
+def test_after_a_search_for_the_rate_the_schedule_is_a_new_one(begins: str) -> None:
+    training = Training(adam, replace(NEWTON, rest_above=0.25))
+    start = copy.deepcopy((training.model.state_dict(), training.optimizer.state_dict()))
+    for k in range(20):
+        training.optimizer.param_groups[0]["lr"] = 1e-3 * 1.2**k
+        training.step()
+    training.model.load_state_dict(start[0])
+    if begins == "load":
+        training.optimizer.load_state_dict(start[1])
+    else:
+        training.optimizer.param_groups[0]["lr"] = 0.02
+        reset_acceleration_history(training.optimizer)
+    before = training.accelerator.stats
+    training.run(20)
+    after = training.accelerator.stats
+    assert before.skipped["high_rate"] > 0
+    assert after.skipped == before.skipped
+    assert after.extrapolations > before.extrapolations

@@ -16,16 +16,19 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.algorithms.join import Join
+from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -51,7 +54,8 @@ FLOATS = {torch.float64: "float64", torch.float32: "float32"}
 
 momentum: Make = partial(SGD, lr=0.1, momentum=0.9)
 adam: Make = partial(Adam, lr=0.01)
-NEWTON = SubspaceNewton(block_length=4, history_depth=4, noise_samples=3, quasi_newton=False)
+NEWTON = SubspaceNewton(block_length=4, history_depth=4, noise_samples=3)
+EXACT = SubspaceNewton(history_depth=4, quasi_newton=True)  # where batches are full
 DESCENDING = Anderson(frequency=5, relaxation=0.5, history_depth=4, solver="gram")
 ANDERSON = replace(DESCENDING, safeguard=("residual", "limits"))
 AVERAGED = replace(ANDERSON, solver="tsqr", average=True)
@@ -59,6 +63,7 @@ METHODS: dict[str, Method] = {"newton": NEWTON, "anderson": ANDERSON, "averaged"
 TOLD = ("accepted", "dropped", "rejected", "skipped", "restarts")
 THOROUGH = "AADL_THOROUGH" in os.environ
 STEPS = 60  # as far as they are compared
+SHORT = 34  # quasi-Newton steps of a network, where rounding errors grow a hundred times in ten
 LONG = 200 if THOROUGH else STEPS  # FSDP2 over two ranks
 CASES: dict[str, tuple[tuple[int, ...], Callable[[], Result]]] = {}
 
@@ -137,7 +142,7 @@ def alone(make: Make, method: Method, dtype: torch.dtype, steps: int, **options:
     """Where a single process gets."""
     model = Net(dtype)
     optimizer = accelerate(make(model.parameters(), **options), method)
-    train(model, optimizer, steps)
+    train(model, optimizer, steps, full=method is EXACT)
     return whole(model)
 
 
@@ -215,6 +220,36 @@ def tensor_parallel(method: Method, shards: int, scope: str = "all") -> Result:
     return compared(model, optimizer, alone(momentum, method, dtype, STEPS, foreach=False))
 
 
+class Convex(nn.Sequential):
+    """With weight decay in the loss a problem of one minimum."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.Linear(6, 10))
+        self.to(dtype)
+
+
+def exact(make: Make, parallel: str, net: type = Net, dtype: torch.dtype = torch.float64) -> Result:
+    """Full batches: steps are quasi-Newton's, up to and into a trial of the base optimizer."""
+    model, reference = net(dtype), net(dtype)
+    steps = SHORT if net is Net else min(LONG, 190)  # a second trial begins from rounding errors
+    optimizers = [accelerate(make(reference.parameters()), EXACT)]
+    group, share = None, here()
+    if parallel == "fsdp2":
+        fully_shard(model, mesh=mesh(share[1]))
+    elif parallel == "ddp":
+        model, group = DistributedDataParallel(model), dist.group.WORLD
+    else:
+        shards = share[1] // 2
+        split(model, shards)
+        share = (share[0] // 2, shards)
+    optimizers.append(accelerate(make(model.parameters()), EXACT, process_group=group))
+    train(reference, optimizers[0], steps, full=True)
+    train(model, optimizers[1], steps, share, full=True)
+    active = [get_accelerator(x).iteration.quasi_newton.active for x in optimizers]
+    return {**compared(model, optimizers[1], whole(reference)), "active": all(active)}
+
+
 def descending(parallel: str) -> Result:
     """On full batches, where extrapolations lead downhill often enough; a ridge, as rows repeat."""
     method = replace(DESCENDING, reg_acc=0.01)
@@ -275,8 +310,28 @@ def stages(method: Method) -> Result:
         for parameter, owner in zip(parameters, owners, strict=True):
             dist.broadcast(parameter.data, owner)
 
-    train(model, optimizer, STEPS, here(), tell)
-    return compared(model, optimizer, alone(momentum, method, dtype, STEPS))
+    steps = SHORT if method is EXACT else STEPS
+    train(model, optimizer, steps, here(), tell, full=method is EXACT)
+    return compared(model, optimizer, alone(momentum, method, dtype, steps))
+
+
+def muon(method: Method, parallel: str, kernels: bool = True) -> Result:
+    """A base optimizer that looks at whole matrices, here in float64 in place of bfloat16."""
+    reference, model = Net(torch.float64), Net(torch.float64)
+    if parallel == "fsdp2":
+        fully_shard(model, mesh=mesh(here()[1]))
+    else:
+        model = DistributedDataParallel(model)
+    groups, optimizers = (None, None if parallel == "fsdp2" else dist.group.WORLD), []
+    for net, group in zip((reference, model), groups, strict=True):
+        base = torch.optim.Muon([p for p in net.parameters() if p.ndim == 2], lr=0.02)
+        optimizers.append(accelerate(base, method, process_group=group))
+    full = method is EXACT
+    with mock.patch.object(Tensor, "bfloat16", Tensor.double):
+        train(reference, optimizers[0], SHORT if full else STEPS, full=full)
+        with nullcontext() if kernels else library.definitions_only():
+            train(model, optimizers[1], SHORT if full else STEPS, here(), full=full)
+    return compared(model, optimizers[1], whole(reference))
 
 
 for kind, method in METHODS.items():
@@ -303,8 +358,23 @@ for kind in ("newton", "anderson"):
     case(f"zero outer {kind}", partial(zero, method, False), 2)
     case(f"ddp {kind}", partial(ddp, method, False), 2)
     case(f"ddp with a group {kind}", partial(ddp, method, True), 2)
+decaying: Make = partial(momentum, weight_decay=0.003, foreach=False)
+for dtype, name in FLOATS.items():
+    run = partial(exact, decaying, "fsdp2", Convex, dtype)
+    case(f"fsdp2 {name} momentum exact", run, 2)
+run = partial(exact, partial(adam, weight_decay=0.003), "fsdp2")
+case("fsdp2 adam exact", run, 4)
+case("stages exact", partial(stages, EXACT), 4)
+case("ddp with a group exact", partial(exact, decaying, "ddp"), 2)
+case("tensor parallel exact", partial(exact, decaying, "tensor parallel"), 2)
+case("tensor parallel and fsdp2 exact", partial(exact, decaying, "tensor parallel"), 4)
 case("fsdp2 descending", partial(descending, "fsdp2"), 2)
 case("tensor parallel descending", partial(descending, "tensor parallel"), 2)
+for kind, method in {**METHODS, "exact": EXACT}.items():
+    case(f"muon fsdp2 {kind}", partial(muon, method, "fsdp2"), 2, thorough=kind == "averaged")
+    # Over four ranks the last has no row, which Muon itself cannot do with.
+    case(f"muon ddp {kind}", partial(muon, method, "ddp"), 4, thorough=kind != "newton")
+case("muon without kernels newton", partial(muon, NEWTON, "fsdp2", False), 2)
 COMPARED = tuple(CASES)
 
 
@@ -329,7 +399,7 @@ def agreement(model: nn.Module, optimizer: Optimizer) -> Result:
 
 def collectives(method: Method) -> Result:
     """Calls of each step, and the bytes that a rank sends."""
-    if isinstance(method, SubspaceNewton):
+    if method is NEWTON:
         method = replace(method, adaptive_blocks=False)
     model, optimizer = shared(method)
     sent: list[list[int]] = []
@@ -345,15 +415,20 @@ def collectives(method: Method) -> Result:
     begin()
     dist.all_gather = count
     try:
-        train(model, optimizer, 40, here(), begin)
+        train(model, optimizer, 40, here(), begin, full=method is EXACT)
     finally:
         dist.all_gather = gather
     calls = [len(x) for x in sent[:-1]]
-    plan, held = aadl_ext.plan(optimizer), get_accelerator(optimizer).stats.bytes_held
-    return {
+    found = {
         "calls": calls,
         "bytes": [sum(x) for x in sent[:-1]],
         "most": max(x for step in sent for x in step),
+    }
+    if method is EXACT:  # no quasi-Newton steps are planned
+        return found
+    plan, held = aadl_ext.plan(optimizer), get_accelerator(optimizer).stats.bytes_held
+    return {
+        **found,
         "planned": (plan.ranks, plan.most_sent, plan.collectives),
         "held": plan.bytes_held / held,
     }
@@ -380,7 +455,8 @@ def bad_gradients(method: Method, pending: bool) -> Result:
     accelerator = get_accelerator(optimizer)
     bad = 0
     for k in range(60):
-        inputs, targets = batch(torch.float64, torch.Generator().manual_seed(k))
+        seed = 0 if method is EXACT else k
+        inputs, targets = batch(torch.float64, torch.Generator().manual_seed(seed))
         model.zero_grad()
         loss_of(model, inputs[here()[0] :: here()[1]], targets[here()[0] :: here()[1]]).backward()
         if accelerator.pending == pending and k > 10 and bad < 5 and (pending or k % 7 == 5):
@@ -404,7 +480,7 @@ def moved_on_one_rank(method: Method) -> Result:
                 with torch.no_grad():
                     local(model[0].weight).add_(0.01)
 
-    train(model, optimizer, 60, here(), move)
+    train(model, optimizer, 60, here(), move, full=method is EXACT)
     return {**agreement(model, optimizer), "moves": moves}
 
 
@@ -447,7 +523,7 @@ def settles(method: Method) -> Result:
             after = whole(model)
             aside.append(torch.equal(before, after) and not torch.equal(before, within))
 
-    train(model, optimizer, 40, here(), look)
+    train(model, optimizer, 40, here(), look, full=method is EXACT)
     aadl_ext.finish(optimizer)
     return {**agreement(model, optimizer), "aside": aside}
 
@@ -467,13 +543,68 @@ def uneven(method: Method) -> Result:
     return {**agreement(model, optimizer), "before": before}
 
 
-def muon(method: Method) -> Result:
-    """A base optimizer that looks at whole matrices."""
-    model = fully_shard(Net(torch.float64), mesh=mesh(here()[1]))
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    optimizer = accelerate(torch.optim.Muon(matrices, lr=0.02), method)
-    train(model, optimizer, STEPS, here())
-    return compared(model, optimizer, whole(model))
+def averaged_from_outside(method: Method) -> Result:
+    """Each rank trains a model of its own; from time to time they meet in their mean."""
+    model, met = Net(torch.float64), []
+    optimizer = accelerate(momentum(model.parameters()), method, process_group=dist.group.WORLD)
+    averager = PeriodicModelAverager(period=7)
+
+    def average() -> None:
+        averager.average_parameters(model.parameters())
+        if averager.step % 7 == 1:
+            met.append(same_on_all(whole(model)))
+
+    train(model, optimizer, 85, here(), average)
+    accelerator = get_accelerator(optimizer)
+    verdicts, stats = accelerator.iteration.verdicts, accelerator.stats
+    return {
+        "same": same_on_all(verdicts.control) and same_on_all(verdicts.counts),
+        "met": met,
+        "moved": stats.restarts["moved_outside"],
+        "accepted": stats.accepted,
+        "finite": bool(whole(model).isfinite().all()),
+    }
+
+
+def changes_on_one_rank(method: Method) -> Result:
+    """The first freezes a parameter of its own, later the last one trains one more."""
+    torch.manual_seed(here()[0])
+    parameters = [nn.Parameter(torch.randn(3, 5, dtype=torch.float64)) for _ in range(3)]
+    parameters[2].requires_grad_(False)
+    optimizer = accelerate(momentum(parameters), method, process_group=dist.group.WORLD)
+    accelerator, steps = get_accelerator(optimizer), []
+    for count, rank, changed in ((1, 0, parameters[1]), (2, here()[1] - 1, parameters[2])):
+        for _ in range(30):
+            descend(optimizer, parameters)
+        while not accelerator.pending:
+            descend(optimizer, parameters)
+        if here()[0] == rank:
+            changed.requires_grad_(not changed.requires_grad)
+            changed.grad = None
+        steps.append(0)
+        while accelerator.stats.restarts["parameters"] < count and steps[-1] < 20:
+            descend(optimizer, parameters)
+            steps[-1] += 1
+        if count == 1:
+            frozen = parameters[1].detach().clone()
+    accepted = accelerator.stats.accepted
+    for _ in range(30):
+        descend(optimizer, parameters)
+    verdicts, stats = accelerator.iteration.verdicts, accelerator.stats
+    return {
+        "same": same_on_all(verdicts.control) and same_on_all(verdicts.counts),
+        "steps": steps,
+        "fits": accelerator.layout.fits(optimizer.param_groups),
+        "still": torch.equal(frozen, parameters[1]) == (here()[0] == 0),
+        "rolled_back": stats.skipped["rolled_back"],
+        "accepted": stats.accepted - accepted,
+    }
+
+
+def descend(optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+    optimizer.zero_grad()
+    sum((p - 1).square().mul(torch.arange(1, 6)).sum() / 50 for p in parameters).backward()
+    optimizer.step()
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -543,7 +674,7 @@ class Run:
             self.share = (0, 1)
         else:
             fully_shard(self.model, mesh=mesh(2, ranks // 2) if parallel == "hsdp" else mesh(ranks))
-        self.alone, self.step = parallel == "alone", 0
+        self.alone, self.step, self.full = parallel == "alone", 0, method is EXACT
         self.optimizer = accelerate(momentum(self.model.parameters(), foreach=False), method)
         self.accelerator = get_accelerator(self.optimizer)
 
@@ -551,7 +682,8 @@ class Run:
         for _ in range(steps):
             self.step += 1
             index, count = self.share
-            inputs, targets = batch(torch.float64, torch.Generator().manual_seed(self.step))
+            seed = 0 if self.full else self.step
+            inputs, targets = batch(torch.float64, torch.Generator().manual_seed(seed))
             self.model.zero_grad()
             loss_of(self.model, inputs[index::count], targets[index::count]).backward()
             self.optimizer.step()
@@ -582,7 +714,7 @@ RESUMED = {"fsdp2": ("hsdp", "2-d", "ddp", "alone"), "2-d": ("alone",), "ddp": (
 def checkpoints(method: Method, parallel: str) -> Result:
     """Saved in the middle of a block; pending, when there is most to load, for other meshes too."""
     ended = {}
-    for pending in (False, True):
+    for pending in (True,) if method is EXACT else (False, True):
         first = Run(method, parallel)
         first.go(21)
         while first.accelerator.pending != pending:
@@ -595,28 +727,117 @@ def checkpoints(method: Method, parallel: str) -> Result:
             again.load(folder, step)
             found = again.go(15)
             error = float((found - end).abs().max() / end.abs().max())
-            stats = first.accelerator.stats.as_dict() == again.accelerator.stats.as_dict()
-            ended[f"{other}, {pending}"] = error, torch.equal(found, end), stats
+            stats = [x.accelerator.stats.as_dict() for x in (first, again)]
+            ended[f"{other}, {pending}"] = (
+                error,
+                torch.equal(found, end),
+                other != parallel or stats[0] == stats[1],
+            )
     return {"ended": ended, "extrapolations": first.accelerator.stats.extrapolations}
 
 
+class Spread:
+    """A training with whole parameters on each of ``count`` ranks: "stages", or under "zero"."""
+
+    def __init__(self, method: Method, kind: str, count: int) -> None:
+        from torch.distributed.optim import ZeroRedundancyOptimizer  # warns when it is imported
+
+        self.model, (rank, ranks), self.step = Net(torch.float64), here(), 0
+        named, group = dict(self.model.named_parameters()), dist.group.WORLD
+        self.owners = [i % count for i in range(len(named))]
+        if kind == "stages":
+            owned = zip(named.items(), self.owners, strict=True)
+            own = [item for item, owner in owned if owner == rank]
+            self.outer = self.base = momentum(own or [("none", nn.Parameter(torch.empty(0)))])
+        elif count == 1:
+            self.owners, self.outer = [], momentum(named.values())
+            self.base = self.outer
+        else:  # as often as there is room
+            groups = [dist.new_group(range(i, i + count)) for i in range(0, ranks, count)]
+            group, self.owners = groups[rank // count], []
+            self.outer = ZeroRedundancyOptimizer(
+                named.values(), SGD, process_group=group, lr=0.1, momentum=0.9
+            )
+            self.base = self.outer.optim
+        accelerate(self.base, method, process_group=group if kind == "stages" else None)
+        self.accelerator = get_accelerator(self.base)
+
+    def go(self, steps: int) -> Tensor:
+        for _ in range(steps):
+            self.step += 1
+            inputs, targets = batch(torch.float64, torch.Generator().manual_seed(self.step))
+            self.model.zero_grad()
+            loss_of(self.model, inputs, targets).backward()
+            self.outer.step()
+            for parameter, owner in zip(self.model.parameters(), self.owners, strict=False):
+                dist.broadcast(parameter.data, owner)
+        return whole(self.model)
+
+    @property
+    def own(self) -> list[tuple[str, Tensor]]:
+        layout = self.accelerator.layout
+        return list(zip(layout.names, layout.parameters, strict=True))
+
+    def state(self) -> Result:
+        state = self.base.state
+        return {
+            "model": self.model.state_dict(),
+            "momentum": {x: state[p].get("momentum_buffer", p * 0) for x, p in self.own},
+            "accelerator": self.accelerator,
+        }
+
+    def load(self, folder: Path, step: int) -> None:
+        state, self.step = self.state(), step
+        dcp.load(state, checkpoint_id=folder)
+        for name, parameter in self.own:
+            self.base.state[parameter]["momentum_buffer"] = state["momentum"][name]
+
+
+def spread(method: Method, kind: str) -> Result:
+    """Saved on four ranks while a step is pending, loaded on these, on two and on one."""
+    first = Spread(method, kind, 4)
+    first.go(21)
+    while not first.accelerator.pending:
+        first.go(1)
+    step, folder = first.step, Path(sys.argv[1], f"{method} {kind}"[-60:])
+    dcp.save(first.state(), checkpoint_id=folder)
+    alone = first.accelerator.state_dict()
+    end, errors, refused = first.go(15), {}, ""
+    for count in (4, 2, 1):
+        again = Spread(method, kind, count)
+        if count == 2:
+            refused = refusal(partial(again.accelerator.load_state_dict, alone))
+        again.load(folder, step)
+        found = again.go(15)
+        errors[count] = float((found - end).abs().max() / end.abs().max())
+    return {
+        "errors": errors,
+        "accepted": first.accelerator.stats.accepted,
+        "refused": "saved with parameters" in refused,
+    }
+
+
 for kind, method in METHODS.items():
+    case(f"spread stages {kind}", partial(spread, method, "stages"), 4, thorough=kind != "newton")
+    case(f"spread zero {kind}", partial(spread, method, "zero"), 4, thorough=kind != "averaged")
     for way in RESUMED:
         thorough = (way, kind) not in (("fsdp2", "newton"), ("ddp", "newton"), ("2-d", "averaged"))
         case(f"checkpoints {way} {kind}", partial(checkpoints, method, way), 4, thorough=thorough)
 
-for kind in ("newton", "anderson", "averaged"):
-    method = METHODS[kind]
+case("checkpoints fsdp2 exact", partial(checkpoints, EXACT, "fsdp2"), 4)
+for kind, method in {**METHODS, "exact": EXACT}.items():
     case(f"collectives {kind}", partial(collectives, method), 2)
     case(f"settles {kind}", partial(settles, method), 2)
     case(f"bad gradients, pending {kind}", partial(bad_gradients, method, True), 2)
-    case(f"bad gradients {kind}", partial(bad_gradients, method, False), 2)
+    if method is not EXACT:  # there a step is always pending
+        case(f"bad gradients {kind}", partial(bad_gradients, method, False), 2)
     case(f"moved {kind}", partial(moved_on_one_rank, method), 2)
 for kind in ("newton", "anderson"):
     case(f"losses fsdp2 {kind}", partial(losses, METHODS[kind], "fsdp2"), 2)
     case(f"losses ddp {kind}", partial(losses, METHODS[kind], "ddp"), 2)
     case(f"uneven {kind}", partial(uneven, METHODS[kind]), 2)
-    case(f"muon {kind}", partial(muon, METHODS[kind]), 2, thorough=kind == "anderson")
+    case(f"changes {kind}", partial(changes_on_one_rank, METHODS[kind]), 2)
+    case(f"averaged from outside {kind}", partial(averaged_from_outside, METHODS[kind]), 2)
 case("without gradients newton", partial(without_gradients, NEWTON), 2)
 case("refusals", refusals, 2)
 

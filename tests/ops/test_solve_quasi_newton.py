@@ -71,11 +71,13 @@ def test_pairs_without_curvature_have_no_part(left_out: list[int]) -> None:
     np.testing.assert_allclose(given.direction(2), two_loops(given, order), rtol=1e-10)
 
 
-def test_without_any_it_is_steepest_descent_as_long_as_the_last_step() -> None:
+def test_without_any_it_is_steepest_descent_and_longer_along_negative_curvature() -> None:
     given = pairs()
     given.changes.neg_()
     unit = given.gradient / given.gradient.norm()
     expected = -given.steps[1].norm() * unit
+    torch.testing.assert_close(given.direction(newest=1, growth=3.0), 3 * expected)
+    given.changes.zero_()
     torch.testing.assert_close(given.direction(newest=1), expected)
     given.steps.zero_()
     assert not given.direction(newest=1).any()

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 RESULTS: dict[str, Any] = {}
+
+# timm imports torchvision. One that is built for CUDA lacks its own ops beside a torch for the CPU
+# alone; its import asks for the names of two, which no optimizer calls.
+TORCHVISION = Path(sys.prefix, "torchvision")
+if TORCHVISION.is_dir():
+    sys.path.append(str(TORCHVISION))
+    for name in ("nms", "qnms"):
+        schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        torch.library.define(f"torchvision::{name}", schema)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -49,6 +49,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
         self.model = Model()
         self.model.evaluated = self.look
@@ -70,7 +71,8 @@ class Run:
     def end(self) -> None:
         with settled(self.optimizer):
             state = self.model.state_dict()
-            torch.save({"model": state, "judged": self.judged}, self.folder / "end.pt")
+            file = self.folder / f"end{os.environ.get('RANK', '')}.pt"
+            torch.save({"model": state, "judged": self.judged}, file)
 
 
 # ---- loops of frameworks ----------------------------------------------------------------------
@@ -157,6 +159,65 @@ def accelerate(run: Run) -> None:
         else:
             accelerator.save_state(f"{folder}.part")
             os.rename(f"{folder}.part", folder)
+
+
+def lightning_fabric(run: Run) -> None:
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=1)
+    model, optimizer = fabric.setup(run.model, run.optimizer)
+    loader = fabric.setup_dataloaders(DataLoader(run.data, BATCH))
+    aadl_ext.accelerate(optimizer, METHOD)
+    state = {
+        "model": model,
+        "optimizer": optimizer,
+        "accelerator": get_accelerator(optimizer),
+    }
+    for file in by_hand(run, model, optimizer, loader, fabric.backward):
+        if file.exists():
+            fabric.load(file, state)
+        else:
+            fabric.save(f"{file}.part", state)
+            os.rename(f"{file}.part", file)
+
+
+def peft(run: Run) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    adapters = LoraConfig(r=4, target_modules=["layers.0", "layers.2"])
+    model = get_peft_model(run.model, adapters)
+    run.optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
+    with_files(run, model, run.optimizer, DataLoader(run.data, BATCH))
+
+
+def opacus(run: Run) -> None:
+    from opacus import PrivacyEngine
+
+    model, optimizer, loader = PrivacyEngine().make_private(
+        module=run.model,
+        optimizer=run.optimizer,
+        data_loader=DataLoader(run.data, BATCH),
+        noise_multiplier=1e-3,
+        max_grad_norm=10.0,
+        poisson_sampling=False,
+    )
+    with_files(run, model, optimizer, loader)
+
+
+def with_files(run: Run, model: nn.Module, optimizer: Any, loader: Any) -> None:
+    """A loop by hand whose checkpoints are files of ``torch.save``."""
+    aadl_ext.accelerate(optimizer, METHOD)
+    parts = [model, optimizer, get_accelerator(optimizer)]
+    for file in by_hand(run, model, optimizer, loader, Tensor.backward):
+        if file.exists():
+            *states, random = torch.load(file)
+            for part, state in zip(parts, states, strict=True):
+                part.load_state_dict(state)
+            torch.set_rng_state(random)
+        else:
+            states = [part.state_dict() for part in parts]
+            torch.save([*states, torch.get_rng_state()], f"{file}.part")
+            os.rename(f"{file}.part", file)
 
 
 def torch_distributed_checkpoint(run: Run) -> None:
