@@ -28,9 +28,9 @@ class Delayed:
     def exchange(self, number: Tensor) -> float:
         """Send a number; returns the one sent before.
 
-        Nothing is sent while a CUDA graph is captured; 0 is returned.
+        Nothing is sent while a CUDA graph is captured, nor on device "meta"; 0 is returned.
         """
-        if captured(number.device):
+        if number.is_meta or captured(number.device):
             return 0
         if self.arrived is not None:
             self.arrived.synchronize()
