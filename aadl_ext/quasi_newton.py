@@ -16,6 +16,7 @@ moves of the base optimizer stand.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 import torch
@@ -28,6 +29,8 @@ from .parameters import Layout
 from .race import Race
 from .state import Scratch
 from .trust_region import Delayed
+
+logger = logging.getLogger("aadl_ext")
 
 SMOOTH = 1e-3  # noise of a gradient, relative, below which gradients may repeat
 FIRST = 500  # the step that asks, whatever the noise
@@ -157,6 +160,11 @@ class QuasiNewton:
         return False
 
     def _begin(self) -> None:
+        logger.info(
+            "gradients repeat, as on full batches: quasi-Newton steps from now on, which fit the "
+            "training data far closer; watch the validation loss "
+            "(SubspaceNewton(quasi_newton=False) takes none)"
+        )
         self.active, self.age = True, 0
         self.history.judge_waiting()
         self.history.clear()
@@ -167,6 +175,7 @@ class QuasiNewton:
 
     def end(self) -> None:
         """Leave the parameters to the base optimizer; ask again after some time."""
+        logger.info("quasi-Newton steps end; the base optimizer goes on")
         if self.race.decided(self.age):  # the base optimizer is the faster one
             self.wait *= LONGER
         self.active, self.asked, self.until, self.wait = False, 0, self.wait, 2 * self.wait

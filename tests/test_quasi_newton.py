@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -146,6 +147,14 @@ def test_batches_cost_a_step_in_the_five_hundredth_and_nothing_else(make: MakeOp
         before = point
     assert len(stays) == 1
     assert 500 <= stays[0] <= 560
+
+
+def test_their_beginning_and_their_end_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "aadl_ext")
+    training = begun()
+    assert [x.getMessage()[:16] for x in caplog.records] == ["gradients repeat"]
+    training.accelerator.reset()
+    assert "quasi-Newton steps end" in caplog.text
 
 
 def test_they_can_be_left_out() -> None:
