@@ -41,9 +41,7 @@ class BlockHistory:
     layout: Scratch[Layout]
     options: Scratch[SubspaceNewton]
     verdicts: Scratch[ops.Verdicts]
-    sums: Entries[
-        list[Tensor]
-    ]  #: of points from the last mean, of gradients, of noise
+    sums: Entries[list[Tensor]]  #: of points from the last mean, of gradients, of noise
     last_point: Entries[Tensor]
     last_gradient: Entries[Tensor]
     rows: Entries[Tensor]  #: [2 m + J, N], all of them:
