@@ -35,7 +35,7 @@ logger = logging.getLogger("aadl_ext")
 SMOOTH = 1e-3  # noise of a gradient, relative, below which gradients may repeat
 FIRST = 500  # the step that asks, whatever the noise
 HEARS = 5  # blocks at least, also where a schedule lets the method rest
-WAIT, LONGER = 32, 16  # steps until one asks again; how many times as many after each "no"
+WAIT, LONGER = 16, 32  # steps until one asks again; how many times as many after each "no"
 HOLD = 32  # steps between two that ask again
 FOLLOW = 4  # steps between two looks of the host
 GROWTH = 4.0  # longest step, in units of the last one
@@ -63,7 +63,7 @@ class QuasiNewton:
     race: Race
     active: bool = False  #: whether the host knows that gradients repeat
     age: int = 0  #: steps since then
-    until: int = FIRST  #: steps until one asks
+    until: int = field(default_factory=lambda: FIRST)  #: steps until one asks
     wait: int = WAIT  #: and until the next one does
     listens: bool = True  #: whether no step has asked yet
     heard: int = 0  #: blocks

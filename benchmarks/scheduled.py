@@ -349,7 +349,8 @@ def row(cell: Run, base: Run, options: argparse.Namespace, runs: Runs) -> dict[s
             for s in seeds
         ]
         logs = (torch.tensor(budgets) / torch.tensor([[r["training"]] for r in its])).log()
-        found["budget"] = crossing(logs, options.budgets)
+        budget = crossing(logs, options.budgets)
+        found["budget"] = [x if math.isfinite(x) else None for x in budget]  # as JSON has it
     for name in ("vectors", "ms", "steps_taken"):
         if name in mine[0]:
             found[name] = fmean(r[name] for r in mine)
@@ -403,7 +404,12 @@ def main() -> None:
     table.sort(key=lambda r: options.tasks.index(r["task"]))
     for found in table:
         names = [x for x in ("training", "validation", "budget") if x in found]
-        shown = ("{} {:.3f} [{:.3f}, {:.3f}]".format(x, *found[x]) for x in names)
+        shown = (
+            "{} {:.3f} [{:.3f}, {:.3f}]".format(
+                x, *(math.inf if y is None else y for y in found[x])
+            )
+            for x in names
+        )
         print("{task} {method} at {rate:g}:".format(**found), ", ".join(shown), flush=True)
     result = {"seeds": options.seeds, "budgets": options.budgets, "rows": table}
     save(options.out, result, RESULTS)

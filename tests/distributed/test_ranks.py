@@ -88,8 +88,8 @@ def test_a_step_that_needs_figures_makes_one_collective_of_a_few_kilobytes(kind:
         assert set(calls) == {1, 2}
         assert sum(calls[-20:]) == 28
     elif kind == "exact":  # gradients are watched; then the last point is judged and a step taken
-        assert calls[:4] == [0, 0, 1, 1]
-        assert set(calls[4:]) == {2}
+        assert calls[:7] == [0, 0, 0, 0, 0, 1, 1]
+        assert set(calls[7:]) == {2}
     else:  # and the window that has it
         assert set(calls[5:]) == {2, 3}
     assert 0 < max(found["bytes"]) < 2000
@@ -108,9 +108,11 @@ def test_a_gradient_that_is_not_finite_on_one_rank_counts_on_all(name: str) -> N
     assert found["same"]
     assert found["finite"]
     assert found["bad"] == 5
-    if kind == "exact":  # a point nearer to the last is tried
-        assert not found["rejected"]
-        assert found["accepted"] > 10
+    if (
+        kind == "exact"
+    ):  # a point nearer to the last is tried, but by the steps of blocks after that
+        assert sum(found["rejected"].values()) < 5
+        assert found["accepted"] > 5
     elif "pending" in name:
         assert found["rejected"]["nonfinite"] == 5
     else:  # Anderson acceleration looks at steps, and this base optimizer makes finite ones

@@ -43,7 +43,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, Optimizer
 
 import aadl_ext
-from aadl_ext import Anderson, SubspaceNewton, accelerate, get_accelerator
+from aadl_ext import Anderson, SubspaceNewton, accelerate, get_accelerator, quasi_newton
 from aadl_ext.ops import library
 from aadl_ext.ranks import local
 
@@ -54,8 +54,8 @@ FLOATS = {torch.float64: "float64", torch.float32: "float32"}
 
 momentum: Make = partial(SGD, lr=0.1, momentum=0.9)
 adam: Make = partial(Adam, lr=0.01)
-NEWTON = SubspaceNewton(block_length=4, history_depth=4, noise_samples=3)
-EXACT = SubspaceNewton(history_depth=4, quasi_newton=True)  # where batches are full
+NEWTON = SubspaceNewton(block_length=4, history_depth=4, noise_samples=3, quasi_newton=False)
+EXACT = SubspaceNewton(history_depth=4)  # where batches are full
 DESCENDING = Anderson(frequency=5, relaxation=0.5, history_depth=4, solver="gram")
 ANDERSON = replace(DESCENDING, safeguard=("residual", "limits"))
 AVERAGED = replace(ANDERSON, solver="tsqr", average=True)
@@ -869,6 +869,7 @@ def work(rank: int, folder: str, ranks: int, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    quasi_newton.FIRST = 2  # the middle of the first block asks
     warnings.simplefilter("ignore")
     folder, ranks, *names = sys.argv[1:]
     start_processes(work, (folder, int(ranks), names), int(ranks), start_method="fork")
