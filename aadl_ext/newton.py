@@ -163,8 +163,9 @@ class NewtonIteration:
             torch.sub(self.next, self.fallback, out=self.fallback)
         direction, figures, self.figures = self._direction, self.figures, None
         if figures is None:
-            length = self.block_length.samples
-            figures = h.add([self.point], [self.gradient], direction, of=length)  # |g|^2, s1
+            figures = h.add(  # |g|^2, s1
+                [self.point], [self.gradient], direction, of=self.block_length.samples
+            )
         if self.layout.ranks:
             h.waiting += [] if pending else [h.of_rank(self.gradient, direction, figures)]
             figures = self.joined if pending else figures
@@ -176,15 +177,17 @@ class NewtonIteration:
             ends = (0, self.layout.padded)
             ops.extrapolate_(self.next, self.next, self.next, 1.0, rows, share, ends)
             self.layout.write(self.next, when=v.when.beyond)
-        amid = h.samples == self.block_length.samples // 2
+        length = self.block_length.samples
+        amid = h.samples == (length + 1) // 2  # where it costs no step of a block
         asks = o.uses_quasi_newton and self.quasi_newton.watch(free=amid and not pending)
-        if h.samples < self.block_length.samples:
+        if h.samples < length:
             return
         samples, (change, noise_slot) = h.samples, h.close_block()
         ops.learn_(*v.tensors, samples, change, h.noise_norms, noise_slot, self.block_length.level)
         self.block_length.follow(v.now.level_change)
         if o.uses_quasi_newton:
             self.quasi_newton.listen()
+            asks = asks or (length < 3 and self.quasi_newton.due)  # else a step is always pending
         self.on_line = h.solvable and not asks and not self.near_peak
         if self.on_line:
             self._take_step(evaluate)

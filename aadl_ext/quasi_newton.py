@@ -110,6 +110,11 @@ class QuasiNewton:
         return self.active or self.asked > 0 or (self.listens and self.heard < HEARS)
 
     @property
+    def due(self) -> bool:
+        """Whether the next step that is free to do so asks."""
+        return self.until <= 0 or self.hinted
+
+    @property
     def compares(self) -> bool:
         """Whether this step's point and gradient may be needed."""
         return self.active or self.asked == 1 or self.until <= 1 or self.hinted
@@ -152,7 +157,7 @@ class QuasiNewton:
             ops.compare_(*self.verdicts.tensors, *self.layout.joint(*norms))
             self.known.exchange(self.verdicts.when.exact.double())
             self.asked = 2
-        elif (self.until <= 0 or self.hinted) and free:
+        elif self.due and free:
             self.next.copy_(self.gradient)
             self.layout.write(self.point)
             self.asked, self.listens, self.hinted = 1, False, False

@@ -149,6 +149,14 @@ def test_batches_cost_a_step_in_the_five_hundredth_and_nothing_else(make: MakeOp
     assert 500 <= stays[0] <= 560
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 20])
+def test_blocks_of_any_length_let_them_begin(length: int) -> None:
+    training = Training(sgd, SubspaceNewton(block_length=length), torch.float64)
+    training.accelerator.iteration.quasi_newton.until = 5
+    training.run(2 * length + 20)
+    assert exact(training.optimizer)
+
+
 def test_their_beginning_and_their_end_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "aadl_ext")
     training = begun()
