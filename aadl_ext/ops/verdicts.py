@@ -400,7 +400,7 @@ def learn_(
         mean = (now + before) / _larger(samples_of_it, 1)
         ratio = _where(total > 0, _ratio(mean, total), math.inf)
         c.noise_ratio = ratio = _where(f.complete, ratio, c.noise_ratio)
-        c.roughness = _where(f.complete, _ratio(samples * now, c.reference**2), math.inf)
+        c.roughness = _where(f.complete, _ratio(samples * now, c.reference * c.reference), math.inf)
         whole = c.damping > 0.95
         longer = c.damping < 0.8 if level < 0 else (ratio > 0.3) & (c.damping < 0.7)
         shorter = (ratio < 0.1) | whole if level > 0 else (ratio < 0.01) & whole
