@@ -253,8 +253,11 @@ class Accelerator:
         if self._changed(param_groups):
             self._counts["restarts"]["parameters"] += 1
             layout = self._lay_out(param_groups)  # or an error, before anything is done
-            holds = torch.tensor(self.layout.holds, device=self.layout.device)
-            rolled_back = not self.layout.joint(~holds)[0] and self.roll_back()
+            missing: Any = not self.layout.holds
+            if self.layout.ranks:
+                missing = torch.tensor(missing, device=self.layout.device)
+                (missing,) = self.layout.joint(missing)
+            rolled_back = not missing and self.roll_back()
             if not rolled_back:
                 self._drop_pending()
             self._begin(layout)
