@@ -38,7 +38,6 @@ class Wrapper:
         groups = self.optimizer.param_groups
         self.parameters = [p for group in groups for p in group["params"]]
         self.kept = [p.detach().clone() for p in self.parameters]
-        self.peak = 0.0
         self.optimizer.register_step_post_hook(self._count)
 
     @torch.no_grad()
@@ -99,6 +98,7 @@ class EmaNesterov(Wrapper):
     fade: float = 0.99
     strength: float = 0.6
     rests_after: float = 0.65
+    peak: float = 0.0  #: largest rate so far
     vectors = 2.0
 
     def __post_init__(self) -> None:
@@ -137,8 +137,7 @@ class Accelerated:
     """`aadl_ext` in a wrapper's place."""
 
     optimizer: Optimizer
-    steps: int
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any]
 
     def __post_init__(self) -> None:
         accelerate(self.optimizer, SubspaceNewton(**self.settings))
@@ -158,7 +157,7 @@ class Accelerated:
 
 
 WRAPPERS: dict[str, Callable[..., Any]] = {
-    "newton": Accelerated,
+    "newton": lambda optimizer, _, **settings: Accelerated(optimizer, settings),
     "Lookahead": lambda *args, **kw: Snoo(*args, **{"every": 5, "rate": 0.5, "momentum": 0} | kw),
     "SNOO": Snoo,
     "EMA-Nesterov": EmaNesterov,

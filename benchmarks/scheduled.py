@@ -209,8 +209,6 @@ def train(run: Run) -> dict[str, Any]:
     base, wrapper, settings = parse_method(run.method)
     steppers = optimizers(base, problem.model, run.rate, task.decay, run.steps)
     wrapped: list[Any] = []
-    if wrapper in ("newton",):
-        settings = {"settings": settings}
     if wrapper:
         wrapped = [WRAPPERS[wrapper](x, run.steps, **settings) for x in steppers]
     free = base == "Schedule-Free"
