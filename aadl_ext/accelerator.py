@@ -253,17 +253,16 @@ class Accelerator:
         if self._changed(param_groups):
             self._counts["restarts"]["parameters"] += 1
             layout = self._lay_out(param_groups)  # or an error, before anything is done
-            missing: Any = not self.layout.holds
-            if self.layout.ranks:
-                missing = torch.tensor(missing, device=self.layout.device)
-                (missing,) = self.layout.joint(missing)
-            rolled_back = not missing and self.roll_back()
+            self.layout.stand_in_(self.iteration.left_at)
+            rolled_back = self.layout.device.type != "meta" and self.roll_back()
             if not rolled_back:
                 self._drop_pending()
             self._begin(layout)
             if rolled_back:  # the new history cannot judge it
                 self._calls += 1
                 return "rolled_back"
+        rates = rates + self._rates_of_groups[len(rates) :]  # of groups that others do not miss yet
+        self._rates_of_groups = rates
         now = tuple(rates[index] for index in self.layout.groups)
         if now and not any(now):
             return "zero_lr"
@@ -279,8 +278,7 @@ class Accelerator:
     def _changed(self, param_groups: Groups) -> bool:
         """Whether what is trained is no longer what is laid out; over ranks once all know of it.
 
-        Raises:
-            RuntimeError: until then there would be nothing to go on with.
+        Until then what it still has goes on.
         """
         changed, ranks = not self.layout.fits(param_groups), self.ranks
         if ranks is None or ranks.mesh is not None:  # it has changed on all ranks
@@ -289,14 +287,8 @@ class Accelerator:
             ranks.forget_news()
             return True
         ranks.changed |= changed
-        if changed and not (
-            self.layout.holds and max(self.layout.groups, default=-1) < len(param_groups)
-        ):
-            raise RuntimeError(
-                "parameters of this rank were resized, moved to another device, or removed with "
-                "their group, and the other ranks do not know it yet: call "
-                "remove_acceleration(optimizer) on all ranks before, and accelerate after it"
-            )
+        if changed:
+            self.layout.stand_in_(self.iteration.left_at)
         return False
 
     def _notice_what_was_loaded(self) -> None:
@@ -325,6 +317,7 @@ class Accelerator:
     def _begin(self, layout: Layout) -> None:
         self.layout, last = layout, getattr(self, "iteration", None)
         self.rates = (math.inf,) * len(self.layout.groups)
+        self._rates_of_groups: list[float] = []
         verdicts = ops.Verdicts.on(self.layout.device)
         if isinstance(self.options, Anderson):
             self.iteration = AndersonIteration.empty(self.layout, self.options, verdicts)

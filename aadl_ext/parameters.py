@@ -20,7 +20,7 @@ PADDING = 64  # entries; rows of the history start on a multiple
 Order = tuple[int, ...] | None  # dimensions from the outermost in memory on; None if row-major
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Layout:
     """Table of the accelerated parameters in one flat vector.
 
@@ -45,7 +45,8 @@ class Layout:
     rounding: tuple[float, ...]  #: [S] half of the machine epsilon of the coarsest parameter
     rounds: bool  #: whether some parameter is narrower than the working vectors
     signature: tuple[Any, ...]
-    orders: tuple[Order, ...] = ()  #: of the dimensions of each parameter, in the flat vector
+    local_shapes: tuple[torch.Size, ...] = ()  #: of the entries of each parameter on this rank
+    orders: tuple[Order, ...] = ()  #: of their dimensions, in the flat vector
     names: tuple[str, ...] = ()  #: of the parameters, in checkpoints
     owners: tuple[int, ...] = ()  #: parameter group of each parameter
     problems: tuple[int, ...] = ()  #: [S] problem of each segment, which copies share; or its own
@@ -113,6 +114,7 @@ class Layout:
         somewhere = parameters or [p for group in param_groups for p in group["params"]]
         return cls(
             parameters=tuple(parameters),
+            local_shapes=tuple(local(p).shape for p in parameters),
             orders=tuple(memory_order(local(p)) for p in parameters),
             owners=tuple(owners),
             names=tuple(names[id(p)] for p in parameters),
@@ -156,11 +158,18 @@ class Layout:
         """Whether the same parameters are still trained, with the same types and places."""
         return self.signature == _signature(param_groups)
 
-    @property
-    def holds(self) -> bool:
-        """Whether its own parameters still have their shapes and places, trained or not."""
-        known = {i: x for ids, facts in self.signature for i, x in zip(ids, facts, strict=True)}
-        return all(known[id(p)][1::2] == (p.shape, p.device) for p in self.parameters)
+    def stand_in_(self, point: Tensor) -> None:
+        """Put a tensor at ``point`` in the place of each parameter that lost its shape or its values.
+
+        The others can be read and written then, wherever they are now.
+        """
+        lost = [
+            x.shape != shape or (x.is_meta and not point.is_meta)
+            for x, shape in zip(self.local, self.local_shapes, strict=True)
+        ]
+        choices = zip(lost, self._parts(point), self.parameters, strict=True)
+        self.parameters = tuple(part if gone else p for gone, part, p in choices)
+        self.__dict__.pop("in_place", None)
 
     @property
     def bounds(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -263,23 +272,26 @@ class Layout:
 
         Those of a DTensor are one, with the same placements.
         """
-        lead, start, state = vectors.shape[:-1], 0, {}
-        for i, own in enumerate(self.local):
-            part = vectors.new_empty((*lead, *own.shape))
-            target = ordered(part, self.orders[i], len(lead))
-            target.copy_(vectors[..., start : start + own.numel()].reshape(target.shape))
-            state[self.names[i]] = as_placed(part, self.parameters[i])
-            start += own.numel()
-        return state
+        parts = zip(self.names, self._parts(vectors), self.parameters, strict=True)
+        return {name: as_placed(part, parameter) for name, part, parameter in parts}
+
+    def _parts(self, vectors: Tensor) -> Iterator[Tensor]:
+        lead, start = vectors.shape[:-1], 0
+        for shape, order in zip(self.local_shapes, self.orders, strict=True):
+            part = vectors.new_empty((*lead, *shape))
+            target = ordered(part, order, len(lead))
+            target.copy_(vectors[..., start : start + shape.numel()].reshape(target.shape))
+            yield part
+            start += shape.numel()
 
     def fill(self, vectors: Tensor, state: dict[str, Tensor]) -> Tensor:
         """Inverse of :meth:`by_parameter`, in place."""
         start = 0
-        for i, own in enumerate(self.local):
-            part = vectors[..., start : start + own.numel()]
-            source = ordered(local(state[self.names[i]]), self.orders[i], vectors.ndim - 1)
+        for name, shape, order in zip(self.names, self.local_shapes, self.orders, strict=True):
+            part = vectors[..., start : start + shape.numel()]
+            source = ordered(local(state[name]), order, vectors.ndim - 1)
             part.copy_(source.reshape(part.shape))
-            start += own.numel()
+            start += shape.numel()
         return vectors
 
     # ---- figures of segments, and of problems; the same but for copies ------------------------

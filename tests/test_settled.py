@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -186,16 +187,40 @@ def test_parameters_that_change_leave_no_point_that_nobody_judges(options: Metho
     assert torch.equal(training.point()[:size], expected[:size])
 
 
+def cut(optimizer: SGD, first: nn.Parameter) -> None:
+    first.data = torch.full((3,), 7.0, dtype=first.dtype)
+
+
+def remove(optimizer: SGD, first: nn.Parameter) -> None:
+    optimizer.param_groups[0]["params"].remove(first)
+    cut(optimizer, first)
+
+
+def empty(optimizer: SGD, first: nn.Parameter) -> None:
+    first.grad = None
+    torch.utils.swap_tensors(first, nn.Parameter(torch.empty_like(first, device="meta"), False))
+
+
+@pytest.mark.parametrize("change", [cut, remove, empty])
 @methods
-def test_parameters_of_another_shape_leave_it_where_it_is(options: Method) -> None:
+def test_parameters_that_are_lost_leave_the_others_at_a_judged_point(
+    options: Method, change: Callable[[SGD, nn.Parameter], None]
+) -> None:
     training = until_pending(Training(sgd, options))
-    first = training.parameters[0]
-    training.optimizer.param_groups[0]["params"] = training.parameters[1:]
-    first.data = torch.zeros(3, dtype=first.dtype)
-    for parameter in training.parameters[1:]:
-        parameter.grad = torch.zeros_like(parameter)
+    first, *others = training.parameters
+    expected = judged(training)[first.numel() :]
+    change(training.optimizer, first)
+    for parameter in others:
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    first.grad = None
     training.optimizer.step()
-    assert training.accelerator.stats.dropped == 1
+    assert torch.equal(torch.cat([p.detach().flatten() for p in others]), expected)
+    assert training.accelerator.stats.rejected["request"] == 1
+    for _ in range(30):
+        for parameter in others:
+            parameter.grad = parameter.detach().clone()
+        training.optimizer.step()
+    assert training.accelerator.stats.restarts["parameters"] == 1
 
 
 @methods

@@ -566,26 +566,45 @@ def averaged_from_outside(method: Method) -> Result:
     }
 
 
+def freeze(optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+    parameters[1].requires_grad_(False)
+    parameters[1].grad = None
+
+
+def thaw(optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+    parameters[2].requires_grad_(True)
+
+
+def resize(optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+    parameters[0].data = parameters[0].detach()[:2].clone()
+    parameters[0].grad = None
+    optimizer.state.pop(parameters[0], None)
+
+
+def remove(optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+    optimizer.param_groups[0]["params"].remove(parameters[0])
+
+
 def changes_on_one_rank(method: Method) -> Result:
-    """The first freezes a parameter of its own, later the last one trains one more."""
+    """First and last rank in turn, each with a step pending and without telling the other."""
     torch.manual_seed(here()[0])
     parameters = [nn.Parameter(torch.randn(3, 5, dtype=torch.float64)) for _ in range(3)]
     parameters[2].requires_grad_(False)
     optimizer = accelerate(momentum(parameters), method, process_group=dist.group.WORLD)
     accelerator, steps = get_accelerator(optimizer), []
-    for count, rank, changed in ((1, 0, parameters[1]), (2, here()[1] - 1, parameters[2])):
+    last = here()[1] - 1
+    for rank, change in ((0, freeze), (last, thaw), (0, resize), (last, remove)):
         for _ in range(30):
             descend(optimizer, parameters)
         while not accelerator.pending:
             descend(optimizer, parameters)
         if here()[0] == rank:
-            changed.requires_grad_(not changed.requires_grad)
-            changed.grad = None
+            change(optimizer, parameters)
         steps.append(0)
-        while accelerator.stats.restarts["parameters"] < count and steps[-1] < 20:
+        while accelerator.stats.restarts["parameters"] < len(steps) and steps[-1] < 20:
             descend(optimizer, parameters)
             steps[-1] += 1
-        if count == 1:
+        if change is freeze:
             frozen = parameters[1].detach().clone()
     accepted = accelerator.stats.accepted
     for _ in range(30):
@@ -596,7 +615,6 @@ def changes_on_one_rank(method: Method) -> Result:
         "steps": steps,
         "fits": accelerator.layout.fits(optimizer.param_groups),
         "still": torch.equal(frozen, parameters[1]) == (here()[0] == 0),
-        "rolled_back": stats.skipped["rolled_back"],
         "accepted": stats.accepted - accepted,
     }
 
@@ -832,11 +850,11 @@ for kind, method in {**METHODS, "exact": EXACT}.items():
     if method is not EXACT:  # there a step is always pending
         case(f"bad gradients {kind}", partial(bad_gradients, method, False), 2)
     case(f"moved {kind}", partial(moved_on_one_rank, method), 2)
+    case(f"changes {kind}", partial(changes_on_one_rank, method), 2)
 for kind in ("newton", "anderson"):
     case(f"losses fsdp2 {kind}", partial(losses, METHODS[kind], "fsdp2"), 2)
     case(f"losses ddp {kind}", partial(losses, METHODS[kind], "ddp"), 2)
     case(f"uneven {kind}", partial(uneven, METHODS[kind]), 2)
-    case(f"changes {kind}", partial(changes_on_one_rank, METHODS[kind]), 2)
     case(f"averaged from outside {kind}", partial(averaged_from_outside, METHODS[kind]), 2)
 case("without gradients newton", partial(without_gradients, NEWTON), 2)
 case("refusals", refusals, 2)
