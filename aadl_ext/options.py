@@ -130,7 +130,7 @@ class Anderson:
         solver: "gram", float64 normal equations; "tsqr", orthogonal; "auto", "tsqr" for a float64
             history and else "gram".
         safeguard: tests that an extrapolation must pass, one name or several, or None: every finite
-            one is kept. "residual" rejects it unless the next step's residual is smaller
+            one is kept, however far it leads. "residual" rejects it unless the next step's residual is smaller
             (Algorithm 1); no extra evaluation. "loss" calls the closure of ``step(closure)`` twice
             more and rejects it unless the loss of the batch is below that of the base step
             (BatchNorm statistics and gradients of parameters that are not this optimizer's see

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 import aadl_ext
 from aadl_ext import get_accelerator, settled
 
-STEPS, BATCH = 24, 24
+STEPS, BATCH = 24, 8
 METHOD = aadl_ext.SubspaceNewton(
     history_depth=3, block_length=3, noise_shrinkage=0.01, adaptive_blocks=False
 )
