@@ -47,6 +47,7 @@ class Accelerator:
     layout: Layout
     iteration: AndersonIteration | NewtonIteration
     rates: tuple[float, ...]  # learning rate of each segment; infinite before the first step
+    _rates_of_groups: list[float]
 
     def __init__(
         self,
@@ -317,7 +318,7 @@ class Accelerator:
     def _begin(self, layout: Layout) -> None:
         self.layout, last = layout, getattr(self, "iteration", None)
         self.rates = (math.inf,) * len(self.layout.groups)
-        self._rates_of_groups: list[float] = []
+        self._rates_of_groups = []
         verdicts = ops.Verdicts.on(self.layout.device)
         if isinstance(self.options, Anderson):
             self.iteration = AndersonIteration.empty(self.layout, self.options, verdicts)

@@ -429,11 +429,18 @@ class Gradients:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._groups = optimizer.param_groups
-        self._owners = [p for group in self._groups for p in group["params"]]
-        self._gradients = [p.grad for p in self._owners]  # to be given back as they are
         # A fused optimizer divides by the scale of GradScaler itself.
         self._scale = getattr(optimizer, "grad_scale", None)
         self._decays = isinstance(optimizer, DECAY_IN_LOSS)
+
+    @cached_property
+    def _owners(self) -> list[Tensor]:
+        return [p for group in self._groups for p in group["params"]]
+
+    @cached_property
+    def _gradients(self) -> list[Tensor | None]:
+        """To be given back as they are."""
+        return [p.grad for p in self._owners]
 
     @property
     def reach(self) -> float:
@@ -530,8 +537,9 @@ class Gradients:
 
     def take_away(self) -> None:
         """Leave the parameters without gradients."""
-        for parameter in self._owners:
-            parameter.grad = None
+        for parameter, gradient in zip(self._owners, self._gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = None
 
     def clear_(self, when: Tensor) -> None:
         """Make them zero, in place, where a flag on their device is true."""

@@ -130,14 +130,14 @@ class Anderson:
         solver: "gram", float64 normal equations; "tsqr", orthogonal; "auto", "tsqr" for a float64
             history and else "gram".
         safeguard: tests that an extrapolation must pass, one name or several, or None: every finite
-            one is kept, however far it leads. "residual" rejects it unless the next step's residual is smaller
-            (Algorithm 1); no extra evaluation. "loss" calls the closure of ``step(closure)`` twice
-            more and rejects it unless the loss of the batch is below that of the base step
-            (BatchNorm statistics and gradients of parameters that are not this optimizer's see
-            the calls). "descent" rejects ways that lead back, against the base optimizer's own
-            step (a small residual is sought at saddles, too), and points where the loss grows along
-            the way, by the next step's gradient, which the base optimizer then does not see; it
-            keeps momentum and Adam in bounds, whose steps lag behind.
+            one is kept, however far it leads. "residual" rejects it unless the next step's
+            residual is smaller (Algorithm 1); no extra evaluation. "loss" calls the closure of
+            ``step(closure)`` twice more and rejects it unless the loss of the batch is below that
+            of the base step (BatchNorm statistics and gradients of parameters that are not
+            this optimizer's see the calls). "descent" rejects ways that lead back, against the base
+            optimizer's own step (a small residual is sought at saddles, too), and points where the
+            loss grows along the way, by the next step's gradient, which the base optimizer then
+            does not see; it keeps momentum and Adam in bounds, whose steps lag behind.
             "limits" rejects ways ten times as long as all that the columns have seen.
         scope: "all", one least-squares problem for all parameters; "group", one per parameter group
             (AADL); "tensor", one per parameter tensor.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
@@ -44,7 +44,7 @@ class Layout:
     limit: float  #: largest value that every parameter can hold
     rounding: tuple[float, ...]  #: [S] half of the machine epsilon of the coarsest parameter
     rounds: bool  #: whether some parameter is narrower than the working vectors
-    signature: tuple[Any, ...]
+    trained: Trained | None
     local_shapes: tuple[torch.Size, ...] = ()  #: of the entries of each parameter on this rank
     orders: tuple[Order, ...] = ()  #: of their dimensions, in the flat vector
     names: tuple[str, ...] = ()  #: of the parameters, in checkpoints
@@ -127,7 +127,7 @@ class Layout:
             limit=min((torch.finfo(p.dtype).max for p in parameters), default=0.0),
             rounding=tuple(rounding),
             rounds=any(p.dtype != dtype for p in parameters),
-            signature=_signature(param_groups),
+            trained=Trained(param_groups),
             ranks=ranks,
         )
 
@@ -156,10 +156,11 @@ class Layout:
 
     def fits(self, param_groups: list[dict[str, Any]]) -> bool:
         """Whether the same parameters are still trained, with the same types and places."""
-        return self.signature == _signature(param_groups)
+        assert self.trained is not None
+        return self.trained.fits(param_groups)
 
     def stand_in_(self, point: Tensor) -> None:
-        """Put a tensor at ``point`` in the place of each parameter that lost its shape or its values.
+        """Put a tensor at ``point`` in the place of each parameter that lost its shape or values.
 
         The others can be read and written then, wherever they are now.
         """
@@ -435,13 +436,47 @@ def _check(tensor: Tensor, kind: type[Tensor]) -> None:
         )
 
 
-_FACTS = attrgetter("requires_grad", "shape", "dtype", "device")
+class Trained:
+    """Which parameters each group had, and what they were.
 
-
-def _signature(param_groups: list[dict[str, Any]]) -> tuple[Any, ...]:
-    """Of each group: who its parameters are, and what they are.
-
-    The layout holds the parameters, so that an id cannot be given to another tensor.
+    The layout holds them, so that an id cannot be given to another tensor.
     """
-    lists = [group["params"] for group in param_groups]
-    return tuple((tuple(map(id, listed)), tuple(map(_FACTS, listed))) for listed in lists)
+
+    def __init__(self, param_groups: list[dict[str, Any]]) -> None:
+        self._ids, self._facts = _ids(param_groups), _facts(param_groups)
+        self._unchanged = _quick_check(_listed(param_groups))
+
+    def fits(self, param_groups: list[dict[str, Any]]) -> bool:
+        """Whether they still are the same, with the same types and places."""
+        same = self._ids == _ids(param_groups)
+        listed = _listed(param_groups)
+        return same and (self._unchanged(*listed) or self._facts == _facts(param_groups))
+
+
+def _listed(param_groups: list[dict[str, Any]]) -> list[Tensor]:
+    return [p for group in param_groups for p in group["params"]]
+
+
+def _ids(param_groups: list[dict[str, Any]]) -> list[list[int]]:
+    return [[*map(id, group["params"])] for group in param_groups]
+
+
+def _facts(param_groups: list[dict[str, Any]]) -> list[Any]:
+    facts = attrgetter("requires_grad", "shape", "dtype", "device")
+    return [*map(facts, _listed(param_groups))]
+
+
+def _quick_check(tensors: list[Tensor]) -> Callable[..., bool]:
+    """Whether tensors are what these were, in a quarter of the time; false where it cannot tell.
+
+    It is what torch's compiler asks before it runs what it has compiled.
+    """
+    try:
+        sizes: Any = [[*x.shape] for x in tensors]
+        strides: Any = [[*x.stride()] for x in tensors]
+        guards: Any = torch._C._dynamo.guards.TensorGuards(
+            *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
+        )
+    except Exception:  # not in this torch, or not for such tensors
+        return lambda *_: False
+    return guards.check  # type: ignore[no-any-return]

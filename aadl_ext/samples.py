@@ -95,7 +95,7 @@ class Samples:
             limit=torch.finfo(self.dtype).max,
             rounding=(rounding,) * count,
             rounds=any(COMPLEX.get(x.dtype, x.dtype) != self.dtype for x in self.leaves),
-            signature=(),
+            trained=None,
         )
 
     def tree(self, rows: Tensor) -> Any:
