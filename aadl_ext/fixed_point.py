@@ -246,7 +246,7 @@ class Iteration:
     samples: Samples
     options: AndersonMixing
     tolerances: tuple[float, float]  #: relative, absolute
-    rates: tuple[float, ...]  #: [B] ones
+    rates: tuple[float]  #: one, of all
     history: SecantHistory
     products: GalerkinProducts | None  #: of type I
     best: Tensor  #: [B, n] point of least residual, unless that is the last stored one
@@ -283,7 +283,7 @@ class Iteration:
             samples,
             options,
             (tol, abs_tol),
-            (1.0,) * count,
+            (1.0,),
             history,
             products=GalerkinProducts.empty(history) if options.kind == "I" else None,
             best=start.clone(),

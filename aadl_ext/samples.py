@@ -93,7 +93,7 @@ class Samples:
             dtype=self.dtype,
             device=self.device,
             limit=torch.finfo(self.dtype).max,
-            rounding=(rounding,) * count,
+            rounding=(rounding,),
             rounds=any(COMPLEX.get(x.dtype, x.dtype) != self.dtype for x in self.leaves),
             trained=None,
         )

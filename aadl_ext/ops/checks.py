@@ -75,10 +75,19 @@ def check_systems(systems: Tensor, segments: int, rows: int) -> None:
         )
 
 
-def check_noise(
-    noise: Tensor | None, shape: tuple[int, int], rounding: Sequence[float] | None = None
-) -> None:
-    """Require None or squared errors, a contiguous float64 matrix, and a rounding a segment."""
+def one_each(name: str, numbers: Sequence[float], segments: int) -> Sequence[float]:
+    """A number for each segment; one that is given alone is that of all."""
+    if len(numbers) == 1:
+        return [*numbers] * segments
+    if len(numbers) != segments:
+        raise ValueError(
+            f"got {len(numbers)} {name} for {segments} segments; pass one each, or one for all"
+        )
+    return numbers
+
+
+def check_noise(noise: Tensor | None, shape: tuple[int, int]) -> None:
+    """Require None or squared errors, a contiguous float64 matrix."""
     if noise is None:
         return
     if noise.shape != shape or noise.dtype != torch.float64 or not noise.is_contiguous():
@@ -86,8 +95,6 @@ def check_noise(
             f"noise is {names((noise.dtype,))} {tuple(noise.shape)}; expected contiguous float64 "
             f"{list(shape)}"
         )
-    if rounding is not None and len(rounding) != shape[0]:
-        raise ValueError(f"got {len(rounding)} roundings for {shape[0]} segments; pass one each")
 
 
 def check_flag(name: str, flag: Tensor | None, device: torch.device) -> None:

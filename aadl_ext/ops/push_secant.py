@@ -17,6 +17,7 @@ from .checks import (
     check_slot,
     check_systems,
     check_vector,
+    one_each,
 )
 from .chunks import chunks
 from .registry import Shares, asked, op
@@ -85,7 +86,7 @@ def push_secant(
     Args:
         before: ``[N]`` parameters before the base optimizer's step.
         after: ``[N]`` parameters after it.
-        rates: ``[S]`` learning rates; where 0 the residual counts as zero.
+        rates: ``[S]`` learning rates, or one for all segments; where 0 the residual counts as zero.
         offsets: ``[S + 1]``.
         residual: ``[N]`` out.
         last_point: ``[N]`` w of the last stored pair.
@@ -97,8 +98,8 @@ def push_secant(
             ``last_residual`` are a pair; None for true.
         systems: ``[S, k, k]`` float64 with ``k > m``, changed in place; None to compute no
             products.
-        rounding: ``[S]`` with ``noise``: half of the parameters' machine epsilon, over the
-            smaller of the rates of this step and of the last stored pair.
+        rounding: ``[S]``, or one for all, with ``noise``: half of the parameters' machine
+            epsilon, over the smaller of the rates of this step and of the last stored pair.
         noise: ``[S, m]`` float64, column ``slot`` changed in place; None not to measure it.
 
     Returns:
@@ -120,8 +121,8 @@ def push_secant(
     ):
         check_vector(name, vector, size, before.dtype)
     check_offsets(offsets, size)
-    if len(rates) != len(offsets) - 1:
-        raise ValueError(f"got {len(rates)} rates for {len(offsets) - 1} segments; pass one each")
+    segments = len(offsets) - 1
+    rates = one_each("rates", rates, segments)
     check_rows("step_rows", step_rows, size)
     check_rows("residual_rows", residual_rows, size)
     if step_rows.shape != residual_rows.shape:
@@ -132,8 +133,10 @@ def push_secant(
     check_slot("slot", slot, len(residual_rows))
     check_flag("paired", paired, before.device)
     if systems is not None:
-        check_systems(systems, len(rates), residual_rows.shape[0])
-    check_noise(noise, (len(rates), len(residual_rows)), rounding)
+        check_systems(systems, segments, residual_rows.shape[0])
+    check_noise(noise, (segments, len(residual_rows)))
+    if noise is not None:
+        rounding = one_each("roundings", rounding, segments)
     torch.sub(after, before, out=residual)
     max_step = _scale_to_unit_rate(residual, rates, offsets)
     for rate, (start, stop) in zip(rates, pairwise(offsets), strict=True):
@@ -144,7 +147,7 @@ def push_secant(
             step_rows[slot, chunk] = step
 
     rows = residual_rows[:0] if systems is None else residual_rows
-    own = [ARITHMETIC * torch.finfo(residual.dtype).eps] * len(rates)
+    own = [ARITHMETIC * torch.finfo(residual.dtype).eps] * segments
     new = [] if slot < 0 else [residual_rows[slot], step_rows[slot]]
     dots, squares = _dot_products(rows, [residual, *new], offsets)  # [S, m + 1, 1 or 3]
     squared_norm, row_norm = squares[0], squares[1:].sum()

@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kAhead = 2 * kChunk;  // entries from what is read to what is asked for
 constexpr int64_t kGroup = 4;           // rows at a time
+constexpr int64_t kFew = 16;            // rows whose sums need no allocation
 constexpr int64_t kFlush = 4 * kChunk;  // entries after which the lanes of sums are emptied
 
 // The sums over one block.
@@ -177,8 +178,12 @@ AADL_INLINE void multiply_all(const Push<T, S>& args, int64_t begin, int64_t n, 
 template <int Width, class T, class S>
 AADL_INLINE void push_part(const Push<T, S>& args, const Block& block, bool stream,
                            PushSums<T>& sums) {
-  Pair pair = {};
-  std::vector<RowSums<Width>> rows(args.systems ? args.rows : 0);
+  Pair pair;
+  const int64_t count = args.systems ? args.rows : 0;
+  RowSums<Width> few[kFew];
+  std::vector<RowSums<Width>> many(count > kFew ? count : 0);
+  RowSums<Width>* rows = count > kFew ? many.data() : few;
+  std::fill_n(rows, count, RowSums<Width>{});
   for (int64_t begin = block.begin; begin < block.end; begin += kChunk) {
     const int64_t n = std::min(kChunk, block.end - begin);
     for (int64_t j = 0; j < n; j += kSlice) {
@@ -191,9 +196,9 @@ AADL_INLINE void push_part(const Push<T, S>& args, const Block& block, bool stre
     form_pair(args, args.rates[block.segment], begin, n, stream, pair, sums);
     if (!args.systems) continue;
     if (args.slot >= 0) {
-      multiply_all<true>(args, begin, n, pair, rows.data());
+      multiply_all<true>(args, begin, n, pair, rows);
     } else {
-      multiply_all<false>(args, begin, n, pair, rows.data());
+      multiply_all<false>(args, begin, n, pair, rows);
     }
     if ((begin - block.begin) % kFlush + kChunk < kFlush && begin + n < block.end) continue;
     for (int64_t k = 0; k < args.rows; ++k) {

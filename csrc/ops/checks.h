@@ -116,6 +116,13 @@ inline int64_t check_offsets(const std::vector<int64_t>& offsets, int64_t size) 
   return static_cast<int64_t>(offsets.size()) - 1;
 }
 
+// Makes of one number for all segments one for each.
+inline void one_each(const char* name, std::vector<double>& numbers, int64_t segments) {
+  if (numbers.size() == 1) numbers.resize(segments, numbers[0]);
+  STD_TORCH_CHECK(static_cast<int64_t>(numbers.size()) == segments, "got ", numbers.size(), " ",
+                  name, " for ", segments, " segments");
+}
+
 // Sums of points, of gradients and, perhaps, of noise.
 inline std::tuple<Tensor, Tensor, std::optional<Tensor>> three_sums(const std::vector<Tensor>& sums) {
   STD_TORCH_CHECK(sums.size() == 2 || sums.size() == 3, "got ", sums.size(),

@@ -20,8 +20,7 @@ Tensor push_secant(const Tensor& before, const Tensor& after, std::vector<double
   check_rows(on, "step_rows", step_rows, size);
   check_rows(on, "residual_rows", residual_rows, size);
   const int64_t segments = check_offsets(offsets, size), rows = residual_rows.size(0);
-  STD_TORCH_CHECK(static_cast<int64_t>(rates.size()) == segments, "got ", rates.size(),
-                  " rates for ", segments, " segments");
+  one_each("rates", rates, segments);
   STD_TORCH_CHECK(step_rows.size(0) == rows && step_rows.stride(0) == residual_rows.stride(0) &&
                       step_rows.scalar_type() == residual_rows.scalar_type(),
                   "step_rows and residual_rows must be alike");
@@ -33,8 +32,7 @@ Tensor push_secant(const Tensor& before, const Tensor& after, std::vector<double
                                systems->scalar_type() == ScalarType::Double),
                   "systems must be contiguous float64 [", segments, ", k, k] with k > ", rows);
   double* const errors = check_noise(on, noise, segments, rows);
-  STD_TORCH_CHECK(!noise || static_cast<int64_t>(rounding.size()) == segments, "got ",
-                  rounding.size(), " roundings for ", segments, " segments");
+  if (noise) one_each("roundings", rounding, segments);
   const bool* const has_pair = check_flag(on, "paired", paired);
   check_apart({&residual, &step_rows, &residual_rows, address(systems), address(noise)},
               {&before, &after, &last_point, &last_residual});

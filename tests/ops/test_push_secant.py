@@ -481,6 +481,17 @@ def test_numbers_of_numpy_are_taken(slot: Any) -> None:
     assert not push.changed(twin)
 
 
+def test_one_rate_and_one_rounding_are_those_of_all_segments() -> None:
+    pushes = [random_push([0, 2, 5, 9], [0.3] * 3) for _ in range(2)]
+    pushes[1].rates = [0.3]
+    noises = torch.zeros(2, 3, 3, dtype=torch.float64)
+    for push, noise, rounding in zip(pushes, noises, ([1e-8] * 3, [1e-8]), strict=True):
+        ops.push_secant(**vars(push), noise=noise, rounding=rounding)
+    assert not pushes[0].changed(pushes[1])
+    assert noises.any()
+    assert same_bits(*noises)
+
+
 @pytest.mark.not_on_cuda("allocates for itself")
 def test_no_temporary_has_the_size_of_the_history() -> None:
     push = random_push([0, 8 * CHUNK], rows=8)
@@ -494,7 +505,7 @@ MISFITS: list[tuple[dict[str, Any], list[str]]] = [
     ({"last_point": torch.zeros(5).double()}, ["last_point", "float64", "float32"]),
     ({"last_residual": torch.zeros(1)}, ["last_residual", "(1,)"]),
     ({"before": torch.zeros(5).half()}, ["before", "float16", "float32, float64"]),
-    ({"rates": [0.1]}, ["1 rates", "2 segments"]),
+    ({"rates": [0.1] * 3}, ["3 rates", "2 segments"]),
     ({"offsets": [0, 4, 6]}, ["[0, 4, 6]", "5"]),
     ({"offsets": [1, 4, 5]}, ["[1, 4, 5]"]),
     ({"offsets": [0, 6, 5]}, ["[0, 6, 5]"]),
