@@ -29,6 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     parser = _parser()
     options, others = parser.parse_known_args(arguments)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return 2
     if others and options.run is not _reproduce:
         parser.error(f"unrecognized arguments: {' '.join(others)}; see {options.command} --help")
     options.others = others
@@ -84,9 +87,12 @@ def _plan(options: argparse.Namespace) -> int:
         figures = {**asdict(found), "vectors": found.vectors, "seconds": seconds}
         _say(json.dumps(figures, indent=2, default=str))
         return 0
-    lines = [str(found), f"{'vectors':<12}  {found.vectors:.4g}", f"{'seconds':<12}  {seconds:.3g}"]
+    at = f"memory at {options.bandwidth:.3g} bytes/s"
+    if found.ranks > 1:
+        at += f", network at {options.network:.3g}, {options.latency:.3g} s a collective"
+    lines = [str(found), f"time         {1e3 * seconds:.3g} ms a step: {at}"]
     if options.step:
-        lines.append(f"{'share':<12}  {seconds / options.step:.2%} of a step")
+        lines.append(f"share        {seconds / options.step:.2%} of a step")
     _say("\n".join(lines))
     return 0
 
@@ -118,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="aadl_ext", description="Acceleration of PyTorch optimizers by their own history."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     info = commands.add_parser("info", help="what runs here, and what to do about what does not")
     info.set_defaults(run=_info)

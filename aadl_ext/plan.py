@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -41,7 +41,26 @@ class Plan:
         return self.bytes_moved / bandwidth + received / network + self.collectives * latency
 
     def __str__(self) -> str:
-        return "\n".join(f"{f.name:<12}  {getattr(self, f.name):,.6g}" for f in fields(self))
+        ranks = f"one of {self.ranks:,} ranks" if self.ranks > 1 else "one process"
+        vectors = f"{self.vectors:.4g} times the parameters in float32"
+        lines = [
+            f"on {ranks}, which holds {self.entries:,} entries of the parameters",
+            f"memory       {_bytes(self.bytes_held)}, {vectors}",
+            f"moved        {_bytes(self.bytes_moved)} a step, beside the base optimizer's",
+        ]
+        if self.ranks > 1:
+            sent = f"{_bytes(self.bytes_sent)} a step to each other rank"
+            lines += [
+                f"collectives  {self.collectives:.3g} a step",
+                f"sent         {sent}, at most {_bytes(self.most_sent)} at once",
+            ]
+        return "\n".join(lines)
+
+
+def _bytes(count: float) -> str:
+    units = ["B", "kB", "MB", "GB", "TB", "PB"]
+    power = min(int(math.log10(max(count, 1)) // 3), len(units) - 1)
+    return f"{count / 1000**power:.3g} {units[power]}"
 
 
 def plan(

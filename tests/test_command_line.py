@@ -128,7 +128,6 @@ def test_bench_times_each_pass_beside_its_floor(
         (["demo", "--seeds", "0"], "not a positive number"),
         (["bench", "--size", "-3"], "not a positive number"),
         (["reproduce", "nothing"], "invalid choice"),
-        ([], "required: COMMAND"),
     ],
 )
 def test_wrong_arguments_end_with_status_2_and_what_is_wrong(
@@ -137,6 +136,11 @@ def test_wrong_arguments_end_with_status_2_and_what_is_wrong(
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert said in capsys.readouterr().err
+
+
+def test_without_a_command_it_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "reproduce" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["info", "demo", "bench"])

@@ -90,11 +90,12 @@ def test_the_command_counts_for_any_number_of_ranks(
 ) -> None:
     mesh = "--mesh r8x512 --step 2 --set history_depth=4"
     assert plan(f"--parameters 1e12 --dtype bfloat16 {mesh}") == 0
-    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert rows["ranks"] == "4,096"
-    assert rows["entries"] == "1.95312e+09"  # copies do not divide them
-    assert rows["collectives"] == "0.2"  # two in a block of ten steps
-    assert float(rows["most_sent"]) < 4096
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == "on one of 4,096 ranks, which holds 1,953,125,000 entries of the parameters"
+    rows = dict(line.split(maxsplit=1) for line in lines)  # copies do not divide them
+    assert rows["memory"].endswith(" GB, 17.5 times the parameters in float32")
+    assert rows["collectives"] == "0.2 a step"  # two in a block of ten steps
+    assert rows["sent"].endswith(" B at once")
     assert rows["share"].endswith("% of a step")
 
 
