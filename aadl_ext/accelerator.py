@@ -158,14 +158,16 @@ class Accelerator:
         if not self.pending:
             return None
         point, iteration = self.layout.vector(), self.iteration
-        self.layout.read(point)
         expected = iteration.fallback if self._settled else iteration.left_at
+        self.layout.stand_in_(expected)
+        self.layout.read(point)
         return None if self.layout.moved(point, expected, iteration.largest) else point
 
     @torch.no_grad()
     def _change(self, start: Tensor, end: Tensor) -> None:
         """Move the parameters from one point to another, unless something else has moved them."""
         now = self.layout.vector()
+        self.layout.stand_in_(start)
         self.layout.read(now)
         if not self.layout.moved(now, start, self.iteration.largest):
             self.layout.write(end)
@@ -254,7 +256,6 @@ class Accelerator:
         if self._changed(param_groups):
             self._counts["restarts"]["parameters"] += 1
             layout = self._lay_out(param_groups)  # or an error, before anything is done
-            self.layout.stand_in_(self.iteration.left_at)
             rolled_back = self.layout.device.type != "meta" and self.roll_back()
             if not rolled_back:
                 self._drop_pending()

@@ -44,7 +44,7 @@ class Layout:
     limit: float  #: largest value that every parameter can hold
     rounding: tuple[float, ...]  #: [S] half of the machine epsilon of the coarsest parameter
     rounds: bool  #: whether some parameter is narrower than the working vectors
-    trained: Trained | None
+    trained: Trained | None  #: what is laid out; None: nothing that steps can go on with
     local_shapes: tuple[torch.Size, ...] = ()  #: of the entries of each parameter on this rank
     orders: tuple[Order, ...] = ()  #: of their dimensions, in the flat vector
     names: tuple[str, ...] = ()  #: of the parameters, in checkpoints
@@ -156,21 +156,22 @@ class Layout:
 
     def fits(self, param_groups: list[dict[str, Any]]) -> bool:
         """Whether the same parameters are still trained, with the same types and places."""
-        assert self.trained is not None
-        return self.trained.fits(param_groups)
+        return self.trained is not None and self.trained.fits(param_groups)
 
     def stand_in_(self, point: Tensor) -> None:
         """Put a tensor at ``point`` in the place of each parameter that lost its shape or values.
 
-        The others can be read and written then, wherever they are now.
+        The others can be read and written then, wherever they are now; but nothing fits any more.
         """
         lost = [
             x.shape != shape or (x.is_meta and not point.is_meta)
             for x, shape in zip(self.local, self.local_shapes, strict=True)
         ]
-        choices = zip(lost, self._parts(point), self.parameters, strict=True)
-        self.parameters = tuple(part if gone else p for gone, part, p in choices)
-        self.__dict__.pop("in_place", None)
+        if any(lost):
+            choices = zip(lost, self._parts(point), self.parameters, strict=True)
+            self.parameters = tuple(part if gone else p for gone, part, p in choices)
+            self.trained = None
+            self.__dict__.pop("in_place", None)
 
     @property
     def bounds(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

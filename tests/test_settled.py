@@ -201,7 +201,40 @@ def empty(optimizer: SGD, first: nn.Parameter) -> None:
     torch.utils.swap_tensors(first, nn.Parameter(torch.empty_like(first, device="meta"), False))
 
 
-@pytest.mark.parametrize("change", [cut, remove, empty])
+def grow(optimizer: SGD, first: nn.Parameter) -> None:
+    first.data = torch.full((1000, 3), 7.0, dtype=first.dtype)
+
+
+@pytest.mark.parametrize("change", [cut, grow, empty])
+@methods
+def test_others_can_be_set_aside_and_rolled_back_where_parameters_are_lost(
+    options: Method, change: Callable[[SGD, nn.Parameter], None]
+) -> None:
+    training = until_pending(Training(sgd, options))
+    first, *others = training.parameters
+    pending = training.point()[first.numel() :]
+    expected = judged(training)[first.numel() :]
+
+    def now() -> Tensor:
+        return torch.cat([p.detach().flatten() for p in others])
+
+    change(training.optimizer, first)
+    with settled(training.optimizer):
+        assert torch.equal(now(), expected)
+    assert torch.equal(now(), pending)
+    with settled(training.optimizer):
+        if not first.is_meta:  # again
+            first.data = torch.zeros(5, 2, dtype=first.dtype)
+    assert torch.equal(now(), pending)
+    assert training.accelerator.roll_back()
+    assert torch.equal(now(), expected)
+    for parameter in training.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    training.optimizer.step()
+    assert training.accelerator.stats.restarts["parameters"] == 1
+
+
+@pytest.mark.parametrize("change", [cut, grow, remove, empty])
 @methods
 def test_parameters_that_are_lost_leave_the_others_at_a_judged_point(
     options: Method, change: Callable[[SGD, nn.Parameter], None]
