@@ -202,6 +202,7 @@ class Layout:
         Swapping other values in and out again, as schedule-free optimizers do, rounds them.
         ``rounding``: relative, if one is coarser than those of the parameters were at first.
         """
+        now, before = now[: self.size], before[: self.size]  # padding is no parameter
         return ops.differs(now, before, largest, 8 * max((*self.rounding, rounding)))
 
     def moved(self, now: Tensor, before: Tensor, largest: Tensor) -> bool:

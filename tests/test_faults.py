@@ -167,8 +167,9 @@ def recast(patient: Patient) -> None:
 
 
 def resize(patient: Patient) -> None:
-    inner = patient.dice.choice([3, 5, 6])
-    for p, shape in zip(patient.parameters, [(inner, 4), (inner,), (2, inner), (2,)], strict=True):
+    inner = patient.dice.choice([3, 5, 40])
+    *resized, _ = patient.parameters
+    for p, shape in zip(resized, [(inner, 4), (inner,), (2, inner)], strict=True):
         p.data = torch.full(shape, 0.1, dtype=p.dtype)
     patient.optimizer.state.clear()
 

@@ -94,6 +94,15 @@ def test_other_parameters_do_not_fit(
     assert not layout.fits(members)
 
 
+def test_what_is_in_the_padding_is_no_move() -> None:
+    layout = Layout.build(groups([parameter(3)]), "all", None)
+    now, before = layout.vector(), layout.vector()
+    before[3] = torch.nan
+    assert not layout.moved(now, before, torch.tensor(1.0))
+    before[2] = 1
+    assert layout.moved(now, before, torch.tensor(1.0))
+
+
 @pytest.mark.parametrize("rows", [1, HUGE // 4 // 8])  # from there on, on huge pages
 def test_vectors_of_any_length_are_zero_and_may_be_written(rows: int) -> None:
     found = zeros((rows, 8), torch.float32, torch.device("cpu"))
