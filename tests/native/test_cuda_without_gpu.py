@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_dispatcher import SAMPLES
+from test_dispatcher import SAMPLES, parted
 from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
@@ -33,9 +33,10 @@ def on(device: str, arguments: Any) -> Any:
 @pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch knows no CUDA")
 @pytest.mark.parametrize(("name", "arguments"), CASES)
 def test_every_op_traces_on_cuda_as_on_the_cpu(name: str, arguments: tuple[Any, ...]) -> None:
-    op = getattr(torch.ops.aadl_ext, name)
+    op = getattr(torch.ops.aadl_ext, name).default
+    given, named = parted(op, arguments)
     with FakeTensorMode():
-        here, there = op(*on("cpu", arguments)), op(*on("cuda", arguments))
+        here, there = (op(*on(x, given), **on(x, named)) for x in ("cpu", "cuda"))
     assert (here is None) == (there is None)
     results = [] if here is None else [here] if isinstance(here, torch.Tensor) else list(here)
     others = [] if there is None else [there] if isinstance(there, torch.Tensor) else list(there)

@@ -181,18 +181,22 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
 }  # fmt: skip
 
 
+def parted(op: Any, arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Those that are given by position, and those by name."""
+    declared = op._schema.arguments
+    named = {x.name: y for x, y in zip(declared, arguments, strict=False) if x.kwarg_only}
+    return arguments[: sum(not x.kwarg_only for x in declared)], named
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"), [(name, sample) for name, all_ in SAMPLES.items() for sample in all_]
 )
 def test_schema_and_tracing_are_as_declared(name: str, arguments: tuple[Any, ...]) -> None:
     op = getattr(torch.ops.aadl_ext, name).default
-    declared = op._schema.arguments
     checks = ["test_schema", "test_faketensor"]
     if arguments is SAMPLES[name][0]:  # takes longest
         checks += ["test_autograd_registration", "test_aot_dispatch_dynamic"]
-    named = {x.name: y for x, y in zip(declared, arguments, strict=False) if x.kwarg_only}
-    given = arguments[: sum(not x.kwarg_only for x in declared)]
-    torch.library.opcheck(op, given, named, test_utils=checks)
+    torch.library.opcheck(op, *parted(op, arguments), test_utils=checks)
 
 
 def test_every_op_is_among_the_samples() -> None:
