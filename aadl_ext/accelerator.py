@@ -157,20 +157,21 @@ class Accelerator:
         """Where the parameters are, if that is where an extrapolation or ``settled`` left them."""
         if not self.pending:
             return None
-        point, iteration = self.layout.vector(), self.iteration
-        expected = iteration.fallback if self._settled else iteration.left_at
-        self.layout.stand_in_(expected)
-        self.layout.read(point)
-        return None if self.layout.moved(point, expected, iteration.largest) else point
+        iteration = self.iteration
+        return self._unmoved(iteration.fallback if self._settled else iteration.left_at)
 
     @torch.no_grad()
     def _change(self, start: Tensor, end: Tensor) -> None:
         """Move the parameters from one point to another, unless something else has moved them."""
-        now = self.layout.vector()
-        self.layout.stand_in_(start)
-        self.layout.read(now)
-        if not self.layout.moved(now, start, self.iteration.largest):
+        if self._unmoved(start) is not None:
             self.layout.write(end)
+
+    def _unmoved(self, expected: Tensor) -> Tensor | None:
+        """Where the parameters are, if that is where they are expected."""
+        now = self.layout.vector()
+        self.layout.stand_in_(expected)
+        self.layout.read(now)
+        return None if self.layout.moved(now, expected, self.iteration.largest) else now
 
     # ---- what the hooks of an optimizer ask and tell ------------------------------------
 

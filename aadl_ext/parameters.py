@@ -111,7 +111,7 @@ class Layout:
         offsets[-1] = -(-max(size, ranks is not None) // PADDING) * PADDING
         wide = any(p.dtype == torch.float64 for p in parameters)
         dtype = torch.float64 if wide else torch.float32
-        somewhere = parameters or [p for group in param_groups for p in group["params"]]
+        somewhere = parameters or _listed(param_groups)
         return cls(
             parameters=tuple(parameters),
             local_shapes=tuple(local(p).shape for p in parameters),
@@ -445,14 +445,16 @@ class Trained:
     """
 
     def __init__(self, param_groups: list[dict[str, Any]]) -> None:
-        self._ids, self._facts = _ids(param_groups), _facts(param_groups)
-        self._unchanged = _quick_check(_listed(param_groups))
+        listed = _listed(param_groups)
+        self._ids, self._facts = _ids(param_groups), _facts(listed)
+        self._unchanged = _quick_check(listed)
 
     def fits(self, param_groups: list[dict[str, Any]]) -> bool:
         """Whether they still are the same, with the same types and places."""
-        same = self._ids == _ids(param_groups)
+        if self._ids != _ids(param_groups):
+            return False
         listed = _listed(param_groups)
-        return same and (self._unchanged(*listed) or self._facts == _facts(param_groups))
+        return self._unchanged(*listed) or self._facts == _facts(listed)
 
 
 def _listed(param_groups: list[dict[str, Any]]) -> list[Tensor]:
@@ -463,9 +465,8 @@ def _ids(param_groups: list[dict[str, Any]]) -> list[list[int]]:
     return [[*map(id, group["params"])] for group in param_groups]
 
 
-def _facts(param_groups: list[dict[str, Any]]) -> list[Any]:
-    facts = attrgetter("requires_grad", "shape", "dtype", "device")
-    return [*map(facts, _listed(param_groups))]
+def _facts(tensors: list[Tensor]) -> list[Any]:
+    return [*map(attrgetter("requires_grad", "shape", "dtype", "device"), tensors)]
 
 
 def _quick_check(tensors: list[Tensor]) -> Callable[..., bool]:
