@@ -8,6 +8,8 @@ Counted where torch's dispatcher sees them, as bytes that a rank puts in; times 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections import Counter
 from typing import Any
 
@@ -88,6 +90,8 @@ def main() -> None:
                     calls, size = found.calls[call] / STEPS, found.bytes[call] / STEPS
                     print(f"  {what:<10}{call:<24}{calls:8.2f} calls{size:14,.0f} bytes")
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # a thread of gloo may still release a tensor, and abort, as Python ends
 
 
 if __name__ == "__main__":

@@ -61,4 +61,4 @@ out = options.out
 for name in ("whole", "killed"):
     options.out = out / name
     imagenet.train_all(options, group)
-torch.distributed.destroy_process_group()
+imagenet.leave(group)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,19 @@ def join(device: torch.device) -> tuple[Group, torch.device]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Group(dist.get_rank(), dist.get_world_size()), device
+
+
+def leave(group: Group) -> None:
+    """Part from the other processes; on CPUs this one ends here, for a thread of gloo may still
+    release a tensor, and abort, as Python ends."""
+    if group.world == 1:
+        return
+    gloo = dist.get_backend() == "gloo"
+    dist.destroy_process_group()
+    if gloo:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def experiment(options: argparse.Namespace, group: Group) -> harness.Experiment:
@@ -111,11 +125,8 @@ def main() -> None:
     """Train with each method, then print and draw."""
     options = parse()
     group, options.device = join(options.device)
-    try:
-        train_all(options, group)
-    finally:
-        if group.world > 1:
-            dist.destroy_process_group()
+    train_all(options, group)
+    leave(group)
 
 
 def train_all(options: argparse.Namespace, group: Group) -> None:
