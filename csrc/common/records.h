@@ -230,4 +230,20 @@ struct Subspace {
   int64_t* rank;
 };
 
+// The direction of L-BFGS, -(gradient g + steps S + changes Y), from products of m pairs in a ring:
+// see ops.solve_quasi_newton and quasi_newton.h.
+struct QuasiNewton {
+  const double* metric;           // [m, m] S S^T
+  const double* curvature;        // [m, m] S Y^T
+  const double* gradient_metric;  // [m, m] Y Y^T
+  const double* slopes;           // [m] S g
+  const double* gradient_slopes;  // [m] Y g
+  const double* squared_norm;     // |g|^2
+  int64_t m, newest;
+  double growth;
+  double* gradient;
+  double* steps;    // [m]
+  double* changes;  // [m]
+};
+
 }  // namespace aadl

@@ -38,6 +38,8 @@ struct Verdicts {
 constexpr double kPatience = 2;  // rejections in a row that clear the history
 constexpr double kLeastTrust = 0.25, kMostTrust = 1e6;
 constexpr double kLeastDamping = 0.02, kGain = 0.3, kForgetting = 0.7;
+constexpr double kRepeats = 1e-4 * 1e-4;  // of |g|^2; what differs less is the same gradient
+constexpr double kSteep = 0.9, kTries = 6;
 
 AADL_INLINE bool finite(double x) { return x - x == 0; }
 // The second number if they cannot be compared.
@@ -251,6 +253,84 @@ struct Learn {
     f.ready = f.complete;
     f.paired = f.paired || f.complete;
     f.spoiled = f.on_line = false;
+  }
+};
+
+struct Compare {
+  Verdicts to;
+  const double* squared_norm;
+  const double* change;
+
+  AADL_INLINE void operator()() const { to.flags->exact = *change <= kRepeats * *squared_norm; }
+};
+
+struct JudgeLine {
+  Verdicts to;
+  const double* figures;  // squared norm and slope
+  const double* change;
+  const bool* moved;  // may be null
+  const bool* base;
+  double growth;
+  bool hold;
+
+  AADL_INLINE void operator()() const {
+    Control& c = *to.control;
+    Flags& f = *to.flags;
+    Counts& n = *to.counts;
+    const bool waits = f.pending, held = f.held, by_base = *base;
+    release(to, moved, false);
+    const double squared_norm = figures[0], slope = figures[1], norm = std::sqrt(squared_norm);
+    const bool sound = finite(squared_norm);
+    const bool repeats = *change <= kRepeats * squared_norm;
+    const bool exact = f.exact && (f.pending || !waits) && (repeats || !held) &&
+                       (sound || f.pending);
+    const bool judged = exact && f.pending && !held;
+    const bool low = slope <= kSteep * std::fabs(c.slope) || by_base;
+    const bool good = judged && sound && low && norm <= growth * c.reference;
+    const bool bad = judged && !good;
+    const bool taken = good && !by_base;
+    n.accepted += taken;
+    n.shortened += taken && c.tries > 0;
+    const double tries = bad ? c.tries + 1 : judged ? 0 : c.tries;
+    f.rejected = tries > kTries;
+    c.tries = f.rejected ? 0 : tries;
+    n.rejected_residual += f.rejected && sound;
+    n.rejected_nonfinite += f.rejected && !sound;
+    n.skipped_nonfinite += !(sound || f.pending);
+    f.complete = sound && f.paired;
+    f.ready = exact && (good || !f.pending);
+    f.anew = f.ready || (exact && f.rejected);
+    const bool back = exact && bad && !f.rejected;
+    const double less = larger(smaller(ratio(c.slope, c.slope - slope), 0.9), 0.05);
+    c.share = f.anew ? 0 : !back ? 1 : sound ? less : 0.1;
+    f.held = exact && ((back && c.tries == 2) || (f.ready && hold));
+    if (f.ready && !by_base) c.reference = larger(norm, 0.9 * c.reference);
+    n.pairs += exact && f.complete;
+    f.exact = exact;
+  }
+};
+
+struct TakeLine {
+  Verdicts to;
+  const double* slope;
+  const bool* moves;
+  const bool* fits;
+  const bool* base;
+
+  AADL_INLINE void operator()() const {
+    Control& c = *to.control;
+    Flags& f = *to.flags;
+    c.slope = *slope;
+    const bool descends = c.slope < 0, by_base = *base;
+    const bool exact = f.exact && *fits;
+    f.held = exact && (f.held || !((descends && *moves) || by_base));
+    f.declined = f.held || (f.exact && !(exact || f.ready));
+    f.accepted = exact;
+    f.write = exact || f.declined;
+    to.counts->extrapolations += exact && f.anew && descends && !by_base;
+    f.paired = f.paired || f.ready;
+    f.exact = f.pending = exact;
+    f.rejected = false;
   }
 };
 

@@ -51,6 +51,8 @@ void solve_secants(const Secants& args, const Threads& threads);
 
 void solve_subspace(const Subspace& args, const Threads& threads);
 
+void solve_quasi_newton(const QuasiNewton& args, const Threads& threads);
+
 template <class Verdict>
 void judge(const Verdict& verdict, const Threads&) {
   verdict();

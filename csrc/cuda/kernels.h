@@ -77,6 +77,8 @@ void solve_secants(const Secants& args, const Launch& launch);
 
 void solve_subspace(const Subspace& args, const Launch& launch);
 
+void solve_quasi_newton(const QuasiNewton& args, const Launch& launch);
+
 template <class Verdict>
 void judge(const Verdict& verdict, const Launch& launch);
 

@@ -24,5 +24,8 @@ template void judge(const Arm&, const Launch&);
 template void judge(const Average&, const Launch&);
 template void judge(const JudgeSlope&, const Launch&);
 template void judge(const Learn&, const Launch&);
+template void judge(const Compare&, const Launch&);
+template void judge(const JudgeLine&, const Launch&);
+template void judge(const TakeLine&, const Launch&);
 
 }  // namespace aadl::cuda

@@ -184,6 +184,16 @@ double* check_noise(const On& on, const std::optional<Tensor>& noise, int64_t pr
   return out<double>(*noise);
 }
 
+// Where so many numbers are.
+template <class On>
+const double* numbers(const On& on, const char* name, const Tensor& tensor, int64_t count) {
+  on.check(name, tensor);
+  STD_TORCH_CHECK(tensor.numel() == count && tensor.is_contiguous() &&
+                      tensor.scalar_type() == ScalarType::Double,
+                  name, " must be ", count, " contiguous float64 numbers, got ", tensor.numel());
+  return in<double>(tensor);
+}
+
 // Where a flag is; null for none, which counts as true.
 template <class On>
 const bool* check_flag(const On& on, const char* name, const std::optional<Tensor>& flag) {

@@ -22,15 +22,6 @@ Verdicts verdicts(const On& on, const Tensor& control, const Tensor& flags, cons
 }
 
 template <class On>
-const double* numbers(const On& on, const char* name, const Tensor& tensor, int64_t count) {
-  on.check(name, tensor);
-  STD_TORCH_CHECK(tensor.numel() == count && tensor.is_contiguous() &&
-                      tensor.scalar_type() == ScalarType::Double,
-                  name, " must be ", count, " contiguous float64 numbers, got ", tensor.numel());
-  return in<double>(tensor);
-}
-
-template <class On>
 void judge_gradient_(Tensor control, Tensor flags, Tensor counts, const Tensor& figures,
                      std::optional<Tensor> moved, double growth, bool averages) {
   const On on(control);
@@ -103,6 +94,36 @@ void learn_(Tensor control, Tensor flags, Tensor counts, int64_t samples, const 
         on.how);
 }
 
+template <class On>
+void compare_(Tensor control, Tensor flags, Tensor counts, const Tensor& squared_norm,
+              const Tensor& change) {
+  const On on(control);
+  judge(Compare{verdicts(on, control, flags, counts),
+                numbers(on, "squared_norm", squared_norm, 1), numbers(on, "change", change, 1)},
+        on.how);
+}
+
+template <class On>
+void judge_line_(Tensor control, Tensor flags, Tensor counts, const Tensor& figures,
+                 const Tensor& change, std::optional<Tensor> moved, const Tensor& base,
+                 double growth, bool hold) {
+  const On on(control);
+  judge(JudgeLine{verdicts(on, control, flags, counts), numbers(on, "figures", figures, 2),
+                  numbers(on, "change", change, 1), check_flag(on, "moved", moved),
+                  check_flag(on, "base", base), growth, hold},
+        on.how);
+}
+
+template <class On>
+void take_line_(Tensor control, Tensor flags, Tensor counts, const Tensor& slope,
+                const Tensor& moves, const Tensor& fits, const Tensor& base) {
+  const On on(control);
+  judge(TakeLine{verdicts(on, control, flags, counts), numbers(on, "slope", slope, 1),
+                 check_flag(on, "moves", moves), check_flag(on, "fits", fits),
+                 check_flag(on, "base", base)},
+        on.how);
+}
+
 }  // namespace
 }  // namespace aadl
 
@@ -112,3 +133,6 @@ AADL_REGISTER(arm_)
 AADL_REGISTER(average_)
 AADL_REGISTER(judge_slope_)
 AADL_REGISTER(learn_)
+AADL_REGISTER(compare_)
+AADL_REGISTER(judge_line_)
+AADL_REGISTER(take_line_)

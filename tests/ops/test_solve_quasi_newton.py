@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aadl_ext import ops
+from aadl_ext.ops import library
 
 SIZE, DEPTH = 30, 5
 
@@ -96,6 +97,30 @@ def test_what_is_not_finite_gives_no_direction() -> None:
     s, y, g = given
     found = ops.solve_quasi_newton(s @ s.T, s @ y.T, y @ y.T, s @ g, y @ g, g @ g, 0, 4.0)
     assert not any(x.any() for x in found)
+
+
+@pytest.mark.parametrize("depth", [1, 7, 100])
+@pytest.mark.parametrize("odd", ["nothing", "curvature", "nan", "infinite", "tiny", "zero"])
+def test_it_is_the_same_with_every_backend(depth: int, odd: str) -> None:
+    draw = torch.Generator().manual_seed(depth)
+    s = torch.randn(depth, 150, generator=draw, dtype=torch.float64)
+    stiffness = torch.logspace(-2, 2, 150, dtype=torch.float64)
+    y, g = s * stiffness, torch.randn(150, generator=draw, dtype=torch.float64)
+    if odd == "curvature":
+        y[:: depth // 2 + 1] *= -1
+    if odd == "tiny":
+        s, y = s * 1e-90, y * 1e-90
+    if odd == "zero":
+        s[: depth // 2] = y[: depth // 2] = 0
+    products = [s @ s.T, s @ y.T, y @ y.T, s @ g, y @ g, g @ g]
+    if odd in ("nan", "infinite"):
+        products[3][depth // 3] = {"nan": torch.nan, "infinite": torch.inf}[odd]
+    for newest, growth in ((0, 1e9), (depth // 2, 0.5), (depth - 1, 4.0)):
+        found = ops.solve_quasi_newton(*products, newest=newest, growth=growth)
+        with library.definitions_only():
+            expected = ops.solve_quasi_newton(*products, newest=newest, growth=growth)
+        torch.testing.assert_close(tuple(found), tuple(expected), rtol=1e-9, atol=0)
+        assert expected.gradient.any() == (odd not in ("nan", "infinite"))
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
