@@ -407,7 +407,7 @@ class Accelerator:
 
     def _signature(self) -> dict[str, Any]:
         return {
-            "version": 6,
+            "version": 7,
             "options": as_dict(self.options),
             "parameters": self.layout.shapes,
             "dtype": self.layout.dtype,

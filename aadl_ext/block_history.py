@@ -17,6 +17,8 @@ from .state import Entries, Figures, Scratch
 
 RIDGE = 1e-4  # of the metric's largest eigenvalue: directions below count as dependent
 LEAST_CURVATURE = 0.01  # taken for a direction, relative to the largest
+PAIRS = 100  # of quasi-Newton steps, on networks so small
+PAIR_BYTES = 1 << 23  # that all of them take no more than this
 
 
 @functools.cache
@@ -25,6 +27,12 @@ def difference_weights(samples: int) -> list[float]:
     weights = [(-1) ** i * math.comb(samples - 1, i) for i in range(samples)]
     scale = math.sqrt(samples / math.comb(2 * samples - 2, samples - 1))
     return [weight * scale for weight in weights]
+
+
+def _rows_of_pairs(layout: Layout, options: SubspaceNewton, dtype: torch.dtype) -> int:
+    """How many rows quasi-Newton steps are to have, at least."""
+    pair = 2 * max(layout.entries, 1) * dtype.itemsize
+    return 2 * min(PAIRS, PAIR_BYTES // pair) if options.uses_quasi_newton else 0
 
 
 @dataclass(eq=False)
@@ -44,7 +52,7 @@ class BlockHistory:
     sums: Entries[list[Tensor]]  #: of points from the last mean, of gradients, of noise
     last_point: Entries[Tensor]
     last_gradient: Entries[Tensor]
-    rows: Entries[Tensor]  #: [2 m + J, N], all of them:
+    rows: Entries[Tensor]  #: [2 m + J, N] or more, for quasi-Newton steps; of blocks the first:
     step_rows: Scratch[Tensor]  #: [m, N]
     gradient_rows: Scratch[Tensor]  #: [m, N]
     noise_rows: Scratch[Tensor]  #: [J, N]
@@ -65,7 +73,8 @@ class BlockHistory:
         m, noises, dtype = options.history_depth, options.noise_samples, options.storage.dtype
         if dtype is None and layout.dtype == torch.float32:
             dtype = torch.bfloat16  # far more exact than a difference of noisy means
-        rows = layout.vector(2 * m + noises, dtype)
+        count = max(2 * m + noises, _rows_of_pairs(layout, options, dtype or layout.dtype))
+        rows = layout.vector(count, dtype)
         return cls(
             layout,
             options,
@@ -76,7 +85,7 @@ class BlockHistory:
             rows=rows,
             step_rows=rows[:m],
             gradient_rows=rows[m : 2 * m],
-            noise_rows=rows[2 * m :],
+            noise_rows=rows[2 * m : 2 * m + noises],
             metric=layout.matrices(m, m),
             curvature=layout.matrices(m, m),
             slopes=layout.matrices(m),
@@ -179,7 +188,8 @@ class BlockHistory:
         m = self.options.history_depth
         new = [self.step_rows[slot], self.gradient_rows[slot], self.last_gradient]
         new += [self.noise_rows[noise_slot]] if noise_slot >= 0 else []
-        found = ops.cross_products(self.rows, new, self.layout.offsets)
+        rows = self.rows[: 2 * m + self.options.noise_samples]
+        found = ops.cross_products(rows, new, self.layout.offsets)
         of_steps, of_gradients, of_noise = found.tensor_split((m, 2 * m), dim=1)
         return [of_steps, of_gradients[..., :2], of_noise[..., ::3]]
 

@@ -179,6 +179,8 @@ class NewtonIteration:
             self.layout.write(self.next, when=v.when.beyond)
         length = self.block_length.samples
         amid = h.samples == (length + 1) // 2  # where it costs no step of a block
+        if h.samples == 1 and h.blocks and o.uses_quasi_newton:
+            self.quasi_newton.hear()
         asks = o.uses_quasi_newton and self.quasi_newton.watch(free=amid and not pending)
         if h.samples < length:
             return
@@ -186,7 +188,7 @@ class NewtonIteration:
         ops.learn_(*v.tensors, samples, change, h.noise_norms, noise_slot, self.block_length.level)
         self.block_length.follow(v.now.level_change)
         if o.uses_quasi_newton:
-            self.quasi_newton.listen()
+            self.quasi_newton.tell()
             asks = asks or (length < 3 and self.quasi_newton.due)  # else a step is always pending
         self.on_line = h.solvable and not asks and not self.near_peak
         if self.on_line:

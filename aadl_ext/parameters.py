@@ -51,6 +51,7 @@ class Layout:
     owners: tuple[int, ...] = ()  #: parameter group of each parameter
     problems: tuple[int, ...] = ()  #: [S] problem of each segment, which copies share; or its own
     ranks: Ranks | None = None  #: that hold the other parameters
+    entries: int = 0  #: of all ranks, each counted once
 
     @classmethod
     def build(
@@ -94,12 +95,14 @@ class Layout:
         names = _names(param_groups, ranks)
         offsets, groups, rounding = [0], [], []
         problems: list[int] = []
+        entries = 0
         for index, group in enumerate(param_groups):
             members = [p for p in _checked(group["params"]) if _takes_part(p, ranks)]
             joint = [members] if members or ranks else []
             for problem in [[p] for p in members] if scope == "tensor" else joint:
                 counted = [p for p in problem if ranks is None or ranks.count(p)]
                 copies = [p for p in problem if not any(p is x for x in counted)]
+                entries += sum(local(p).numel() for p in counted)
                 for segment in (counted, copies) if copies else (counted,):
                     offsets.append(offsets[-1] + sum(local(p).numel() for p in segment))
                     groups.append(index)
@@ -129,21 +132,20 @@ class Layout:
             rounds=any(p.dtype != dtype for p in parameters),
             trained=Trained(param_groups),
             ranks=ranks,
+            entries=entries,
         )
 
     def _agreed(self, ranks: Ranks, problems: list[Any]) -> Layout:
         """With the dtype, the limit and the errors of all ranks."""
         ranks.agree("the list of problems", problems)
-        sizes, wide, limits, rounding = zip(
-            *ranks.exchange(
-                (self.size, self.dtype == torch.float64, self.limit, self._of_problems())
-            ),
-            strict=True,
-        )
-        dtype = torch.float64 if any(wide) else torch.float32
+        wide = self.dtype == torch.float64
+        told = ranks.exchange((self.size, self.entries, wide, self.limit, self._of_problems()))
+        sizes, entries, widths, limits, rounding = zip(*told, strict=True)
+        dtype = torch.float64 if any(widths) else torch.float32
         errors = [max(errors) for errors in zip(*rounding, strict=True)]
         return replace(
             self,
+            entries=sum(entries),
             dtype=dtype,
             limit=min((x for x, size in zip(limits, sizes, strict=True) if size), default=0.0),
             rounding=tuple(errors[problem] for problem in self.problems),

@@ -84,6 +84,9 @@ def plan(
         [(tuple(local(p).shape), p.dtype) for p in group["params"] if p.requires_grad]
         for group in optimizer.param_groups
     ]
+    method = replace(method, storage=replace(method.storage, device=None, compute_device=None))
+    held = state.tensors(_Imitation(shapes, method, ranks).accelerator.iteration)
+    buffers = {x.untyped_storage()._cdata: x for x in held}
     if isinstance(method, SubspaceNewton):  # the host would have to read how long blocks are
         method = replace(method, adaptive_blocks=False, quasi_newton=False)
         cycle = method.block_length
@@ -95,15 +98,11 @@ def plan(
             (method.history_depth + 2) * method.store_each_nth,
             method.averaging.window if method.averaging else 0,
         )
-    method = replace(method, storage=replace(method.storage, device=None, compute_device=None))
     imitation = _Imitation(shapes, method, ranks)
     with undivided():
         bare = _moved(_Imitation(shapes, None, None), 1, cycle)
         moved = _moved(imitation, full, cycle)
     told = imitation.ranks.told[-cycle:] if imitation.ranks else [[]] * cycle
-    buffers = {
-        x.untyped_storage()._cdata: x for x in state.tensors(imitation.accelerator.iteration)
-    }
     return Plan(
         ranks=len(ranks.members) if ranks else 1,
         entries=imitation.accelerator.layout.size,

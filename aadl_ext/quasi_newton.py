@@ -33,7 +33,7 @@ from .trust_region import Delayed
 logger = logging.getLogger("aadl_ext")
 
 SMOOTH = 1e-3  # noise of a gradient, relative, below which gradients may repeat
-FIRST = 500  # the step that asks, whatever the noise
+FIRST = 100  # the step that asks, whatever the noise
 HEARS = 5  # blocks at least, also where a schedule lets the method rest
 WAIT, LONGER = 16, 32  # steps until one asks again; how many times as many after each "no"
 HOLD = 32  # steps between two that ask again
@@ -132,8 +132,13 @@ class QuasiNewton:
 
     # ---- do gradients repeat? -----------------------------------------------------------------
 
-    def listen(self) -> None:
-        """At the end of a block: whether the one before had no noise (0: nothing is known)."""
+    def tell(self) -> None:
+        """At the end of a block: send the host how much noise it had."""
+        if self.listens:
+            self.known.exchange(self.verdicts.now.roughness)
+
+    def hear(self) -> None:
+        """A step later: whether there was none (0: nothing is known)."""
         if self.listens:
             self.heard += 1
             self.hinted = 0 < self.known.exchange(self.verdicts.now.roughness) < SMOOTH

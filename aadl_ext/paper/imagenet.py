@@ -68,7 +68,8 @@ def join(device: torch.device) -> tuple[Group, torch.device]:
 
 def leave(group: Group) -> None:
     """Part from the other processes; on CPUs this one ends here, for a thread of gloo may still
-    release a tensor, and abort, as Python ends."""
+    release a tensor, and abort, as Python ends.
+    """
     if group.world == 1:
         return
     gloo = dist.get_backend() == "gloo"

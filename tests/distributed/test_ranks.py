@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worker import CASES, COMPARED, RESUMED, STEPS
+from worker import CASES, COMPARED, RESUMED, STEPS, THOROUGH
 
 import aadl_ext
 
@@ -54,6 +54,8 @@ def launch(ranks: int) -> tuple[list[dict[str, Any]], str]:
 
 def results(name: str, ranks: int) -> list[dict[str, Any]]:
     """Of one case, of each rank."""
+    if ranks > 2 and not THOROUGH:
+        pytest.skip("more than two ranks are --thorough")
     told, error = launched(ranks)
     assert not error, error
     found = [every[name] for every in told]
@@ -105,9 +107,10 @@ def test_a_step_that_needs_figures_makes_one_collective_of_a_few_kilobytes(kind:
         assert set(calls[7:]) == {2}
     else:  # and the window that has it
         assert set(calls[5:]) == {2, 3}
-    assert 0 < max(found["bytes"]) < 2000
-    if kind == "exact":
+    if kind == "exact":  # 200 rows by four vectors
+        assert 0 < max(found["bytes"]) < 7000
         return
+    assert 0 < max(found["bytes"]) < 2000
     ranks, most, mean = found["planned"]
     assert ranks == 2
     assert most == pytest.approx(found["most"], rel=0.1)
