@@ -13,7 +13,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := pip install --quiet --disable-pip-version-check
+PIP := pip install --quiet --disable-pip-version-check --no-compile
 # A process for each core; torch's own threads would only stand in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
