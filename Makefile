@@ -9,7 +9,7 @@
 # make races     the CUDA kernels on the host, a thread for a thread, under ThreadSanitizer
 # make cuda      the CUDA kernels compiled; registers, stack and loads under way within their limits
 # make gpu       everything that needs a GPU, in two calls: PART=check and PART=measure
-# make wheel     build a wheel and test it; TORCHES="2.11.0 2.12.0 2.13.0" with each of these
+# make wheel     build a wheel and test it; TORCHES="2.11.0 2.12.0 2.13.0" in an environment of each, too
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -115,7 +115,7 @@ gpu:
 
 # One wheel for all versions of Python and torch: torch's own libraries are left out, the rest decides
 # the tag. The tests run from a copy, so that the package is imported from the wheel, not from here.
-# Other versions of torch come from the index that pip is set up with.
+# Other versions of torch come from the index that pip is set up with, each into its own environment.
 TORCHES ?=
 wheel: .venv/ready
 	rm -rf dist build/wheel build/raw
@@ -128,14 +128,16 @@ wheel: .venv/ready
 	ls dist
 	build/wheel/bin/$(PIP) -r requirements.txt dist/*.whl
 	cp -r tests pyproject.toml build/wheel/
-	cd build/wheel && AADL_EXT_NATIVE=1 OMP_NUM_THREADS=1 bin/pytest -q --numprocesses auto --dist loadgroup --thorough $(ARGS) \
+	cd build/wheel && AADL_EXT_NATIVE=1 OMP_NUM_THREADS=1 bin/pytest -q --numprocesses auto --dist loadgroup $(ARGS) \
 		tests/native tests/test_command_line.py tests/test_settled.py tests/test_stats.py \
 		tests/test_demo.py::test_processes_train_as_this_one_would \
 		tests/test_paper_problems.py::test_the_command_trains_and_reports
 	for torch in $(TORCHES); do \
-		build/wheel/bin/$(PIP) "torch==$$torch" && (cd build/wheel && \
-		AADL_EXT_NATIVE=1 OMP_NUM_THREADS=1 bin/pytest -q tests/test_settled.py tests/ops \
-		-k "not cuda") || exit 1; done
+		$(PYTHON) -m venv build/wheel-$$torch && \
+		grep -Ev '^(torch|setuptools)=' requirements.txt > build/wheel-$$torch/others.txt && \
+		build/wheel-$$torch/bin/$(PIP) -r build/wheel-$$torch/others.txt "torch==$$torch" dist/*.whl && \
+		(cd build/wheel && AADL_EXT_NATIVE=1 OMP_NUM_THREADS=1 ../wheel-$$torch/bin/python -m pytest -q \
+		tests/test_settled.py tests/ops -k "not cuda") || exit 1; done
 
 clean:
 	rm -rf .venv build dist *.egg-info aadl_ext/_native*

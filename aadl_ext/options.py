@@ -211,7 +211,7 @@ class SubspaceNewton:
             steps are right. Without noise samples they keep their length.
         quasi_newton: whether steps are those of L-BFGS while gradients repeat, as they do on full
             batches without dropout, and gain more than the base optimizer's. A base step that is
-            left out tells, where a block of gradients has hardly any noise, at step 100 and rarely
+            left out tells, where a block of gradients has hardly any noise, at step 500 and rarely
             after that. Not with a safeguard "loss", nor without "residual".
         rest_above: share of the largest learning rate so far. Once a schedule has moved the rate it
             rests above that share, in warm-up and near the peak: it takes no step, sees no gradient

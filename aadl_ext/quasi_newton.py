@@ -33,7 +33,7 @@ from .trust_region import Delayed
 logger = logging.getLogger("aadl_ext")
 
 SMOOTH = 1e-3  # noise of a gradient, relative, below which gradients may repeat
-FIRST = 100  # the step that asks, whatever the noise
+FIRST = 500  # the step that asks, whatever the noise
 HEARS = 5  # blocks at least, also where a schedule lets the method rest
 WAIT, LONGER = 16, 32  # steps until one asks again; how many times as many after each "no"
 HOLD = 32  # steps between two that ask again

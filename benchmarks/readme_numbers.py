@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "research" / "results"
 BEGIN, END = "<!-- numbers: begin -->\n", "<!-- numbers: end -->\n"
 LINES = [  # of the table: file, regime and method there, what is said of them
-    ("convergence", "full batch", "newton", "full batch", "accelerated"),
+    ("convergence_full_batch", "full batch", "newton", "full batch", "accelerated"),
     ("convergence", "mini-batch 16 and up", "newton", "batches of 16 to 256", "accelerated"),
     ("convergence", "mini-batch 16 and up", "null", "", "not, batches in another order"),
     ("convergence", "batch 8", "newton", "batches of 8", "accelerated"),

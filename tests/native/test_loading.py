@@ -13,6 +13,7 @@ import pytest
 
 import aadl_ext
 
+pytestmark = pytest.mark.xdist_group("imports")  # made once
 BUILT = sorted(Path(aadl_ext.__file__).parent.glob("_native*"))
 # Imports in processes of their own, which have torch from the one that they are forks of.
 IMPORTS = """

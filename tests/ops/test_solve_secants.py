@@ -316,7 +316,8 @@ def test_problems_of_a_batch_are_solved_as_if_alone(factored: bool) -> None:
 
 @FORMS
 @pytest.mark.parametrize(
-    ("columns", "ridge"), [*product((1, 5, 10), (0.0, 0.1)), (31, 0.1), (33, 0.0)]
+    ("columns", "ridge"),
+    [*product((1, 5, 10), (0.0, 0.1)), (31, 0.1), pytest.param(33, 0.0, marks=pytest.mark.long)],
 )
 def test_without_the_condition_solutions_are_the_same(
     factored: bool, columns: int, ridge: float
