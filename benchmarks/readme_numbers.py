@@ -61,7 +61,7 @@ def wilson(count: int, runs: int) -> tuple[float, float]:
     share, spread = count / runs, z * z / runs
     middle = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / runs + spread / runs / 4)
-    return middle - half, middle + half
+    return max(middle - half, 0.0), middle + half
 
 
 def main() -> None:
