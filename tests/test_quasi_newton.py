@@ -88,6 +88,38 @@ def test_a_network_is_fitted_in_a_tenth_of_the_steps() -> None:
         assert fast.loss() < plain.loss()
 
 
+def test_the_default_begins_a_few_steps_after_its_first_block() -> None:
+    training = Training(sgd, SubspaceNewton(), torch.float64)
+    training.run(15)
+    assert not exact(training.optimizer)
+    training.run(2)
+    assert exact(training.optimizer)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "pairs"),
+    [
+        (100, torch.float64, 100),
+        (10_000, torch.float64, 52),  # 8 MiB
+        (30_000, torch.float32, 69),  # in bfloat16
+        (200_000, torch.float32, 12),  # of blocks
+    ],
+    ids=str,
+)
+def test_small_networks_have_room_for_more_pairs(size: int, dtype: torch.dtype, pairs: int) -> None:
+    optimizer = accelerate(SGD([nn.Parameter(torch.ones(size, dtype=dtype))], lr=0.1))
+    iteration = get_accelerator(optimizer).iteration
+    assert len(iteration.quasi_newton.step_rows) == pairs
+    assert len(iteration.history.noise_rows) == SubspaceNewton().noise_samples
+
+
+def test_without_quasi_newton_steps_nothing_is_held_for_them() -> None:
+    optimizer = accelerate(
+        SGD([nn.Parameter(torch.ones(100))], lr=0.1), SubspaceNewton(quasi_newton=False)
+    )
+    assert len(get_accelerator(optimizer).iteration.history.rows) == 25
+
+
 class Quadratic:
     """The loss ``w^T H w / 2`` in ten dimensions, condition 1e3."""
 
