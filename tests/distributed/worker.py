@@ -430,7 +430,7 @@ def collectives(method: Method) -> Result:
     return {
         **found,
         "planned": (plan.ranks, plan.most_sent, plan.collectives),
-        "held": round(plan.bytes_held / held, 2),  # but for small ones that begin in a step
+        "held": round(plan.bytes_held / held, 1),  # small ones begin in a step
     }
 
 
