@@ -15,14 +15,13 @@ import json
 import math
 import time
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
 from convergence import each
 from matplotlib.figure import Figure
 from pictures import draw
-from records import RESULTS, save
+from records import RESULTS, geometric, save
 from tasks import burgers
 from torch import Tensor
 from torch.optim import LBFGS, Adam, Optimizer
@@ -98,14 +97,12 @@ def train(method: str, seed: int, most: int) -> Record:
 
 def summary(method: str, losses: list[float]) -> Record:
     """Geometric mean with two standard errors, and the ends."""
-    logs = [math.log(x) for x in losses]
-    error = 2 * stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else math.inf
-    mean = fmean(logs)
+    loss, *interval = geometric(losses)
     return {
         "method": method,
         "runs": len(losses),
-        "loss": math.exp(mean),
-        "interval": [math.exp(mean - error), math.exp(mean + error)],
+        "loss": loss,
+        "interval": interval,
         "least": min(losses),
         "largest": max(losses),
     }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -13,6 +15,14 @@ import aadl_ext
 from aadl_ext import ops
 
 RESULTS = Path("research/results")
+
+
+def geometric(ratios: list[float]) -> list[float]:
+    """Geometric mean, and two standard errors below and above."""
+    logs = [math.log(x) for x in ratios]
+    error = 2 * stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else math.inf
+    mean = fmean(logs)
+    return [math.exp(x) for x in (mean, mean - error, mean + error)]
 
 
 def rounded(value: Any) -> Any:

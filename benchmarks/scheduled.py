@@ -30,14 +30,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
 from convergence import batches, each
 from networks import Transformer
 from peers import WRAPPERS, optimizers
-from records import RESULTS, save
+from records import RESULTS, geometric, save
 from tasks import TASKS as CONSTANT
 from tasks import Problem
 from torch import Tensor, nn
@@ -300,13 +300,6 @@ def tune(runs: Runs, cells: list[tuple[str, str]], seeds: int) -> dict[tuple[str
         for cell in cells:
             if edges[cell]:
                 grids[cell] |= {best[cell] - 1, best[cell] + 1}
-
-
-def geometric(ratios: list[float]) -> list[float]:
-    """Mean, and two standard errors below and above."""
-    logs = [math.log(x) for x in ratios]
-    mean, error = fmean(logs), 2 * stdev(logs) / math.sqrt(len(logs))
-    return [math.exp(x) for x in (mean, mean - error, mean + error)]
 
 
 def crossing(logs: Tensor, budgets: list[float]) -> list[float]:
