@@ -58,8 +58,7 @@ def tsqr(
             raise ValueError(f"offsets need a single matrix [n, k], got {tuple(matrix.shape)}")
         check_offsets(offsets, matrix.shape[0])
     *batch, length, columns = matrix.shape
-    rows = matrix.movedim(-1, 0).reshape(columns, -1)  # a view of the history's rows,
-    rows = rows if rows.stride(1) == 1 else rows.contiguous()  # other matrices are copied
+    rows = matrix.movedim(-1, 0).reshape(columns, -1)  # a view, but of batches with gaps
     if append is not None:
         wide = torch.float64 in (matrix.dtype, append.dtype)
         append = append.reshape(-1).to(torch.float64 if wide else torch.float32).contiguous()
@@ -71,7 +70,7 @@ def tsqr(
 
 @op("tsqr(Tensor rows, Tensor? append, int[] offsets) -> Tensor")
 def _tsqr(
-    rows: Tensor,  # [k, n]: the columns of the matrix
+    rows: Tensor,  # [k, n], any strides: the columns of the matrix
     append: Tensor | None,  # [n]
     offsets: Sequence[int],  # [S + 1]
 ) -> Tensor:

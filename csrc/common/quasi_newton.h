@@ -114,10 +114,9 @@ AADL_INLINE void quasi_newton_direction(const Team& team, const QuasiNewton& arg
   for (int64_t i = 0; i < count; ++i) square += products[i];
   const double way = square > 0 ? std::sqrt(square) : square;
   const double most = args.growth * length, share = way > most ? most / way : 1;
-  const auto is_number = [](double x) { return x - x == 0; };
-  bool sound = is_number(scaled * share);
+  bool sound = finite(scaled * share);
   for (int64_t i = 0; i < count; ++i) {
-    sound = sound && is_number(c[i] * share) && is_number(scaled * p[i] * share);
+    sound = sound && finite(c[i] * share) && finite(scaled * p[i] * share);
   }
   for (int64_t i = team.rank; sound && i < count; i += team.size) {
     args.steps[row(i)] = c[i] * share;

@@ -134,11 +134,12 @@ struct Window {
 
 // Upper triangular factor with diagonal >= 0 of the matrix whose columns are rows[0 .. count - 1]
 // and, if not null, `append`, for each segment: k = count + 1 with append. S = T, or float beside
-// double.
+// double. Entries of a row are `step` apart: 1 for rows of a history, the number of columns for a
+// matrix that is stored row after row.
 template <class T, class S>
 struct Tsqr {
-  const S* rows;  // [count, stride]
-  int64_t stride, count;
+  const S* rows;  // entry i of row c is rows[c * stride + i * step]
+  int64_t stride, step, count;
   const T* append;
   const int64_t* offsets;  // [segments + 1]
   int64_t segments;

@@ -123,4 +123,7 @@ AADL_INLINE double from_magnitude(int64_t x) { return bit_cast<double>(x); }
 template <class T>
 using Magnitude = decltype(magnitude(T()));
 
+// Neither infinite nor NaN.
+AADL_INLINE bool finite(double x) { return x - x == 0; }
+
 }  // namespace aadl

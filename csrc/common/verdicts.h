@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "target.h"
+#include "scalar.h"
 
 namespace aadl {
 
@@ -41,7 +41,6 @@ constexpr double kLeastDamping = 0.02, kGain = 0.3, kForgetting = 0.7;
 constexpr double kRepeats = 1e-4 * 1e-4;  // of |g|^2; what differs less is the same gradient
 constexpr double kSteep = 0.9, kTries = 6;
 
-AADL_INLINE bool finite(double x) { return x - x == 0; }
 // The second number if they cannot be compared.
 AADL_INLINE double larger(double one, double other) { return one > other ? one : other; }
 AADL_INLINE double smaller(double one, double other) { return one < other ? one : other; }

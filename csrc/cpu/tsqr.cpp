@@ -38,16 +38,17 @@ constexpr int64_t kTile = 768;  // rows of a tile: the waits between its passes 
 constexpr int64_t kLanes = 16;  // rows are filled up with zeros to a multiple of it
 constexpr int64_t kPanel = 4;   // reflectors applied together
 
-// to = scale * from, zeros behind it up to a multiple of kLanes; returns the largest magnitude,
-// NaN if there is one: as integers, magnitudes are in order and NaN comes last.
+// to = scale * from, of entries `step` apart, zeros behind it up to a multiple of kLanes; returns
+// the largest magnitude, NaN if there is one: as integers, magnitudes are in order and NaN comes
+// last.
 template <class T, class S>
-AADL_INLINE T load_column(const S* AADL_RESTRICT from, int64_t count, T scale,
+AADL_INLINE T load_column(const S* AADL_RESTRICT from, int64_t step, int64_t count, T scale,
                           T* AADL_RESTRICT to) {
   using Bits = typename Range<T>::Bits;
   Bits largest = 0;
 #pragma omp simd reduction(max : largest)
   for (int64_t i = 0; i < count; ++i) {
-    const T value = scale * static_cast<T>(widen(from[i]));
+    const T value = scale * static_cast<T>(widen(from[i * step]));
     to[i] = value;
     const Bits magnitude = bit_cast<Bits>(std::fabs(value));
     largest = magnitude > largest ? magnitude : largest;
@@ -253,9 +254,10 @@ struct Ahead {
   }
 };
 
-#define AADL_LOAD(T, S)                                               \
-  AADL_TARGETS T load(const S* from, int64_t count, T scale, T* to) { \
-    return load_column(from, count, scale, to);                       \
+#define AADL_LOAD(T, S)                                                             \
+  AADL_TARGETS T load(const S* from, int64_t step, int64_t count, T scale, T* to) { \
+    return step == 1 ? load_column(from, 1, count, scale, to)                       \
+                     : load_column(from, step, count, scale, to);                   \
   }
 AADL_LOAD(float, float)
 AADL_LOAD(double, double)
@@ -291,11 +293,11 @@ class Triangle {
         scales_(columns) {}
 
   template <class S>
-  void load(int64_t column, const S* from, int64_t count) {
+  void load(int64_t column, const S* from, int64_t step, int64_t count) {
     Scale& scale = scales_[column];
     for (;;) {
       const T power = std::ldexp(T(1), scale.exponent);
-      const T most = cpu::load(from, count, power, &tile_[column * height_]);
+      const T most = cpu::load(from, step, count, power, &tile_[column * height_]);
       const T largest = scale.largest > most ? scale.largest : most;
       const int change = better_exponent(largest, scale.exponent) - scale.exponent;
       if (change == 0) {
@@ -351,18 +353,15 @@ void fold_block(const Tsqr<T, S>& args, const Block& block, int64_t columns, dou
   for (int64_t begin = block.begin; begin < block.end; begin += kTile) {
     const int64_t next = std::min(begin + kTile, block.end);
     const int64_t next_end = std::min(next + kTile, block.end);
-    const auto stream = [&](const auto* row) {
-      return Ahead::Stream{reinterpret_cast<const char*>(row + next),
-                           reinterpret_cast<const char*>(row + next_end)};
+    const auto load = [&](int64_t c, const auto* row, int64_t step) {
+      triangle.load(c, row + begin * step, step, next - begin);
+      // A matrix that is stored row after row is one stream, which needs no help.
+      const int64_t end = step == 1 ? next_end : next;
+      ahead.streams[c] = {reinterpret_cast<const char*>(row + next),
+                          reinterpret_cast<const char*>(row + end)};
     };
-    for (int64_t c = 0; c < args.count; ++c) {
-      triangle.load(c, args.rows + c * args.stride + begin, next - begin);
-      ahead.streams[c] = stream(args.rows + c * args.stride);
-    }
-    if (args.append) {
-      triangle.load(args.count, args.append + begin, next - begin);
-      ahead.streams[args.count] = stream(args.append);
-    }
+    for (int64_t c = 0; c < args.count; ++c) load(c, args.rows + c * args.stride, args.step);
+    if (args.append) load(args.count, args.append, 1);
     const int64_t bytes = (next_end - next) * sizeof(T) * columns;  // or fewer
     ahead.current = ahead.streams.data();
     ahead.streams_left = columns;
@@ -384,7 +383,7 @@ std::vector<double> join(const double* triangles, int64_t blocks, int64_t column
     for (int64_t c = 0; c < columns; ++c) {
       const double* const entries = triangles + begin * columns * columns + c;
       for (int64_t i = 0; i < count * columns; ++i) column[i] = entries[i * columns];
-      triangle.load(c, column.data(), count * columns);
+      triangle.load(c, column.data(), 1, count * columns);
     }
     triangle.absorb(count * columns, none);
   }

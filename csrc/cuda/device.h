@@ -53,6 +53,22 @@ inline void check_launch(const char* name) {
 #endif
 }
 
+// How many blocks of `kernel` the device runs at once, at most launch.most_tiles.
+template <class Kernel>
+int64_t resident_blocks(Kernel* kernel, int threads, const Launch& launch) {
+#ifdef __CUDACC__
+  int device = 0, processors = 1, blocks = 1;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0);
+  const int64_t resident = static_cast<int64_t>(processors) * (blocks > 0 ? blocks : 1);
+  return resident < launch.most_tiles ? resident : launch.most_tiles;
+#else
+  (void)kernel, (void)threads;
+  return launch.most_tiles;
+#endif
+}
+
 // Room for `count` numbers.
 template <class T>
 T* workspace(const Launch& launch, int64_t count) {

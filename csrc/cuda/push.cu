@@ -185,7 +185,6 @@ __global__ void __launch_bounds__(kThreads, 2) push_tiles(PushTile<T, S> own, Ti
   }
 }
 
-__device__ __forceinline__ bool is_finite(double x) { return x - x == 0; }
 
 // What is left to do when the sums [segments, 2 rows + kPushValues] are known: figures and
 // systems; a row that cannot be used becomes zero.
@@ -208,7 +207,7 @@ __global__ void __launch_bounds__(kThreads)
   peak = max_block(peak);
   way = max_block(way);
   const bool paired = !args.paired || *args.paired;
-  const bool drops = slot >= 0 && !(is_finite(norm) && is_finite(row_norm) && paired);
+  const bool drops = slot >= 0 && !(finite(norm) && finite(row_norm) && paired);
   if (blockIdx.x == 0 && threadIdx.x == 0) {
     args.figures[0] = from_magnitude(peak);
     args.figures[1] = norm;
@@ -224,11 +223,11 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t s = blockIdx.x; args.systems && s < args.segments; s += gridDim.x) {
     double* const system = args.systems + s * k * k;
     const double* const own = sums + s * values;
-    for (int64_t i = threadIdx.x; i < rows && is_finite(norm); i += kThreads) {
+    for (int64_t i = threadIdx.x; i < rows && finite(norm); i += kThreads) {
       system[i * k + last] = system[last * k + i] = own[i];
       if (slot >= 0) system[i * k + slot] = system[slot * k + i] = own[rows + i];
     }
-    if (threadIdx.x == 0 && is_finite(norm)) {
+    if (threadIdx.x == 0 && finite(norm)) {
       system[last * k + last] = own[2 * rows + kSquaredNorm];
     }
     __syncthreads();

@@ -58,12 +58,13 @@ struct ThreadFold {
   __device__ __forceinline__ void load(const Columns<T, S>& from, const T* powers, int64_t first,
                                        int64_t end) {
     const int left = static_cast<int>(end - first < kStep ? end - first : kStep) - threadIdx.x;
-    const S* column = from.rows + first + threadIdx.x;
+    const S* column = from.rows + (first + threadIdx.x) * from.step;
+    const int64_t next = kWarp * from.step;
 #pragma unroll
     for (int c = 0; c < K; ++c) {
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        const S raw = c < from.count && kWarp * i < left ? column[kWarp * i] : S{};
+        const S raw = c < from.count && kWarp * i < left ? column[next * i] : S{};
         x[c][i] = static_cast<T>(widen(raw));
       }
       column += from.stride;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "device.h"
 
@@ -46,6 +47,20 @@ __device__ __forceinline__ Tile tile_of(const Tiles& tiles, int index) {
 inline int64_t tile_size(int64_t total, int64_t chunk, int64_t most_tiles) {
   const int64_t chunks = (total + chunk - 1) / chunk;
   return chunk * std::max<int64_t>(1, (chunks + most_tiles - 1) / most_tiles);
+}
+
+// Folds of a tile where `slots` blocks run at once: as many as end soonest, since a last wave of a
+// few blocks takes as long as a full one. Beside its folds a block joins and writes triangles, in
+// the time of about kEnd of them.
+inline int64_t folds_of_tile(int64_t folds, int64_t slots) {
+  constexpr int64_t kLeast = 4, kMost = 64, kEnd = 8;
+  int64_t best = kLeast, soonest = std::numeric_limits<int64_t>::max();
+  for (int64_t each = kLeast; each <= kMost; ++each) {
+    const int64_t tiles = (folds + each - 1) / each, waves = (tiles + slots - 1) / slots;
+    const int64_t end = waves * (each + kEnd);
+    if (end < soonest) best = each, soonest = end;
+  }
+  return best;
 }
 
 inline int tiles_between(int64_t begin, int64_t end, int64_t size) {

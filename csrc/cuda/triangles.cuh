@@ -8,14 +8,14 @@
 
 namespace aadl::cuda {
 
-// The matrix whose columns are `count` rows [count, stride] and, if not null, `append`.
+// The matrix whose columns are `count` rows and, if not null, `append`.
 template <class T, class S>
 struct Columns {
-  const S* rows;
-  int64_t stride;
+  const S* rows;  // entry i of row c is rows[c * stride + i * step]
+  int64_t stride, step;
   int count;
   const T* append;
-  bool packed;  // all aligned to 16 bytes
+  bool packed;  // all aligned to 16 bytes, and step is 1
 
   __device__ __forceinline__ int number() const { return count + (append != nullptr); }
 };

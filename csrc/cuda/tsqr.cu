@@ -1,6 +1,7 @@
 // R factor of [rows | append] by passes of folds. The first goes over the entries and leaves a
 // triangle for every tile; each further one goes over the triangles, as rows of one more tall
-// matrix, in float64; the last leaves one for each segment. Tiles depend on the shape only.
+// matrix, in float64; the last leaves one for each segment. Tiles depend on the shape, and on how
+// many blocks the device runs at once.
 //
 // The first pass reads everything once, and its folds set the time: see thread_fold.cuh and
 // block_fold.cuh. It leaves k triangle rows for each tile of four to 64 folds: a few percent of the
@@ -50,9 +51,18 @@ void with_columns(int64_t k, const Use& use) {
   if constexpr (std::is_same_v<T, float>) use(Number<kThreadColumns>());
 }
 
-int64_t tile_rows(int64_t rows, int64_t fold, int64_t wanted, int64_t least) {
-  const int64_t folds = (rows + fold - 1) / fold;
-  return fold * std::clamp<int64_t>((folds + wanted - 1) / wanted, least, 64);
+// Calls use(kernel, rows of a fold) for the kernel of the first pass.
+template <class T, class S, class Use>
+void with_first_fold(int64_t k, const Use& use) {
+  if (fits_threads<T>(k)) {
+    return with_columns<T>(k, [&](auto columns) {
+      use(fold_in_threads<T, S, columns.value>, ThreadFold<T, columns.value>::kStep);
+    });
+  }
+  with_groups(k, [&](auto groups) {
+    constexpr int kGroups = groups.value < 2 ? 2 : groups.value;  // fewer fit threads
+    use(fold_in_blocks<T, S, kGroups, 1>, BlockTile<T, kGroups, 1>::kRows);
+  });
 }
 
 template <class T, class S>
@@ -62,19 +72,21 @@ int64_t columns_of(const Tsqr<T, S>& args) {
 
 // Rows of a tile of the first pass.
 template <class T, class S>
-int64_t first_tile_rows(const Tsqr<T, S>& args, int64_t k, int64_t wanted_tiles) {
-  int64_t fold = ThreadFold<T, 4>::kStep;
-  if (!fits_threads<T>(k)) {
-    with_groups(k, [&](auto groups) { fold = BlockTile<T, groups.value, 1>::kRows; });
-  }
-  return tile_rows(args.offsets[args.segments], fold, wanted_tiles, 4);
+int64_t first_tile_rows(const Tsqr<T, S>& args, int64_t k, const Launch& launch) {
+  int64_t rows = 0;
+  with_first_fold<T, S>(k, [&](auto* kernel, int64_t fold) {
+    const int64_t folds = (args.offsets[args.segments] + fold - 1) / fold;
+    rows = fold * folds_of_tile(folds, resident_blocks(kernel, kWarp, launch));
+  });
+  return rows;
 }
 
 // Of the others.
 int64_t join_tile_rows(int64_t rows, int64_t k) {
   int64_t fold = 0;
   with_groups(k, [&](auto groups) { fold = BlockTile<double, groups.value, kJoinWarps>::kRows; });
-  return tile_rows(rows, fold, kMostTiles / kJoinWarps, 2);
+  const int64_t folds = (rows + fold - 1) / fold, tiles = kMostTiles / kJoinWarps;
+  return fold * std::clamp<int64_t>((folds + tiles - 1) / tiles, 2, 64);
 }
 
 // Whether no segment is longer than a tile: then one pass is enough.
@@ -96,18 +108,9 @@ unsigned blocks_of(const Tiles& tiles, const Triangles& to) {
 template <class T, class S>
 void first_pass(const Columns<T, S>& from, const Tiles& tiles, const Triangles& to, Stream stream) {
   const unsigned blocks = blocks_of(tiles, to);
-  const int k = from.count + (from.append ? 1 : 0);
-  if (fits_threads<T>(k)) {
-    with_columns<T>(k, [&](auto columns) {
-      AADL_LAUNCH((fold_in_threads<T, S, columns.value>), blocks, kWarp, 0, stream, from, tiles,
-                  to);
-    });
-  } else {
-    with_groups(k, [&](auto groups) {
-      constexpr int kGroups = groups.value < 2 ? 2 : groups.value;  // fewer fit threads
-      AADL_LAUNCH((fold_in_blocks<T, S, kGroups, 1>), blocks, kWarp, 0, stream, from, tiles, to);
-    });
-  }
+  with_first_fold<T, S>(from.count + (from.append ? 1 : 0), [&](auto* kernel, int64_t) {
+    AADL_LAUNCH(kernel, blocks, kWarp, 0, stream, from, tiles, to);
+  });
   check_launch("tsqr");
 }
 
@@ -141,16 +144,17 @@ void tsqr(const Tsqr<T, S>& args, const Launch& launch) {
   if (k > kMostColumns) {
     throw std::invalid_argument("a CUDA factor has at most 40 columns, got " + std::to_string(k));
   }
-  const int64_t tile = first_tile_rows(args, k, launch.most_tiles);
+  const int64_t tile = first_tile_rows(args, k, launch);
   int64_t most = 0;
   for_tiles(args.offsets, args.segments, tile, [&](const Tiles& tiles, int64_t, int64_t) {
     if (!is_last(tiles)) most = std::max(most, k * triangle_stride(tiles, k));
   });
   double* const first = workspace<double>(launch, 2 * most);
   double* const halves[2] = {first, first + most};  // one is read, one written
-  const bool packed = aligned(args.rows, args.stride, args.count) && aligned(args.append);
-  const Columns<T, S> from = {args.rows, args.stride, static_cast<int>(args.count), args.append,
-                              packed};
+  const bool packed =
+      args.step == 1 && aligned(args.rows, args.stride, args.count) && aligned(args.append);
+  const Columns<T, S> from = {args.rows,   args.stride, args.step, static_cast<int>(args.count),
+                              args.append, packed};
   for_tiles(args.offsets, args.segments, tile, [&](Tiles tiles, int64_t first_segment, int64_t) {
     const Triangles result = factors(args.factor + first_segment * k * k);
     bool last = is_last(tiles);
@@ -158,8 +162,8 @@ void tsqr(const Tsqr<T, S>& args, const Launch& launch) {
     first_pass(from, tiles, last ? result : Triangles{halves[0], stride, nullptr, nullptr},
                launch.stream);
     for (int turn = 0; !last; turn ^= 1) {
-      const Columns<double, double> triangles = {halves[turn], stride, static_cast<int>(k), nullptr,
-                                                 true};
+      const Columns<double, double> triangles = {halves[turn],        stride,  1,
+                                                 static_cast<int>(k), nullptr, true};
       tiles = next_tiles(tiles, k);
       last = is_last(tiles);
       stride = triangle_stride(tiles, k);

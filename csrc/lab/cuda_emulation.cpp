@@ -1,5 +1,5 @@
 // The module aadl_lab: a kernel into which faults can be planted, to see that the emulation of CUDA
-// finds them.
+// finds them, and how a long dimension is cut up.
 
 #include <pybind11/numpy.h>
 
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cuda/device.h"
+#include "cuda/tiles.h"
 
 namespace aadl::lab {
 namespace {
@@ -54,4 +55,6 @@ py::array_t<double> sum_blocks(const py::array_t<double, py::array::c_style>& va
 PYBIND11_MODULE(aadl_lab, m) {
   m.def("sum_blocks", &aadl::lab::sum_blocks, pybind11::arg("values"),
         pybind11::arg("fault") = "none");
+  m.def("folds_of_tile", &aadl::cuda::folds_of_tile, pybind11::arg("folds"),
+        pybind11::arg("slots"));
 }

@@ -11,7 +11,7 @@ Tensor tsqr(const Tensor& rows, std::optional<Tensor> append, std::vector<int64_
   STD_TORCH_CHECK(storage == ScalarType::Float || storage == ScalarType::Double,
                   "rows must be float32 or float64");
   const int64_t size = rows.size(1), segments = check_offsets(offsets, size);
-  check_rows(on, "rows", rows, size);
+  on.check("rows", rows);
   const ScalarType type = append ? append->scalar_type() : storage;
   if (append) check_vector(on, "append", *append, size, type);
   STD_TORCH_CHECK(type == storage || type == ScalarType::Double,
@@ -23,7 +23,7 @@ Tensor tsqr(const Tensor& rows, std::optional<Tensor> append, std::vector<int64_
     using S = decltype(s);
     // An empty tensor has no address, but null would mean that there is no column.
     const T* column = !append ? nullptr : size > 0 ? in<T>(*append) : in<T>(factor);
-    tsqr(Tsqr<T, S>{in<S>(rows), rows.stride(0), rows.size(0), column, offsets.data(), segments,
+    tsqr(Tsqr<T, S>{in<S>(rows), rows.stride(0), rows.stride(1), rows.size(0), column, offsets.data(), segments,
                     out<T>(factor)},
          on.how);
   };

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -89,7 +90,8 @@ def test_factor_has_the_products_of_the_columns(matrix: Tensor, append: bool) ->
 def test_factor_agrees_with_one_large_qr(rows: int, columns: int) -> None:
     matrix = normal(rows, columns, seed=rows)
     expected = numpy_factor(matrix)
-    for strided in (matrix, matrix.T.contiguous().T):
+    with_gaps = torch.cat([matrix, matrix], dim=1).repeat_interleave(2, dim=0)[::2, :columns]
+    for strided in (matrix, matrix.T.contiguous().T, with_gaps):
         factor = ops.tsqr(strided)
         torch.testing.assert_close(factor, expected, rtol=0, atol=1e-13 * rows**0.5)
         appended = ops.tsqr(strided, append=strided.sum(dim=1))
@@ -249,9 +251,11 @@ def test_no_qr_and_no_temporary_has_the_full_number_of_rows(
 
     monkeypatch.setattr(torch.linalg, "qr", spy)
     rows = torch.ones(5, 6 * CHUNK + 1)
-    largest = largest_temporary(lambda: ops.tsqr(rows.T, append=rows[0]))
-    assert max(heights, default=0) <= TILE
-    assert largest <= rows.numel() / 4
+    for matrix in (rows.T, rows.T.contiguous(), rows.T.contiguous().unsqueeze(0)):
+        append = torch.ones(matrix.shape[:-1])
+        largest = largest_temporary(functools.partial(ops.tsqr, matrix, append=append))
+        assert max(heights, default=0) <= TILE
+        assert largest <= rows.numel() / 4
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (0, 3)])
