@@ -29,19 +29,19 @@ help:
 demo: .venv/ready
 	$(BIN)/python -m aadl_ext demo $(ARGS)
 
-test: .venv/ready
+test: .venv/tests
 	$(PYTEST) $(ARGS)
 
 FALLBACK := trajectories newton newton_dense moving_average nonfinite safeguards settled state \
 	stats secant_history block_history faults fuzz
-fallback: .venv/ready
+fallback: .venv/tests
 	AADL_EXT_NATIVE=0 $(PYTEST) $(FALLBACK:%=tests/test_%.py) $(ARGS)
 
 # Of each of eight methods; each training meets several of 18 kinds.
-faults: .venv/ready
+faults: .venv/tests
 	$(PYTEST) -q tests/test_faults.py --fuzz 1250 $(ARGS)
 
-check: .venv/ready
+check: .venv/tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -63,7 +63,7 @@ build/docs/ready: requirements-docs.txt
 COMPAT := build/compat/bin
 compat: .venv/ready
 	$(PYTHON) -m venv build/compat
-	$(COMPAT)/$(PIP) -r requirements.txt
+	$(COMPAT)/$(PIP) -r requirements-test.txt
 	AADL_EXT_NATIVE=0 $(COMPAT)/$(PIP) --no-build-isolation --no-deps -e .
 	grep -v '^#' requirements-compat.txt | while read -r package; do \
 		$(COMPAT)/$(PIP) -c requirements.txt "$$package" || echo "not installed: $$package"; done
@@ -84,10 +84,14 @@ compat: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --no-build-isolation --no-deps -e .
 	touch $@
 
+.venv/tests: requirements-test.txt .venv/ready
+	$(BIN)/$(PIP) -r requirements-test.txt
+	touch $@
+
 # Only GCC tells where its sanitizer libraries lie, which Python has to load first.
 SANITIZERS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 SANITIZED = LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0
-lab: .venv/ready
+lab: .venv/tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/asan -G Ninja -DAADL_SANITIZE=address \
 		-DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python"
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/asan
@@ -97,7 +101,7 @@ lab: .venv/ready
 		$(PYTEST) -q tests/ops $(ARGS)
 
 RACES = $(shell $(CXX) -print-file-name=libtsan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
-races: .venv/ready
+races: .venv/tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/tsan -G Ninja -DAADL_SANITIZE=thread \
 		-DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python"
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/tsan
@@ -129,7 +133,7 @@ wheel: .venv/ready
 	PATH="$(CURDIR)/build/wheel/bin:$$PATH" build/wheel/bin/auditwheel repair \
 		--exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/raw/*.whl
 	ls dist
-	build/wheel/bin/$(PIP) -r requirements.txt dist/*.whl
+	build/wheel/bin/$(PIP) -r requirements-test.txt dist/*.whl
 	cp -r tests pyproject.toml build/wheel/
 	cd build/wheel && AADL_EXT_NATIVE=1 OMP_NUM_THREADS=1 bin/pytest -q --numprocesses auto --dist loadgroup $(ARGS) \
 		tests/native tests/test_command_line.py tests/test_settled.py tests/test_stats.py \
@@ -137,7 +141,8 @@ wheel: .venv/ready
 		tests/test_paper_problems.py::test_the_command_trains_and_reports
 	for torch in $(TORCHES); do \
 		$(PYTHON) -m venv build/wheel-$$torch && \
-		grep -Ev '^(torch|setuptools)=' requirements.txt > build/wheel-$$torch/others.txt && \
+		cat requirements.txt requirements-test.txt | grep -Ev '^(torch|setuptools)=|^-r' \
+			> build/wheel-$$torch/others.txt && \
 		build/wheel-$$torch/bin/$(PIP) -r build/wheel-$$torch/others.txt "torch==$$torch" dist/*.whl && \
 		(cd build/wheel && AADL_EXT_NATIVE=1 OMP_NUM_THREADS=1 ../wheel-$$torch/bin/python -m pytest -q \
 		tests/test_settled.py tests/ops -k "not cuda") || exit 1; done
