@@ -32,8 +32,7 @@ demo: .venv/ready
 test: .venv/tests
 	$(PYTEST) $(ARGS)
 
-FALLBACK := trajectories newton newton_dense moving_average nonfinite safeguards settled state \
-	stats secant_history block_history faults fuzz
+FALLBACK := trajectories newton nonfinite settled state faults fuzz
 fallback: .venv/tests
 	AADL_EXT_NATIVE=0 $(PYTEST) $(FALLBACK:%=tests/test_%.py) $(ARGS)
 
@@ -136,7 +135,7 @@ wheel: .venv/ready
 	build/wheel/bin/$(PIP) -r requirements-test.txt dist/*.whl
 	cp -r tests pyproject.toml build/wheel/
 	cd build/wheel && AADL_EXT_NATIVE=1 OMP_NUM_THREADS=1 bin/pytest -q --numprocesses auto --dist loadgroup $(ARGS) \
-		tests/native tests/test_command_line.py tests/test_settled.py tests/test_stats.py \
+		tests/native/test_loading.py tests/test_command_line.py tests/test_settled.py \
 		tests/test_demo.py::test_processes_train_as_this_one_would \
 		tests/test_paper_problems.py::test_the_command_trains_and_reports
 	for torch in $(TORCHES); do \

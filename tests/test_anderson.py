@@ -178,8 +178,10 @@ def check_branches(counts: Counter[str], steps: int, safeguard: str | None, aver
     assert (0 < counts["averaged"] < steps) if average else counts["averaged"] == 0
 
 
-@pytest.mark.parametrize("average", [False, True])
-@pytest.mark.parametrize("safeguard", [None, "residual", "loss"])
+@pytest.mark.parametrize(
+    ("safeguard", "average"),
+    [(None, True), ("residual", False), ("residual", True), ("loss", False)],
+)
 @pytest.mark.parametrize("store_each_nth", [1, 2, 5])
 @pytest.mark.parametrize("frequency", [1, 3, 10])
 def test_trajectory_is_that_of_the_dense_algorithm(

@@ -47,7 +47,8 @@ def record(out: Path) -> dict[str, Any]:
     return run
 
 
-@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.thorough), "fsdp2"])
+@pytest.mark.thorough
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 def test_processes_stay_equal_and_a_killed_run_ends_as_an_uninterrupted_one(
     folder: Path, tmp_path: Path, parallel: str
 ) -> None:

@@ -91,8 +91,13 @@ def load(training: Training, state: dict[str, Any], *, accelerator: bool = True)
         training.accelerator.load_state_dict(state["accelerator"])
 
 
-@pytest.mark.parametrize("make", [two_groups, adam], ids=["two groups", "adam"])
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        *(pytest.param(two_groups, options, id=name) for name, options in OPTIONS.items()),
+        *(pytest.param(adam, OPTIONS[name], id=f"adam, {name}") for name in ("average", "newton")),
+    ],
+)
 def test_a_resumed_run_is_the_uninterrupted_one(make: MakeOptimizer, options: Method) -> None:
     training = Training(make, options)
     states, pending = [], set()

@@ -18,7 +18,7 @@ BUILT = sorted(Path(aadl_ext.__file__).parent.glob("_native*"))
 # Imports in processes of their own, which have torch from the one that they are forks of.
 IMPORTS = """
 import os, sys
-import torch
+import torch, torch._dynamo, torch.distributed.tensor
 
 for number, (folder, choice) in enumerate(zip(sys.argv[1::2], sys.argv[2::2])):
     child = os.fork()
