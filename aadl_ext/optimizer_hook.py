@@ -14,6 +14,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -42,6 +43,7 @@ logger = logging.getLogger("aadl_ext")
 Closure = Callable[..., Any]
 Hooks = OrderedDict[int, Any]
 
+IS_SPARSE = attrgetter("is_sparse")
 # They add weight_decay * w to the gradient, unless the group says that it is decoupled.
 DECAY_IN_LOSS = (SGD, ASGD, Adam, Adamax, NAdam, RAdam, RMSprop, Adagrad, Adadelta)
 
@@ -472,10 +474,12 @@ class Gradients:
         """
         treated = self._scale is not None or any(negative for negative, _ in self._treatments)
         gradients = [] if treated or not layout.in_place else layout.gradients
-        known = [g for g in gradients if g is not None and not g.is_sparse]
-        if len(known) < len(layout.parameters):
+        try:  # quickly, since it is done in each step
+            if not gradients or any(map(IS_SPARSE, gradients)):
+                return [], []
+        except AttributeError:  # of None
             return [], []
-        known = [*layout.ordered(known)]
+        known = [*layout.ordered(cast("list[Tensor]", gradients))]
         decays = [decay for _, decay in self._treatments]
         return known, [decays[group] for group in layout.owners] if any(decays) else []
 

@@ -239,9 +239,14 @@ class Layout:
         They are copied fastest where they are contiguous: where strides are those that the
         parameter had at first.
         """
-        if not any(self.orders):
+        if not self.reordered:
             return tensors
         return [ordered(x, order) for x, order in zip(tensors, self.orders, strict=True)]
+
+    @cached_property
+    def reordered(self) -> bool:
+        """Whether some parameters lie in another order than that of their dimensions."""
+        return any(self.orders)
 
     @property
     def local(self) -> Sequence[Tensor]:
@@ -251,7 +256,9 @@ class Layout:
     @property
     def gradients(self) -> list[Tensor | None]:
         """Entries of the gradients on this rank."""
-        return [local_gradient(p) if self.sharded else p.grad for p in self.parameters]
+        if self.sharded:
+            return [local_gradient(p) for p in self.parameters]
+        return [p.grad for p in self.parameters]
 
     @cached_property
     def in_place(self) -> bool:
