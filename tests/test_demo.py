@@ -31,6 +31,7 @@ from aadl_ext.demo.parts import (
 HEADER = (
     "Serial No.,GRE Score,TOEFL Score,University Rating,SOP,LOR ,CGPA,Research,Chance of Admit "
 )
+pytestmark = pytest.mark.xdist_group("demo")  # one demo for many tests
 METHODS = {
     "full-batch": {BASE, DEFAULT, LINE_SEARCH},
     "mini-batch": {MOMENTUM, MOMENTUM_DEFAULT},

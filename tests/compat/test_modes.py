@@ -57,7 +57,14 @@ OPTIONS: dict[str, Method] = {
     "newton, adapted blocks": replace(NEWTON, adaptive_blocks=True, scope="tensor"),
 }
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+LIKE_OTHERS = ("gram", "newton, adapted blocks")
+every_option = pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=[pytest.mark.thorough] * (name in LIKE_OTHERS))
+        for name, options in OPTIONS.items()
+    ],
+)
 
 
 @cache

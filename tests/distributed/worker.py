@@ -69,8 +69,10 @@ CASES: dict[str, tuple[tuple[int, ...], Callable[[], Result]]] = {}
 
 
 def case(name: str, run: Callable[[], Result], *sizes: int, thorough: bool = False) -> None:
+    """Thorough ones, and those of Anderson steps that averages or Newton steps have, too, at times."""
     assert name not in CASES
-    if THOROUGH or not thorough:
+    alike = name.endswith(" anderson") and not name.startswith(("fsdp2 float64", "collectives"))
+    if THOROUGH or not (thorough or alike):
         CASES[name] = sizes, run
 
 

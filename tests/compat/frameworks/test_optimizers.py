@@ -75,7 +75,13 @@ def ratio(module: str, name: str, options: dict[str, Any]) -> float:
 @pytest.mark.parametrize(
     ("module", "name", "options"),
     [
-        pytest.param(module, name, options, id=f"{module}.{name}")
+        pytest.param(
+            module,
+            name,
+            options,
+            id=f"{module}.{name}",
+            marks=[pytest.mark.thorough] * name.endswith(AT_ONCE),
+        )
         for module, some in CASES.items()
         for name, options in some
     ],
