@@ -69,7 +69,7 @@ CASES: dict[str, tuple[tuple[int, ...], Callable[[], Result]]] = {}
 
 
 def case(name: str, run: Callable[[], Result], *sizes: int, thorough: bool = False) -> None:
-    """Thorough ones, and those of Anderson steps that averages or Newton steps have, too, at times."""
+    """Of Anderson steps those that averages or Newton steps have, too, count as thorough."""
     assert name not in CASES
     alike = name.endswith(" anderson") and not name.startswith(("fsdp2 float64", "collectives"))
     if THOROUGH or not (thorough or alike):
