@@ -6,6 +6,7 @@ import copy
 import io
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -164,3 +165,37 @@ def test_layouts_and_dtypes_of_parameters_may_differ(options: Method, dtype: tor
         assert there.stride() == here.stride()
         error = 2e-2 if dtype == torch.bfloat16 else 1e-3
         torch.testing.assert_close(there, here, rtol=error, atol=error)
+
+
+def on_a_stream_of_its_own(device: str) -> AbstractContextManager[Any]:
+    """Of a device that has streams, where what was asked for on others is done."""
+    if torch.device(device).type == "cpu":
+        return nullcontext()
+    torch.cuda.synchronize(device)
+    return torch.cuda.stream(torch.cuda.Stream(device))
+
+
+@pytest.mark.parametrize("storage", [Storage(), Storage(device="cpu")], ids=["device", "host"])
+@pytest.mark.parametrize("options", [EACH, NEWTON], ids=["anderson", "newton"])
+def test_steps_on_a_stream_of_their_own_are_those_on_the_default_one(
+    options: Method, storage: Storage
+) -> None:
+    options = replace(options, storage=storage)
+    expected = TrainingOn(DEVICE, momentum, options).run(STEPS)
+    training = TrainingOn(DEVICE, momentum, options)
+    with on_a_stream_of_its_own(DEVICE):
+        found = training.run(STEPS)
+        assert torch.equal(found, expected)
+    assert training.accelerator.stats.extrapolations > 1
+
+
+@every_option
+def test_parameters_may_be_on_another_device_than_the_current_one(options: Method) -> None:
+    """Several devices in one process, each with steps by turns."""
+    if DEVICE == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("one GPU only")
+    devices = ["cuda:1", "cuda:0"] if DEVICE == "cuda" else ["cpu", "cpu"]
+    runs = [TrainingOn(device, adam, options) for device in devices]
+    ways = [[run.run(1) for run in runs] for _ in range(STEPS)]
+    for one, other in ways:
+        assert torch.equal(one.cpu(), other.cpu())
