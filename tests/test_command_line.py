@@ -64,10 +64,11 @@ def test_a_gpu_without_fitting_code_is_named_with_the_reason_and_the_remedy(
 def test_no_gpu_is_put_down_to_the_list_of_visible_ones_or_the_driver(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    gpu, _ = gpu_parts(monkeypatch, 0)
-    assert "among CUDA_VISIBLE_DEVICES=''" in gpu.what
-    assert gpu.remedy.startswith("unset CUDA_VISIBLE_DEVICES")
+    for visible in ("", "MIG-41b35014"):  # a slice that is not there
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        gpu, _ = gpu_parts(monkeypatch, 0)
+        assert f"among CUDA_VISIBLE_DEVICES={visible!r}" in gpu.what
+        assert gpu.remedy.startswith("unset CUDA_VISIBLE_DEVICES")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     gpu_parts(monkeypatch, 0)
 
