@@ -71,7 +71,7 @@ CASES: dict[str, tuple[tuple[int, ...], Callable[[], Result]]] = {}
 def case(name: str, run: Callable[[], Result], *sizes: int, thorough: bool = False) -> None:
     """Of Anderson steps those that averages or Newton steps have, too, count as thorough."""
     assert name not in CASES
-    alike = name.endswith(" anderson") and not name.startswith(("fsdp2 float64", "collectives"))
+    alike = name.endswith(" anderson") and not name.startswith(("fsdp2 float64 m", "collectives"))
     if THOROUGH or not (thorough or alike):
         CASES[name] = sizes, run
 
@@ -338,13 +338,11 @@ def muon(method: Method, parallel: str, kernels: bool = True) -> Result:
 
 for kind, method in METHODS.items():
     for dtype, name in FLOATS.items():
-        run = partial(fsdp2, momentum, method, dtype, LONG)
+        run = partial(fsdp2, momentum, method, dtype, LONG if dtype is torch.float32 else STEPS)
         narrow = dtype is torch.float32 and kind != "newton"
         case(f"fsdp2 {name} momentum {kind}", run, 2, thorough=narrow)
     case(f"without kernels {kind}", partial(without_kernels, method), 2)
 for kind, method in METHODS.items():
-    run = partial(fsdp2, momentum, method, torch.float64, STEPS)
-    case(f"fsdp2 {kind}", run, 4, thorough=True)  # hsdp has as many ranks
     case(f"hsdp {kind}", partial(fsdp2, momentum, method, torch.float64, STEPS, 2, 2), 4)
     case(f"tensor parallel {kind}", partial(tensor_parallel, method, 1), 2)
     case(f"tensor parallel and fsdp2 {kind}", partial(tensor_parallel, method, 2), 4)
@@ -352,8 +350,7 @@ for kind, method in METHODS.items():
     case(f"stages {kind}", partial(stages, method), 4)
 for kind in ("newton", "anderson"):
     method = METHODS[kind]
-    run = partial(fsdp2, adam, method, torch.float64, LONG)
-    case(f"fsdp2 float64 adam {kind}", run, 2, thorough=kind == "anderson")
+    case(f"fsdp2 float64 adam {kind}", partial(fsdp2, adam, method, torch.float64, LONG), 2)
     case(f"tensor parallel by tensor {kind}", partial(tensor_parallel, method, 1, "tensor"), 2)
     case(f"fsdp1 flat {kind}", partial(fsdp1, method, False), 2)
     case(f"zero inner {kind}", partial(zero, method, True), 2)
@@ -372,10 +369,10 @@ case("tensor parallel exact", partial(exact, decaying, "tensor parallel"), 2)
 case("tensor parallel and fsdp2 exact", partial(exact, decaying, "tensor parallel"), 4)
 case("fsdp2 descending", partial(descending, "fsdp2"), 2)
 case("tensor parallel descending", partial(descending, "tensor parallel"), 2)
-for kind, method in {**METHODS, "exact": EXACT}.items():
-    case(f"muon fsdp2 {kind}", partial(muon, method, "fsdp2"), 2, thorough=kind == "averaged")
-    # Over four ranks the last has no row, which Muon itself cannot do with.
-    case(f"muon ddp {kind}", partial(muon, method, "ddp"), 4, thorough=kind != "newton")
+for kind, method in {"newton": NEWTON, "anderson": ANDERSON, "exact": EXACT}.items():
+    case(f"muon fsdp2 {kind}", partial(muon, method, "fsdp2"), 2)
+# Over four ranks the last has no row, which Muon itself cannot do with.
+case("muon ddp newton", partial(muon, NEWTON, "ddp"), 4)
 case("muon without kernels newton", partial(muon, NEWTON, "fsdp2", False), 2)
 COMPARED = tuple(CASES)
 
@@ -837,13 +834,12 @@ def spread(method: Method, kind: str) -> Result:
     }
 
 
-for kind, method in METHODS.items():
-    case(f"spread stages {kind}", partial(spread, method, "stages"), 4, thorough=kind != "newton")
-    case(f"spread zero {kind}", partial(spread, method, "zero"), 4, thorough=kind != "averaged")
-    run = partial(checkpoints, method, "fsdp2")
-    case(f"checkpoints fsdp2 {kind}", run, 4, thorough=kind != "newton")
+case("spread stages newton", partial(spread, NEWTON, "stages"), 4)
+case("spread zero averaged", partial(spread, AVERAGED, "zero"), 4)
+for kind in ("newton", "averaged"):
+    case(f"checkpoints fsdp2 {kind}", partial(checkpoints, METHODS[kind], "fsdp2"), 4)
 case("checkpoints ddp newton", partial(checkpoints, NEWTON, "ddp"), 4)
-case("checkpoints 2-d averaged", partial(checkpoints, METHODS["averaged"], "2-d"), 4)
+case("checkpoints 2-d averaged", partial(checkpoints, AVERAGED, "2-d"), 4)
 case("checkpoints fsdp2 exact", partial(checkpoints, EXACT, "fsdp2"), 4)
 for kind, method in {**METHODS, "exact": EXACT}.items():
     case(f"collectives {kind}", partial(collectives, method), 2)
