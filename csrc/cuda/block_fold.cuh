@@ -121,26 +121,22 @@ struct BlockTile {
 
   // Entries of one column: four in a row, then those of the other row lanes, and so on.
   template <class S>
-  __device__ __forceinline__ void load_column(const S* from, int64_t step, int64_t first,
-                                              int64_t begin, int64_t end, bool packed,
-                                              T (&to)[kHeight]) const {
-    if (packed) {
+  __device__ __forceinline__ void load_column(const S* from, int64_t first, int64_t begin,
+                                              int64_t end, bool packed, T (&to)[kHeight]) const {
 #pragma unroll
-      for (int i = 0; i < kHeight; i += 4) {
-        const int64_t row = first + (i / 4 * kRowLanes + row_lane) * 4;
+    for (int i = 0; i < kHeight; i += 4) {
+      const int64_t row = first + (i / 4 * kRowLanes + row_lane) * 4;
+      if (packed) {
         const auto four = *reinterpret_cast<const Pack<S, 4>*>(from + row);
 #pragma unroll
         for (int j = 0; j < 4; ++j) to[i + j] = static_cast<T>(widen(four.entry[j]));
-      }
-      return;
-    }
-    int64_t row = first + row_lane * 4;
-    const S* entry = from + row * step;
+      } else {
 #pragma unroll
-    for (int i = 0; i < kHeight; ++i) {
-      to[i] = row >= begin && row < end ? static_cast<T>(widen(*entry)) : T(0);
-      const int next = i % 4 < 3 ? 1 : 4 * kRowLanes - 3;
-      row += next, entry += next * step;
+        for (int j = 0; j < 4; ++j) {
+          const bool inside = row + j >= begin && row + j < end;
+          to[i + j] = inside ? static_cast<T>(widen(from[row + j])) : T(0);
+        }
+      }
     }
   }
 
@@ -153,10 +149,9 @@ struct BlockTile {
     for (int g = 0; g < kGroups; ++g) {
       const int c = column(g);
       if (c < from.count) {
-        load_column(from.rows + c * from.stride, from.step, first, tile.begin, tile.end, packed,
-                    x[g]);
+        load_column(from.rows + c * from.stride, first, tile.begin, tile.end, packed, x[g]);
       } else if (c < columns) {
-        load_column(from.append, 1, first, tile.begin, tile.end, packed, x[g]);
+        load_column(from.append, first, tile.begin, tile.end, packed, x[g]);
       } else {
 #pragma unroll
         for (T& entry : x[g]) entry = 0;

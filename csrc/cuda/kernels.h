@@ -43,6 +43,13 @@ bool slow_float64(int device);
 
 constexpr int64_t kMostIterates = 256;  // of a window
 constexpr int64_t kMostColumns = 40;    // of a factor, with `append`
+// Columns, with `append`, that a thread's registers have room for. Only so few are read from rows
+// whose entries are not side by side.
+constexpr int kThreadColumns = 11, kThreadColumnsWide = 8;  // float, double
+
+constexpr bool reads_steps(int64_t columns, bool wide) {
+  return columns <= (wide ? kThreadColumnsWide : kThreadColumns);
+}
 
 // None of them, if `when` is false.
 void copy(const std::vector<Piece>& pieces, const bool* when, const Launch& launch);

@@ -20,8 +20,6 @@ namespace aadl::cuda {
 namespace {
 
 constexpr int kJoinWarps = 8;
-constexpr int kThreadColumns = 11;     // that a thread's registers have room for: float,
-constexpr int kThreadColumnsWide = 8;  // double
 
 // A number that is a type.
 template <int kValue>
@@ -39,7 +37,7 @@ void with_groups(int64_t k, const Use& use) {
 
 template <class T>
 bool fits_threads(int64_t k) {
-  return k <= (std::is_same_v<T, float> ? kThreadColumns : kThreadColumnsWide);
+  return reads_steps(k, std::is_same_v<T, double>);
 }
 
 // Calls use(Number<K>()) for the least K >= k that there is.
@@ -143,6 +141,9 @@ void tsqr(const Tsqr<T, S>& args, const Launch& launch) {
   const int64_t k = columns_of(args);
   if (k > kMostColumns) {
     throw std::invalid_argument("a CUDA factor has at most 40 columns, got " + std::to_string(k));
+  }
+  if (args.step != 1 && !fits_threads<T>(k)) {
+    throw std::invalid_argument("so many columns are read from contiguous rows only");
   }
   const int64_t tile = first_tile_rows(args, k, launch);
   int64_t most = 0;

@@ -33,6 +33,7 @@ inline cuda::Stream current_stream(int32_t device) {
 class Cuda {
  public:
   static constexpr bool kFlagsCanBeRead = false;
+  static constexpr auto reads_steps = cuda::reads_steps;
 
   explicit Cuda(const Tensor& tensor)
       : device_(tensor.get_device_index()),

@@ -17,6 +17,7 @@ namespace aadl {
 class Emulated {
  public:
   static constexpr bool kFlagsCanBeRead = false;
+  static constexpr auto reads_steps = cuda::reads_steps;
 
   explicit Emulated(const Tensor& tensor)
       : how{stream(),

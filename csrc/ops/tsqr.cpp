@@ -18,13 +18,19 @@ Tensor tsqr(const Tensor& rows, std::optional<Tensor> append, std::vector<int64_
                   "append must be float64, or float32 beside float32 rows");
   const int64_t columns = rows.size(0) + (append ? 1 : 0);
   Tensor factor = torch::stable::new_empty(rows, {segments, columns, columns}, type);
+  Tensor lying = rows;
+  if (size > 1 && rows.stride(1) != 1 && !On::reads_steps(columns, type == ScalarType::Double)) {
+    lying = torch::stable::new_empty(rows, rows.sizes());
+    torch::stable::copy_(lying, rows);
+  }
   const auto run = [&](auto t, auto s) {
     using T = decltype(t);
     using S = decltype(s);
     // An empty tensor has no address, but null would mean that there is no column.
     const T* column = !append ? nullptr : size > 0 ? in<T>(*append) : in<T>(factor);
-    tsqr(Tsqr<T, S>{in<S>(rows), rows.stride(0), rows.stride(1), rows.size(0), column, offsets.data(), segments,
-                    out<T>(factor)},
+    const int64_t step = size > 1 ? lying.stride(1) : 1;
+    tsqr(Tsqr<T, S>{in<S>(lying), lying.stride(0), step, rows.size(0), column, offsets.data(),
+                    segments, out<T>(factor)},
          on.how);
   };
   if (type == ScalarType::Float) {
