@@ -20,9 +20,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> solve_secants(const Tensor& system, b
   Tensor rank = torch::stable::new_empty(system, {problems}, ScalarType::Long);
   Tensor condition = doubles(system, {problems}), reduction = doubles(system, {problems});
   solve_secants(
-      Secants{numbers(on, "system", system, problems * k * k), problems, k, factored, ridge, tolerance,
-              condition_asked, errors, out<double>(gamma),
-              out<int64_t>(rank), out<double>(condition), out<double>(reduction)},
+      Secants{numbers(on, "system", system, problems * k * k), problems, k, factored, ridge,
+              tolerance, condition_asked, errors, out<double>(gamma), out<int64_t>(rank),
+              out<double>(condition), out<double>(reduction)},
       on.how);
   return {gamma, rank, condition, reduction};
 }

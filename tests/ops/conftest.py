@@ -53,9 +53,9 @@ def _skips(request: pytest.FixtureRequest, backend: str) -> None:
     mark = request.node.get_closest_marker("not_on_cuda")
     if mark and backend in {"cuda", *EMULATED}:
         pytest.skip(mark.args[0])
+    if request.node.get_closest_marker("long") and backend in EMULATED:
+        pytest.skip("too long for an emulation")
     if backend in EMULATED and "AADL_THOROUGH" not in os.environ:
-        if request.node.get_closest_marker("long"):
-            pytest.skip("too long for an emulation")
         case = request.node.nodeid.replace(backend, "").encode()
         if backend != list(EMULATED)[zlib.crc32(case) % 2]:
             pytest.skip("emulated in the other way")
