@@ -8,11 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 PROBLEMS = ("admissions", "burgers2d", "burgers100d", "imagenet")
 PARTS = ("full-batch", "mini-batch", "paper")
@@ -74,7 +78,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from .imagined import imagined_model, settings
-    from .plan import plan
+    from .plan import REPEATING, plan
 
     try:
         method = settings(options.method, options.set)
@@ -82,19 +86,36 @@ def _plan(options: argparse.Namespace) -> int:
         found = plan(model, method)
     except (AttributeError, TypeError, ValueError) as error:
         return _refuse(str(error))
-    seconds = found.seconds(options.bandwidth, options.network, options.latency)
     if options.json:
-        figures = {**asdict(found), "vectors": found.vectors, "seconds": seconds}
-        _say(json.dumps(figures, indent=2, default=str))
+        _say(json.dumps(_figures(found, options), indent=2, default=str))
         return 0
-    at = f"memory at {options.bandwidth:.3g} bytes/s"
-    if found.ranks > 1:
-        at += f", network at {options.network:.3g}, {options.latency:.3g} s a collective"
-    lines = [str(found), f"time         {1e3 * seconds:.3g} ms a step: {at}"]
-    if options.step:
-        lines.append(f"share        {seconds / options.step:.2%} of a step")
+    lines = [str(replace(found, repeating=None)), *_times(found, options)]
+    if found.repeating:
+        lines += [REPEATING, *found.repeating.of_a_step(), *_times(found.repeating, options)]
     _say("\n".join(lines))
     return 0
+
+
+def _figures(costs: Plan, options: argparse.Namespace) -> dict[str, Any]:
+    again = costs.repeating and _figures(costs.repeating, options)
+    derived = {"vectors": costs.vectors, "seconds": _seconds(costs, options)}
+    return {**asdict(costs), **derived, "repeating": again}
+
+
+def _seconds(costs: Plan, options: argparse.Namespace) -> float:
+    return costs.seconds(options.bandwidth, options.network, options.latency)
+
+
+def _times(costs: Plan, options: argparse.Namespace) -> list[str]:
+    """Of a step, and as a share of it."""
+    seconds = _seconds(costs, options)
+    at = f"memory at {options.bandwidth:.3g} bytes/s"
+    if costs.ranks > 1:
+        at += f", network at {options.network:.3g}, {options.latency:.3g} s a collective"
+    lines = [f"time         {1e3 * seconds:.3g} ms a step: {at}"]
+    if options.step:
+        lines.append(f"share        {seconds / options.step:.2%} of a step")
+    return lines
 
 
 def _reproduce(options: argparse.Namespace) -> int:

@@ -15,7 +15,12 @@ from .accelerator import Accelerator
 from .ops.chunks import undivided
 from .ops.traffic import Traffic
 from .options import Method, SubspaceNewton
+from .quasi_newton import FOLLOW
+from .race import FIRST, SETTLES, TRIAL
 from .ranks import Ranks, local
+from .trust_region import Delayed
+
+REPEATING = "where gradients repeat, as on full batches"
 
 
 @dataclass
@@ -29,6 +34,8 @@ class Plan:
     collectives: float  #: in a step
     bytes_sent: float  #: in a step, to each other rank
     most_sent: int  #: in one collective
+    #: the same of quasi-Newton steps, where gradients repeat; None for a method without them
+    repeating: Plan | None = None
 
     @property
     def vectors(self) -> float:
@@ -46,15 +53,22 @@ class Plan:
         lines = [
             f"on {ranks}, which holds {self.entries:,} entries of the parameters",
             f"memory       {_bytes(self.bytes_held)}, {vectors}",
-            f"moved        {_bytes(self.bytes_moved)} a step, beside the base optimizer's",
+            *self.of_a_step(),
         ]
+        if self.repeating:
+            lines += [REPEATING, *self.repeating.of_a_step()]
+        return "\n".join(lines)
+
+    def of_a_step(self) -> list[str]:
+        """A line for each kind of cost."""
+        lines = [f"moved        {_bytes(self.bytes_moved)} a step, beside the base optimizer's"]
         if self.ranks > 1:
             sent = f"{_bytes(self.bytes_sent)} a step to each other rank"
             lines += [
                 f"collectives  {self.collectives:.3g} a step",
                 f"sent         {sent}, at most {_bytes(self.most_sent)} at once",
             ]
-        return "\n".join(lines)
+        return lines
 
 
 def _bytes(count: float) -> str:
@@ -85,8 +99,24 @@ def plan(
         for group in optimizer.param_groups
     ]
     method = replace(method, storage=replace(method.storage, device=None, compute_device=None))
-    held = state.tensors(_Imitation(shapes, method, ranks).accelerator.iteration)
+    imitation = _Imitation(shapes, method, ranks)
+    held = state.tensors(imitation.accelerator.iteration)
     buffers = {x.untyped_storage()._cdata: x for x in held}
+    found = Plan(
+        len(ranks.members) if ranks else 1,
+        imitation.accelerator.layout.size,
+        sum(x.untyped_storage().nbytes() for x in buffers.values()),
+        **_costs(shapes, method, ranks),
+    )
+    if isinstance(method, SubspaceNewton) and method.uses_quasi_newton:
+        imitation.repeat()
+        found.repeating = replace(
+            found, **_costs_of(imitation, shapes, FIRST + TRIAL + SETTLES, FOLLOW)
+        )
+    return found
+
+
+def _costs(shapes: Any, method: Method, ranks: Ranks | None) -> dict[str, Any]:
     if isinstance(method, SubspaceNewton):  # the host would have to read how long blocks are
         method = replace(method, adaptive_blocks=False, quasi_newton=False)
         cycle = method.block_length
@@ -98,20 +128,22 @@ def plan(
             (method.history_depth + 2) * method.store_each_nth,
             method.averaging.window if method.averaging else 0,
         )
-    imitation = _Imitation(shapes, method, ranks)
+    return _costs_of(_Imitation(shapes, method, ranks), shapes, full, cycle)
+
+
+def _costs_of(imitation: _Imitation, shapes: Any, full: int, cycle: int) -> dict[str, Any]:
+    """Fields of a :class:`Plan`, over the ``cycle`` steps after ``full`` others."""
     with undivided():
         bare = _moved(_Imitation(shapes, None, None), 1, cycle)
         moved = _moved(imitation, full, cycle)
-    told = imitation.ranks.told[-cycle:] if imitation.ranks else [[]] * cycle
-    return Plan(
-        ranks=len(ranks.members) if ranks else 1,
-        entries=imitation.accelerator.layout.size,
-        bytes_held=sum(x.untyped_storage().nbytes() for x in buffers.values()),
-        bytes_moved=(moved - bare) / cycle,
-        collectives=sum(map(len, told)) / cycle,
-        bytes_sent=sum(map(sum, told)) / cycle,
-        most_sent=max((size for sizes in told for size in sizes), default=0),
-    )
+    ever = imitation.ranks.told if imitation.ranks else [[]] * cycle
+    told = ever[-cycle:]
+    return {
+        "bytes_moved": (moved - bare) / cycle,
+        "collectives": sum(map(len, told)) / cycle,
+        "bytes_sent": sum(map(sum, told)) / cycle,
+        "most_sent": max((size for sizes in ever for size in sizes), default=0),
+    }
 
 
 @dataclass(eq=False)
@@ -150,6 +182,12 @@ class _Imitation:
             self.accelerator = Accelerator(groups, method, ranks=self.ranks)
             optimizer_hook.OptimizerHook(self.optimizer, self.accelerator)
 
+    def repeat(self) -> None:
+        """Gradients repeat, and the host keeps on hearing of it."""
+        steps = self.accelerator.iteration.quasi_newton
+        steps.begin()
+        steps.known = _Yes()
+
     def step(self) -> None:
         for parameter in self.parameters:
             parameter.grad = torch.empty_like(parameter)
@@ -158,13 +196,18 @@ class _Imitation:
         self.optimizer.step()
 
 
+class _Yes(Delayed):
+    def exchange(self, number: Tensor) -> float:
+        return 1
+
+
 class _Usual(Traffic):  # type: ignore[no-untyped-call]
     """Traffic of steps that no safeguard objects to: other flags than these are false."""
 
     def __init__(self, imitation: _Imitation) -> None:
         super().__init__()
         when = imitation.accelerator.iteration.verdicts.when if imitation.accelerator else None
-        self.usual = [when.write, when.accepted] if when else []
+        self.usual = [when.write, when.accepted, when.ready] if when else []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         when = (kwargs or {}).get("when")

@@ -153,7 +153,12 @@ class QuasiNewton:
         if self.asked == 2:
             self.asked = 0
             if self.known.exchange(self.verdicts.when.exact.double()):
-                self._begin()
+                logger.info(
+                    "gradients repeat, as on full batches: quasi-Newton steps from now on, which "
+                    "fit the training data far closer; watch the validation loss "
+                    "(SubspaceNewton(quasi_newton=False) takes none)"
+                )
+                self.begin()
             else:
                 self.wait = self.until = LONGER * self.wait
         elif self.asked == 1:
@@ -169,12 +174,8 @@ class QuasiNewton:
             return True
         return False
 
-    def _begin(self) -> None:
-        logger.info(
-            "gradients repeat, as on full batches: quasi-Newton steps from now on, which fit the "
-            "training data far closer; watch the validation loss "
-            "(SubspaceNewton(quasi_newton=False) takes none)"
-        )
+    def begin(self) -> None:
+        """Gradients repeat: take steps."""
         self.active, self.age = True, 0
         self.history.judge_waiting()
         self.history.clear()

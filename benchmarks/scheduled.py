@@ -20,13 +20,12 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
 import math
 import pydoc_data.topics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +33,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from convergence import batches, each
+from convergence import batches
 from networks import Transformer
 from peers import WRAPPERS, optimizers
 from records import RESULTS, geometric, save
@@ -43,10 +42,8 @@ from tasks import Problem
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
+from tuned_runs import OTHER_ORDER, REPORTING, Runs, tune
 
-TUNING, REPORTING = 0, 100  # the first seed of each
-GRID = 5  # rates a decade
-OTHER_ORDER = 1000  # added to the seed of the batches
 METHODS = [
     "AdamW",
     "other order",
@@ -250,58 +247,6 @@ def train(run: Run) -> dict[str, Any]:
     return found
 
 
-class Runs:
-    """Those on file, and the others made and put there."""
-
-    def __init__(self, path: Path, jobs: int) -> None:
-        self.path, self.jobs = path, jobs
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.done = {json.dumps(r["run"]): r for r in map(json.loads, lines)}
-
-    def __call__(self, run: Run) -> dict[str, Any]:
-        """The result of a run that has been made."""
-        return self.done[json.dumps(asdict(run))]
-
-    def make(self, wanted: list[Run]) -> None:
-        """All of these that are missing."""
-        missing = [run for run in dict.fromkeys(wanted) if json.dumps(asdict(run)) not in self.done]
-        for run, found in each(_train, [(run,) for run in missing], self.jobs):
-            record = self.done[json.dumps(asdict(run))] = {"run": asdict(run), **found}
-            with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-
-
-def _train(run: Run) -> tuple[Run, dict[str, Any]]:
-    return run, train(run)
-
-
-def tune(runs: Runs, cells: list[tuple[str, str]], seeds: int) -> dict[tuple[str, str], float]:
-    """For each task and method the rate with the lowest validation loss, worse ones beside it."""
-    grids = {cell: {-1, 0, 1} for cell in cells}
-
-    def rate(task: str, power: int) -> float:
-        return float(f"{TASKS[task].rate * 10 ** (power / GRID):.2g}")
-
-    def of(cell: tuple[str, str], power: int) -> list[Run]:
-        task, method = cell
-        steps = TASKS[task].steps
-        return [Run(task, method, TUNING + s, rate(task, power), steps) for s in range(seeds)]
-
-    def score(cell: tuple[str, str], power: int) -> float:
-        losses = [runs(run)["validation"] for run in of(cell, power)]
-        return fmean(map(math.log, losses)) if all(map(math.isfinite, losses)) else math.inf
-
-    while True:
-        runs.make([run for cell in cells for power in grids[cell] for run in of(cell, power)])
-        best = {cell: min(grids[cell], key=lambda p, c=cell: score(c, p)) for cell in cells}
-        edges = {cell: best[cell] in (min(grids[cell]), max(grids[cell])) for cell in cells}
-        if not any(edges.values()):
-            return {cell: rate(cell[0], best[cell]) for cell in cells}
-        for cell in cells:
-            if edges[cell]:
-                grids[cell] |= {best[cell] - 1, best[cell] + 1}
-
-
 def crossing(logs: Tensor, budgets: list[float]) -> list[float]:
     """Budget at which the mean of ``logs``, [seeds, budgets ascending], falls to 0.
 
@@ -372,7 +317,7 @@ def main() -> None:
     options = parser.parse_args()
     options.budgets = sorted({*options.budgets, 1.0})
     torch.set_num_threads(1)
-    runs = Runs(options.runs, options.jobs)
+    runs = Runs(options.runs, train, options.jobs)
     matrices = [task for task in options.tasks if task == "GPT"]
     methods = [name for name in options.methods if name != "other order"]
     cells = [
@@ -381,9 +326,11 @@ def main() -> None:
         for method in dict.fromkeys(["AdamW", *methods])
         if task in matrices or not method.startswith("Muon")
     ]
-    rates = tune(runs, cells, options.tuning_seeds)
+    tasks = {cell: TASKS[cell[0]] for cell in cells}
+    starts = {cell: Run(*cell, 0, task.rate, task.steps) for cell, task in tasks.items()}
+    rates = tune(runs, starts, "validation", options.tuning_seeds)
     seeds = range(REPORTING, REPORTING + options.seeds)
-    best = [Run(*cell, seed=0, rate=rates[cell], steps=TASKS[cell[0]].steps) for cell in cells]
+    best = [replace(starts[cell], rate=rate) for cell, rate in rates.items()]
     wanted = [
         r for run in best for s in seeds for r in fitted(replace(run, seed=s), options.budgets)
     ]

@@ -61,6 +61,33 @@ def test_memory_and_traffic_are_those_of_a_training(
     assert (found.ranks, found.collectives, found.bytes_sent) == (1, 0, 0)
 
 
+def test_steps_where_gradients_repeat_are_those_of_a_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(library, "use_kernels", True)
+    moved = []
+    for accelerated in (False, True):
+        own = parameters()
+        optimizer = SGD(own, lr=0.05)
+        if accelerated:
+            accelerate(optimizer)
+        moved.append([])
+        for _ in range(30):
+            for i, parameter in enumerate(own):
+                parameter.grad = parameter.detach() * (0.1 + i) + 0.01 * parameter.detach() ** 3
+            with Traffic() as traffic:
+                optimizer.step()
+            moved[-1].append(traffic.read + traffic.written)
+    assert get_accelerator(optimizer).iteration.quasi_newton.age > 8
+    found = aadl_ext.plan(optimizer).repeating
+    assert found is not None
+    assert found.bytes_moved == pytest.approx(
+        (sum(moved[1][-8:]) - sum(moved[0][-8:])) / 8, rel=0.1
+    )
+    assert "where gradients repeat" in str(aadl_ext.plan(optimizer))
+    assert aadl_ext.plan(optimizer, NEWTON).repeating is None
+
+
 @methods
 def test_the_size_of_a_model_does_not_matter(method: aadl_ext.SubspaceNewton | Anderson) -> None:
     small, large = (
@@ -92,6 +119,7 @@ def test_the_command_counts_for_any_number_of_ranks(
     assert plan(f"--parameters 1e12 --dtype bfloat16 {mesh}") == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head == "on one of 4,096 ranks, which holds 1,953,125,000 entries of the parameters"
+    lines = lines[: lines.index("where gradients repeat, as on full batches")]
     rows = dict(line.split(maxsplit=1) for line in lines)  # copies do not divide them
     assert rows["memory"].endswith(" GB, 17.5 times the parameters in float32")
     assert rows["collectives"] == "0.2 a step"  # two in a block of ten steps

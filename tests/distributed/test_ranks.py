@@ -107,10 +107,8 @@ def test_a_step_that_needs_figures_makes_one_collective_of_a_few_kilobytes(kind:
         assert set(calls[7:]) == {2}
     else:  # and the window that has it
         assert set(calls[5:]) == {2, 3}
-    if kind == "exact":  # 200 rows by four vectors
-        assert 0 < max(found["bytes"]) < 7000
-        return
-    assert 0 < max(found["bytes"]) < 2000
+    # Quasi-Newton steps: 200 rows by four vectors.
+    assert 0 < max(found["bytes"]) < (7000 if kind == "exact" else 2000)
     ranks, most, mean = found["planned"]
     assert ranks == 2
     assert most == pytest.approx(found["most"], rel=0.1)

@@ -423,12 +423,12 @@ def collectives(method: Method) -> Result:
         "bytes": [sum(x) for x in sent[:-1]],
         "most": max(x for step in sent for x in step),
     }
-    if method is EXACT:  # no quasi-Newton steps are planned
-        return found
     plan, held = aadl_ext.plan(optimizer), get_accelerator(optimizer).stats.bytes_held
+    steps = plan.repeating if method is EXACT else plan
+    assert steps is not None
     return {
         **found,
-        "planned": (plan.ranks, plan.most_sent, plan.collectives),
+        "planned": (plan.ranks, steps.most_sent, steps.collectives),
         "held": round(plan.bytes_held / held, 1),  # small ones begin in a step
     }
 
