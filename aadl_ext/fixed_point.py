@@ -340,8 +340,9 @@ class Iteration:
         after = h.pair[0]
         h.extrapolate_(after, x, y, gamma, self.rates)
         if o.relaxation != 1:  # rows hold W + R
-            less = gamma * (o.relaxation - 1)
-            ops.extrapolate_(after, after, after, 1.0, h.residual_rows, less, h.layout.offsets)
+            rows = h.residual_rows[: h.live_rows]
+            less = gamma[:, : h.live_rows] * (o.relaxation - 1)
+            ops.extrapolate_(after, after, after, 1.0, rows, less, h.layout.offsets)
         if self.lengths is not None and due:
             self._limit_way(after, torch.lerp(x, y, o.relaxation))
         if o.restart_each_nth and self.k % o.restart_each_nth == 0:

@@ -42,6 +42,7 @@ class SecantHistory:
     last_rates: Figures[tuple[float, ...]]  #: those of the last stored pair; infinite for none
     factor: Scratch[Tensor | None] = None  #: of several ranks, that of the last solution by TSQR
     slot: int = 0  #: the next row to write
+    filled: int = 0  #: rows that were written since all were forgotten; others are left alone
     written: Scratch[int] = -1  #: the row that the step under way has written, or none
     begun: bool = False  #: whether there is a pair
 
@@ -70,7 +71,7 @@ class SecantHistory:
 
     def clear(self) -> None:
         """Forget all pairs."""
-        self.slot, self.begun = 0, False
+        self.slot, self.filled, self.begun = 0, 0, False
         self.verdicts.when.paired.zero_()
         self.verdicts.when.restart.fill_(True)
         self._clear_if_asked()
@@ -90,6 +91,8 @@ class SecantHistory:
         """
         self._clear_if_asked()
         slot = self.written = self.slot if store and self.begun else -1
+        self.filled = max(self.filled, slot + 1)
+        rows = self.live_rows
         (point, residual), (last_point, last_residual) = self.pair, self.last_pair
         figures = ops.push_secant(
             point,
@@ -99,8 +102,8 @@ class SecantHistory:
             residual=residual,
             last_point=last_point,
             last_residual=last_residual,
-            step_rows=self.step_rows,
-            residual_rows=self.residual_rows,
+            step_rows=self.step_rows[:rows],
+            residual_rows=self.residual_rows[:rows],
             slot=slot,
             paired=self.verdicts.when.paired,
             systems=self.systems if store or solve else None,
@@ -159,6 +162,12 @@ class SecantHistory:
             self.factor = ops.tsqr(told[3].transpose(0, 1).flatten(1, 2))
         figures = torch.stack([max_step, *squares, length])
         return figures, away > 0
+
+    @property
+    def live_rows(self) -> int:
+        """How many rows, from the first on, steps need; a CUDA graph will need them all."""
+        captured = buffers.captured(self.layout.device)
+        return len(self.step_rows) if captured else self.filled
 
     @property
     def path(self) -> Tensor:
@@ -247,17 +256,16 @@ class SecantHistory:
         largest ``|out - after|`` or more. Where nothing is to be extrapolated, ``out = after``.
         """
         offsets, ready = self.layout.offsets, self.verdicts.when.ready
-        gamma = self.layout.each(gamma)
-        relaxation = self.options.relaxation
-        sizes = ops.extrapolate_(
-            out, before, after, relaxation, self.step_rows, gamma, offsets, accept=ready
-        )
+        live = slice(self.live_rows)
+        gamma = self.layout.each(gamma)[:, live].contiguous()
+        relaxation, rows = self.options.relaxation, self.step_rows[live]
+        sizes = ops.extrapolate_(out, before, after, relaxation, rows, gamma, offsets, accept=ready)
         # Rows hold W + R at the rate of their own step: correct those made at another one.
-        if any(row is not rates and row != rates for row in self.row_rates):
-            made_at = zip(*self.row_rates, strict=True)
+        if any(row is not rates and row != rates for row in self.row_rates[live]):
+            made_at = zip(*self.row_rates[live], strict=True)
             excess = [[now - x for x in made] for now, made in zip(rates, made_at, strict=True)]
             gamma = gamma * _beside(gamma, excess)
-            rows = self.residual_rows
+            rows = self.residual_rows[live]
             more = ops.extrapolate_(out, out, out, 1.0, rows, gamma, offsets, accept=ready)
             sizes = torch.stack([more[0], sizes[1] + more[1]])
         return sizes

@@ -86,14 +86,18 @@ def one_each(name: str, numbers: Sequence[float], segments: int) -> Sequence[flo
     return numbers
 
 
-def check_noise(noise: Tensor | None, shape: tuple[int, int]) -> None:
-    """Require None or squared errors, a contiguous float64 matrix."""
+def check_noise(noise: Tensor | None, problems: int, columns: int, wider: bool = False) -> None:
+    """Require None or squared errors, a contiguous float64 matrix; may it be ``wider``?"""
     if noise is None:
         return
-    if noise.shape != shape or noise.dtype != torch.float64 or not noise.is_contiguous():
+    shape = tuple(noise.shape)
+    fits = shape == (problems, columns) or (
+        wider and len(shape) == 2 and shape[0] == problems and shape[1] > columns
+    )
+    if not fits or noise.dtype != torch.float64 or not noise.is_contiguous():
         raise ValueError(
-            f"noise is {names((noise.dtype,))} {tuple(noise.shape)}; expected contiguous float64 "
-            f"{list(shape)}"
+            f"noise is {names((noise.dtype,))} {shape}; expected contiguous float64 "
+            f"[{problems}, {columns}{' or more' if wider else ''}]"
         )
 
 

@@ -100,7 +100,8 @@ def push_secant(
             products.
         rounding: ``[S]``, or one for all, with ``noise``: half of the parameters' machine
             epsilon, over the smaller of the rates of this step and of the last stored pair.
-        noise: ``[S, m]`` float64, column ``slot`` changed in place; None not to measure it.
+        noise: ``[S, k]`` float64 with ``k >= m``, column ``slot`` changed in place; None not to
+            measure it.
 
     Returns:
         ``[4]`` float64: the largest ``|r|``, ``|rho|^2``, the sum of squares of both new rows as
@@ -134,7 +135,7 @@ def push_secant(
     check_flag("paired", paired, before.device)
     if systems is not None:
         check_systems(systems, segments, residual_rows.shape[0])
-    check_noise(noise, (segments, len(residual_rows)))
+    check_noise(noise, segments, len(residual_rows), wider=True)
     if noise is not None:
         rounding = one_each("roundings", rounding, segments)
     torch.sub(after, before, out=residual)

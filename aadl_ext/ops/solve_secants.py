@@ -73,7 +73,7 @@ def solve_secants(
         raise ValueError(f"system has shape {tuple(system.shape)}; expected [S, m + 1, m + 1]")
     if not ridge >= 0 or not tolerance >= 0:
         raise ValueError(f"ridge ({ridge}) and tolerance ({tolerance}) must be >= 0")
-    check_noise(noise, (len(system), system.shape[-1] - 1))
+    check_noise(noise, len(system), system.shape[-1] - 1)
     system = system.double()
     total = system.sum(dim=(-2, -1))
     finite = (total - total == 0).unsqueeze(-1)  # [S, 1]

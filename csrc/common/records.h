@@ -89,7 +89,8 @@ struct Push {
   double* figures;  // [4]: max |after - before| (NaN if there is one), |rho|^2, the sum of squares
                     // of both new rows as stored, and the largest entry of the new step row
   const double* rounding;  // [segments]: error of an entry of rho, relative to that of the points
-  double* noise;           // [segments, rows] or null: column `slot` gets row_noise()
+  double* noise;           // [segments, noise_size] or null: column `slot` gets row_noise()
+  int64_t noise_size;      // >= rows
 };
 
 // |error|^2 of a row rho - last_residual of `entries`, given |after|^2 + |last_point|^2: rounding

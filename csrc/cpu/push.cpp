@@ -264,7 +264,7 @@ void write_noise(const Push<T, S>& args, const SegmentSums& sums, bool usable) {
   for (int64_t s = 0; s < args.segments; ++s) {
     const double noise = row_noise<T, S>(args.rounding[s], sums.points[s], sums.squared_norm[s],
                                          args.offsets[s + 1] - args.offsets[s]);
-    args.noise[s * args.rows + args.slot] = usable ? noise : 0;
+    args.noise[s * args.noise_size + args.slot] = usable ? noise : 0;
   }
 }
 

@@ -217,7 +217,7 @@ __global__ void __launch_bounds__(kThreads)
 
   for (int64_t s = threadIdx.x; args.noise && slot >= 0 && s < args.segments; s += kThreads) {
     const double noise = sums[s * values + 2 * rows + kNoise];
-    if (blockIdx.x == 0) args.noise[s * rows + slot] = drops ? 0 : noise;
+    if (blockIdx.x == 0) args.noise[s * args.noise_size + slot] = drops ? 0 : noise;
   }
   const int64_t k = args.systems_size, last = k - 1;
   for (int64_t s = blockIdx.x; args.systems && s < args.segments; s += gridDim.x) {

@@ -172,15 +172,17 @@ inline const Tensor* address(const std::optional<Tensor>& tensor) {
   return tensor ? &*tensor : nullptr;
 }
 
-// Where the squared errors of columns are; null for none.
+// Where the squared errors of columns are, which may be more if it may be `wider`; null for none.
 template <class On>
 double* check_noise(const On& on, const std::optional<Tensor>& noise, int64_t problems,
-                    int64_t columns) {
+                    int64_t columns, bool wider = false) {
   if (!noise) return nullptr;
   on.check("noise", *noise);
-  STD_TORCH_CHECK(noise->dim() == 2 && noise->size(0) == problems && noise->size(1) == columns &&
+  STD_TORCH_CHECK(noise->dim() == 2 && noise->size(0) == problems &&
+                      (noise->size(1) == columns || (wider && noise->size(1) > columns)) &&
                       noise->is_contiguous() && noise->scalar_type() == ScalarType::Double,
-                  "noise must be contiguous float64 [", problems, ", ", columns, "]");
+                  "noise must be contiguous float64 [", problems, ", ", columns,
+                  wider ? " or more]" : "]");
   return out<double>(*noise);
 }
 

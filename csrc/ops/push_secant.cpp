@@ -31,7 +31,7 @@ Tensor push_secant(const Tensor& before, const Tensor& after, std::vector<double
                                systems->size(2) == k && k > rows && systems->is_contiguous() &&
                                systems->scalar_type() == ScalarType::Double),
                   "systems must be contiguous float64 [", segments, ", k, k] with k > ", rows);
-  double* const errors = check_noise(on, noise, segments, rows);
+  double* const errors = check_noise(on, noise, segments, rows, true);
   if (noise) one_each("roundings", rounding, segments);
   const bool* const has_pair = check_flag(on, "paired", paired);
   check_apart({&residual, &step_rows, &residual_rows, address(systems), address(noise)},
@@ -44,7 +44,7 @@ Tensor push_secant(const Tensor& before, const Tensor& after, std::vector<double
                     rates.data(), offsets.data(), segments, out<T>(residual), out<S>(step_rows),
                     out<S>(residual_rows), residual_rows.stride(0), rows, slot, has_pair,
                     systems ? out<double>(*systems) : nullptr, k, out<double>(figures),
-                    rounding.data(), errors},
+                    rounding.data(), errors, noise ? noise->size(1) : 0},
          on.how);
   });
   return figures;
