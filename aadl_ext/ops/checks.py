@@ -87,7 +87,7 @@ def one_each(name: str, numbers: Sequence[float], segments: int) -> Sequence[flo
 
 
 def check_noise(noise: Tensor | None, problems: int, columns: int, wider: bool = False) -> None:
-    """Require None or squared errors, a contiguous float64 matrix; may it be ``wider``?"""
+    """Require None or squared errors, a contiguous float64 matrix, ``wider`` or not."""
     if noise is None:
         return
     shape = tuple(noise.shape)
