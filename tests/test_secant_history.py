@@ -132,6 +132,21 @@ def test_rows_of_other_rates_are_corrected(solver: str, relaxation: float) -> No
     assert sizes[1] >= (out - ring.flat(after)).abs().max()
 
 
+def test_rows_that_were_never_written_are_not_read() -> None:
+    ring = Ring("gram")
+    for rows in (ring.history.step_rows, ring.history.residual_rows):
+        rows.fill_(torch.nan)
+    for _ in range(DEPTH):  # all rows but one
+        ring.push()
+    columns = DEPTH - 1
+    np.testing.assert_allclose(ring.gamma([*range(columns)]), ring.expected(columns), rtol=1e-9)
+    (w, r), out = ring.history.last_pair, ring.layout.vector()
+    gamma = ring.history.solve(r).gamma
+    sizes = ring.history.extrapolate_(out, w, w, gamma, (0.5,))
+    assert out.isfinite().all()
+    assert sizes.isfinite().all()
+
+
 def test_where_nothing_is_to_be_extrapolated_the_point_is_the_plain_one() -> None:
     ring = Ring("gram")
     for rate in (0.5, 0.4, 0.3):
