@@ -38,6 +38,7 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kFew = 2;  // errors that a column must be longer than
 constexpr double kSmall = 1e-250;  // below this squares lose digits
+constexpr double kUp = 1e200;      // and so much larger they do not
 constexpr int kSweeps = 60;  // six to ten do; what is not finite never gets here
 
 struct Rotation {
@@ -56,9 +57,13 @@ AADL_INLINE double inverse_root(double x) {
 // The rotation of least angle that takes `product` out of [[first, product], [product, second]]:
 // one root, one division and one inverse root. Columns are scaled, so that squares are no infinity.
 AADL_INLINE Rotation rotation(double first, double product, double second) {
-  const double gap = second - first, twice = 2 * product;
-  const double square = gap * gap + twice * twice;
-  const double root = square > kSmall ? std::sqrt(square) : std::hypot(gap, twice);
+  double gap = second - first, twice = 2 * product;
+  double square = gap * gap + twice * twice;
+  if (!(square > kSmall)) {  // it depends on their ratio only
+    gap *= kUp, twice *= kUp;
+    square = gap * gap + twice * twice;
+  }
+  const double root = std::sqrt(square);
   const double tangent = (gap < 0 ? -twice : twice) / (std::fabs(gap) + root);
   const double cosine = inverse_root(1 + tangent * tangent);
   return {cosine, tangent * cosine, tangent};
