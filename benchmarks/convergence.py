@@ -94,17 +94,23 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "anderson average": anderson(history_depth=10, relaxation=0.1, average=True),
     "lbfgs": None,  # in place of the base optimizer
 }
-#: newton with one ingredient changed or left out
+#: newton with one ingredient changed or left out; the others without the first, which hides them
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "fixed blocks": newton(adaptive_blocks=False),
-    # Noise samples of blocks of one step are the gradients themselves: all would be shrunk away.
-    "no block means": newton(block_length=1, noise_samples=0),
-    "no noise shrinkage": newton(noise_samples=0),
-    "no gradient guard": newton(safeguard=("descent", "limits")),
-    "no trust, no damping": newton(safeguard=("residual", "descent")),
-    "m = 3, 2 noise rows": newton(history_depth=3, noise_samples=2),  # memory_light
-    "float32 rows": newton(dtype="float32"),
-    "a system per tensor": newton(scope="tensor"),
+    "no quasi-Newton steps": newton(quasi_newton=False),
+    **{
+        f"and {name}": newton(quasi_newton=False, **options)
+        for name, options in {
+            "fixed blocks": {"adaptive_blocks": False},
+            # Noise samples of blocks of one step are the gradients themselves: none would be left.
+            "no block means": {"block_length": 1, "noise_samples": 0},
+            "no noise shrinkage": {"noise_samples": 0},
+            "no gradient guard": {"safeguard": ("descent", "limits")},
+            "no trust, no damping": {"safeguard": ("residual", "descent")},
+            "m = 3, 2 noise rows": {"history_depth": 3, "noise_samples": 2},  # memory_light
+            "float32 rows": {"dtype": "float32"},
+            "a system per tensor": {"scope": "tensor"},
+        }.items()
+    },
 }
 
 
