@@ -124,6 +124,7 @@ def main() -> None:
     add("--tuning-seeds", type=int, default=3)
     add("--jobs", type=int, default=1)
     add("--runs", type=Path, default=RESULTS / "large_batch_runs.jsonl")
+    add("--out", default="large_batch", help="name of the result")
     options = parser.parse_args()
     torch.set_num_threads(1)
     runs = Runs(options.runs, train, options.jobs)
@@ -156,7 +157,7 @@ def main() -> None:
         rows.append(row)
         print(row, flush=True)
     settings = {"epochs": options.epochs, "seeds": options.seeds, "aadl": AADL}
-    save("large_batch", {**settings, "rows": rows}, RESULTS)
+    save(options.out, {**settings, "rows": rows}, RESULTS)
 
 
 if __name__ == "__main__":
