@@ -18,7 +18,7 @@ from .state import Entries, Figures, Scratch
 RIDGE = 1e-4  # of the metric's largest eigenvalue: directions below count as dependent
 LEAST_CURVATURE = 0.01  # taken for a direction, relative to the largest
 PAIRS = 100  # of quasi-Newton steps, on networks so small
-PAIR_BYTES = 1 << 23  # that all of them take no more than this
+PAIR_BYTES = 1 << 25  # that all of them take no more than this
 
 
 @functools.cache

@@ -229,9 +229,9 @@ class SubspaceNewton:
         ValueError: an option is out of range.
     """
 
-    history_depth: int = 8
+    history_depth: int = 5
     block_length: int = 10
-    noise_samples: int = 9
+    noise_samples: int = 4
     noise_shrinkage: float = 4.0
     trust_radius: float = 4.0
     max_gradient_growth: float = 2.0
@@ -270,7 +270,7 @@ class SubspaceNewton:
 
     @classmethod
     def memory_light(cls, **options: Any) -> SubspaceNewton:
-        """13 vectors of the size of the parameters in place of 21.5: 3 moves, 2 noise samples."""
+        """13 vectors of the size of the parameters in place of 16: 3 moves, 2 noise samples."""
         return cls(**{"history_depth": 3, "noise_samples": 2, **options})
 
 

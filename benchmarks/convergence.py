@@ -107,6 +107,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
             "no gradient guard": {"safeguard": ("descent", "limits")},
             "no trust, no damping": {"safeguard": ("residual", "descent")},
             "m = 3, 2 noise rows": {"history_depth": 3, "noise_samples": 2},  # memory_light
+            "m = 8, 9 noise rows": {"history_depth": 8, "noise_samples": 9},
             "float32 rows": {"dtype": "float32"},
             "a system per tensor": {"scope": "tensor"},
         }.items()

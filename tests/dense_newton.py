@@ -60,9 +60,9 @@ class DenseNewton:
 
     w: Vector
     segments: Sequence[slice] = (slice(None),)  # one system each
-    history_depth: int = 8
+    history_depth: int = 5
     block_length: int = 10
-    noise_samples: int = 9
+    noise_samples: int = 4
     ridge: ClassVar[float] = 1e-4
     min_curvature: ClassVar[float] = 0.01
     noise_shrinkage: float = 4.0

@@ -43,7 +43,7 @@ def test_memory_is_what_is_held() -> None:
         (SubspaceNewton(), "the\n  memory for {} vectors"),
         (SubspaceNewton.memory_light(), "({} with `SubspaceNewton.memory_light()`)"),
     ):
-        parameter = torch.nn.Parameter(torch.zeros(1 << 20))
+        parameter = torch.nn.Parameter(torch.zeros(1 << 22))
         optimizer = torch.optim.SGD([parameter], lr=0.1)
         accelerate(optimizer, method)
         for step in range(25):  # two blocks, so that every buffer is there

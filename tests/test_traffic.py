@@ -80,7 +80,7 @@ def test_anderson(options: Any, bound: float, memory_format: torch.memory_format
 @pytest.mark.parametrize("decay", [0.0, 1e-5])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize(
-    ("storage", "block_end"), [(WIDE, 285), (NARROW, 207)], ids=["wide rows", "narrow rows"]
+    ("storage", "block_end"), [(WIDE, 209), (NARROW, 159)], ids=["wide rows", "narrow rows"]
 )
 def test_subspace_newton(
     storage: Storage, block_end: float, memory_format: torch.memory_format, decay: float
