@@ -97,11 +97,13 @@ def _text(value: Any) -> str:
 def plot(records: Iterable[Record], methods: list[str], path: Path) -> None:
     """Fraction of runs with a ratio of at most tau, over tau, never 1 where some never arrive."""
     everything = list(records)
-    figure = Figure(figsize=(4.4 * len(REGIMES), 3.8), layout="constrained")
+    seen = {
+        name: holds for name, holds in REGIMES.items() if any(holds(r["batch"]) for r in everything)
+    }
+    figure = Figure(figsize=(4.4 * len(seen), 3.8), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (regime, holds) in zip(
-        figure.subplots(1, len(REGIMES)), REGIMES.items(), strict=True
-    ):
+    panels = figure.subplots(1, len(seen), squeeze=False)[0]
+    for axes, (regime, holds) in zip(panels, seen.items(), strict=True):
         for index, method in enumerate(methods):
             runs = [r for r in everything if r["method"] == method and holds(r["batch"])]
             ratios = figures(runs, "ratio")
