@@ -103,9 +103,9 @@ def plan(
     held = state.tensors(imitation.accelerator.iteration)
     buffers = {x.untyped_storage()._cdata: x for x in held}
     found = Plan(
-        len(ranks.members) if ranks else 1,
-        imitation.accelerator.layout.size,
-        sum(x.untyped_storage().nbytes() for x in buffers.values()),
+        ranks=len(ranks.members) if ranks else 1,
+        entries=imitation.accelerator.layout.size,
+        bytes_held=sum(x.untyped_storage().nbytes() for x in buffers.values()),
         **_costs(shapes, method, ranks),
     )
     if isinstance(method, SubspaceNewton) and method.uses_quasi_newton:

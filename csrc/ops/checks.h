@@ -172,7 +172,7 @@ inline const Tensor* address(const std::optional<Tensor>& tensor) {
   return tensor ? &*tensor : nullptr;
 }
 
-// Where the squared errors of columns are, which may be more if it may be `wider`; null for none.
+// Where the squared errors of columns are; of more than these if it may be `wider`; null for none.
 template <class On>
 double* check_noise(const On& on, const std::optional<Tensor>& noise, int64_t problems,
                     int64_t columns, bool wider = false) {
