@@ -32,8 +32,6 @@ LIMITS = {
     "finish_products": 64,
     "differs_tiles": 64,
     "any_tile": 64,
-    "judge_once": 64,
-    "solve_quasi_newton_kernel": 128,
 }
 # Loads of 16 bytes that a thread has under way before it uses one, at least: what is the least of
 # all architectures (loads_in_flight.py).
