@@ -32,6 +32,9 @@ LIMITS = {
     "finish_products": 64,
     "differs_tiles": 64,
     "any_tile": 64,
+    # One block: what they take on sm_120, so that more is noticed.
+    "judge_once": 80,
+    "solve_quasi_newton_kernel": 136,
 }
 # Loads of 16 bytes that a thread has under way before it uses one, at least: what is the least of
 # all architectures (loads_in_flight.py).

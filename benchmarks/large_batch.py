@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from tuned_runs import REPORTING, Runs, tune
+from tuned_runs import REPORTING, Runs, resampled, tune
 
 from aadl_ext import Anderson, Averaging, accelerate
 
@@ -104,10 +104,8 @@ def train(run: Run) -> dict[str, Any]:
 
 def closed(errors: Tensor, base: Tensor, small: Tensor) -> list[float]:
     """Share of the gap, of errors [seeds] each, and 95 % of resampled seeds."""
-    generator = torch.Generator().manual_seed(0)
-    again = torch.randint(len(base), (1000, len(base)), generator=generator)
     won, gap = base - errors, base - small
-    shares = (won[again].mean(dim=1) / gap[again].mean(dim=1)).sort().values
+    shares = (resampled(won).mean(dim=1) / resampled(gap).mean(dim=1)).sort().values
     return [float(won.mean() / gap.mean()), float(shares[25]), float(shares[974])]
 
 

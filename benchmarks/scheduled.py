@@ -42,7 +42,7 @@ from tasks import Problem
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
-from tuned_runs import OTHER_ORDER, REPORTING, Runs, tune
+from tuned_runs import OTHER_ORDER, REPORTING, Runs, resampled, tune
 
 METHODS = [
     "AdamW",
@@ -253,9 +253,7 @@ def crossing(logs: Tensor, budgets: list[float]) -> list[float]:
     With 95 % of resampled seeds. The least budget if it is below 0 there already, infinite if it
     is above 0 at all.
     """
-    generator = torch.Generator().manual_seed(0)
-    again = torch.randint(len(logs), (1000, len(logs)), generator=generator)
-    found = sorted(_zero(means, budgets) for means in logs[again].mean(dim=1).tolist())
+    found = sorted(_zero(means, budgets) for means in resampled(logs).mean(dim=1).tolist())
     return [_zero(logs.mean(dim=0).tolist(), budgets), found[25], found[974]]
 
 

@@ -11,11 +11,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from convergence import each
+from torch import Tensor
 
 TUNING, REPORTING = 0, 100  # the first seed of each
 GRID = 5  # rates a decade
 OTHER_ORDER = 1000  # added to the seed of the batches
+
+
+def resampled(values: Tensor) -> Tensor:
+    """``[1000, n, ...]`` of ``[n, ...]``: n of them drawn with replacement, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return values[torch.randint(len(values), (1000, len(values)), generator=generator)]
 
 
 class Runs:
