@@ -54,7 +54,7 @@ def experiment(start: Callable[[Any, int], Any], **changes: Any) -> Experiment:
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither tables nor plots, which take longest."""
-    monkeypatch.setattr(harness, "report", lambda *_: None)
+    monkeypatch.setattr(harness, "report", lambda *_, **__: None)
 
 
 def without_times(path: Path) -> Any:

@@ -151,6 +151,21 @@ def test_the_command_trains_and_reports(tmp_path: Path, capsys: pytest.CaptureFi
     assert (tmp_path / "burgers5d.png").exists()
 
 
+def test_the_command_reports_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--seeds", "1", "--iterations", "3", "--json", "--out", str(tmp_path)]
+    assert main(["reproduce", "burgers100d", "--dimensions", "4", *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["plot"] == str(tmp_path / "burgers5d.png")
+    assert [row["method"] for row in found["rows"]] == [
+        "Adam",
+        "Adam + AADL",
+        "Adam + AADL + average",
+    ]
+    base = found["rows"][0]
+    assert base["ratio"] == [1.0, 1.0, 1.0]
+    assert base["final"]["validation MSE"][0] > 0
+
+
 def test_other_settings_are_refused_by_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

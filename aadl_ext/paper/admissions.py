@@ -11,6 +11,7 @@ scikit-learn take its place. Results of other data go to other files.
 from __future__ import annotations
 
 import csv
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -92,7 +93,8 @@ def main() -> None:
     file = options.data or find_file()
     data = load(file)
     if file is None:
-        print("the admissions file was not found; diabetes data instead (see --help)")
+        said = "the admissions file was not found; diabetes data instead (see --help)"
+        print(said, file=sys.stderr)
     names = ["admissions" if file else "admissions_on_diabetes"]
     if options.columns == 9:
         if file is None:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -189,10 +190,10 @@ def counts(optimizer: Optimizer) -> Record:
     return {kept_as: stats[name] for name, kept_as in COUNTS.items()}
 
 
-def run(experiment: Experiment, seeds: int, out: Path) -> Path:
+def run(experiment: Experiment, seeds: int, out: Path, as_json: bool = False) -> Path:
     """Run what is missing of the first ``seeds`` seeds, then report; returns the JSON's path.
 
-    Interrupted, it reports what is finished.
+    Interrupted, it reports what is finished. ``as_json``: on stdout is nothing but the report.
 
     Raises:
         SettingsError: the file on disk was made with other settings, or nothing is finished yet.
@@ -202,7 +203,8 @@ def run(experiment: Experiment, seeds: int, out: Path) -> Path:
     finished = {key_of(record) for record in results["runs"]}
     wanted = [(method, seed) for seed in range(seeds) for method in experiment.methods]
     missing = [task for task in wanted if task not in finished]
-    print(f"{experiment.title}\n{len(wanted) - len(missing)} of {len(wanted)} runs are in {path}")
+    tell = partial(print, file=sys.stderr if as_json else sys.stdout)
+    tell(f"{experiment.title}\n{len(wanted) - len(missing)} of {len(wanted)} runs are in {path}")
     total = len(missing) * experiment.iterations
     try:
         with tqdm(total=total, unit=experiment.unit, disable=not missing) as bar:
@@ -210,13 +212,13 @@ def run(experiment: Experiment, seeds: int, out: Path) -> Path:
                 bar.set_description(f"seed {seed}, {method}")
                 add(results, train(experiment, method, seed, bar.update), path)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here")
+        tell("interrupted; the same command goes on from here")
     runs = [record for record in results["runs"] if key_of(record) in wanted]
     if not runs:
         raise SettingsError("no run is finished")
     picture = out / f"{experiment.picture or experiment.name}.png"
-    report({**results, "runs": runs}, list(experiment.methods), picture)
-    print(f"results: {path}\nplot:    {picture}")
+    report({**results, "runs": runs}, list(experiment.methods), picture, as_json=as_json)
+    tell(f"results: {path}\nplot:    {picture}")
     return path
 
 
@@ -249,6 +251,7 @@ def parser(description: str, iterations: int, seeds: int) -> argparse.ArgumentPa
     made.add_argument("--device", type=device, default=torch.device("cpu"), help="(cpu)")
     out = Path("paper_results")
     made.add_argument("--out", type=Path, default=out, help=f"folder of the results ({out})")
+    made.add_argument("--json", action="store_true", help="print JSON in place of the table")
     return made
 
 

@@ -153,5 +153,5 @@ def train_all(options: argparse.Namespace, group: Group) -> None:
             if group.rank == 0:
                 harness.add(results, record, path)
     if group.rank == 0:
-        report(results, options.methods, path.with_suffix(".png"), scale="linear")
-        print(f"results: {path}")
+        report(results, options.methods, path.with_suffix(".png"), "linear", options.json)
+        print(f"results: {path}", file=sys.stderr if options.json else sys.stdout)

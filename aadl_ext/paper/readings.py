@@ -156,4 +156,4 @@ def run(
     """Run an experiment with the methods that the command line asks for."""
     picture = f"{experiment.name}_readings" if options.readings or options.aadl else ""
     made = replace(experiment, methods=chosen(options, acceleration), picture=picture)
-    return harness.run(made, options.seeds, options.out)
+    return harness.run(made, options.seeds, options.out, options.json)

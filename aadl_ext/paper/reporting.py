@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable
@@ -20,10 +21,16 @@ COLOURS = ("blue", "green", "red", "purple", "orange", "brown", "pink", "olive",
 Record = dict[str, Any]
 
 
-def report(results: Record, methods: list[str], picture: Path, scale: str = "log") -> None:
-    """Draw the plot as ``picture`` and print the table, of some methods."""
+def report(
+    results: Record, methods: list[str], picture: Path, scale: str = "log", as_json: bool = False
+) -> None:
+    """Draw the plot as ``picture`` and print the table of some methods, or a line of JSON."""
     plot(results, methods, picture, scale)
-    show(results, methods)
+    rows = summary(results, methods)
+    if as_json:
+        print(json.dumps(_plain({"title": results["title"], "plot": str(picture), "rows": rows})))
+    else:
+        show(results["title"], rows)
 
 
 def figures(results: Record) -> list[str]:
@@ -68,47 +75,89 @@ def ratio(
     return tuple(math.exp(x) for x in (mean[0], mean[0] - half[0], mean[0] + half[0]))  # type: ignore[return-value]
 
 
-def show(results: Record, methods: list[str]) -> None:
-    """Print final figures: mean ± 95 % interval, median; the first also as ratio to the first
-    method, and at its best on the way: median, ratio.
+def summary(results: Record, methods: list[str]) -> list[Record]:
+    """A row for each method that has runs: of each figure at the end ``[mean, half of its 95 %
+    interval, median]``; of the first the ratio to the first method with its interval, and at its
+    best on the way the median and that ratio. NaN where a run was lost.
     """
+    rows = []
+    first = figures(results)[0]
+    for method in methods:
+        runs = of(results, method)
+        if not runs:
+            continue
+        ends = {name: _spread([run["final"][name] for run in runs]) for name in figures(results)}
+        counted = {
+            name: sum(run["stats"].get(name, 0) for run in runs)
+            for name in ("accepted", "jumps", "averaged", "steps")
+        }
+        rows.append(
+            {
+                "method": method,
+                "final": ends,
+                "ratio": ratio(results, method, methods[0], first, final),
+                "best": float(np.median(_numbers([best(run, first) for run in runs]))),
+                "best_ratio": ratio(results, method, methods[0], first, best),
+                "seeds": len(runs),
+                "lost": sum(run["final"][first] is None for run in runs),
+                **counted,
+                "seconds": float(np.median([run["seconds"] for run in runs])),
+            }
+        )
+    return rows
+
+
+def _spread(finals: list[float | None]) -> tuple[float, float, float]:
+    values = _numbers(finals)
+    mean, half = mean_and_interval(values[:, None])
+    return float(mean[0]), float(half[0]), float(np.median(values))
+
+
+def show(title: str, rows: list[Record]) -> None:
+    """Print a table of a summary."""
     from rich.console import Console
     from rich.table import Table
 
-    watched = figures(results)
-    table = Table(title=results["title"])
+    watched, base = list(rows[0]["final"]), rows[0]["method"]
+    table = Table(title=title)
     table.add_column("")
     for name in watched:
         table.add_column(f"{name}\nmean ± 95 % (median)", justify="right")
-    table.add_column(f"{watched[0]}\n/ {methods[0]}", justify="right")
-    table.add_column(f"at its best\n(median), / {methods[0]}", justify="right")
+    table.add_column(f"{watched[0]}\n/ {base}", justify="right")
+    table.add_column(f"at its best\n(median), / {base}", justify="right")
     for heading in ("seeds", "lost", "accepted of\nextrapolated", "averaged\nof steps", "s"):
         table.add_column(heading, justify="right")
-    for method in methods:
-        if runs := of(results, method):
-            table.add_row(method, *_cells(results, runs, methods[0]))
+    for row in rows:
+        table.add_row(row["method"], *_cells(row))
     Console(width=None if os.isatty(1) else 170).print(table)
 
 
-def _cells(results: Record, runs: list[Record], base: str) -> list[str]:
-    cells, watched = [], figures(results)
-    for name in watched:
-        finals = _numbers([run["final"][name] for run in runs])
-        mean, half = mean_and_interval(finals[:, None])
-        cells.append(f"{mean[0]:.3g} ± {half[0]:.1g} ({np.median(finals):.3g})")
-    for pick in (final, best):
-        middle, low, high = ratio(results, runs[0]["method"], base, watched[0], pick)
-        cells.append(f"{middle:.3g} [{low:.3g}, {high:.3g}]")
-    cells[-1] = f"({np.median(_numbers([best(run, watched[0]) for run in runs])):.3g}) {cells[-1]}"
-    lost = sum(run["final"][watched[0]] is None for run in runs)
-    cells += [str(len(runs)), str(lost)]
-    total = {
-        name: sum(run["stats"].get(name, 0) for run in runs)
-        for name in ("accepted", "jumps", "averaged", "steps")
-    }
-    for part, whole in (("accepted", "jumps"), ("averaged", "steps")):
-        cells.append(f"{total[part] / total[whole]:.0%}" if total[whole] else "")
-    return [*cells, f"{np.median([run['seconds'] for run in runs]):.0f}"]
+def _cells(row: Record) -> list[str]:
+    def interval(name: str) -> str:
+        return "{:.3g} [{:.3g}, {:.3g}]".format(*row[name])
+
+    def share(part: str, whole: str) -> str:
+        return f"{row[part] / row[whole]:.0%}" if row[whole] else ""
+
+    return [
+        *("{:.3g} ± {:.1g} ({:.3g})".format(*end) for end in row["final"].values()),
+        interval("ratio"),
+        f"({row['best']:.3g}) {interval('best_ratio')}",
+        str(row["seeds"]),
+        str(row["lost"]),
+        share("accepted", "jumps"),
+        share("averaged", "steps"),
+        f"{row['seconds']:.0f}",
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """The same without what JSON has no number for: None."""
+    if isinstance(value, dict):
+        return {key: _plain(member) for key, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _numbers(values: Any) -> NDArray[np.float64]:
