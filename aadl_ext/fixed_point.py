@@ -340,8 +340,8 @@ class Iteration:
         after = h.pair[0]
         h.extrapolate_(after, x, y, gamma, self.rates)
         if o.relaxation != 1:  # rows hold W + R
-            rows = h.residual_rows[: h.live_rows]
-            less = gamma[:, : h.live_rows] * (o.relaxation - 1)
+            live = slice(h.live_rows)
+            rows, less = h.residual_rows[live], gamma[:, live] * (o.relaxation - 1)
             ops.extrapolate_(after, after, after, 1.0, rows, less, h.layout.offsets)
         if self.lengths is not None and due:
             self._limit_way(after, torch.lerp(x, y, o.relaxation))

@@ -38,7 +38,7 @@ from tuned_runs import REPORTING, Runs, resampled, tune
 from aadl_ext import Anderson, Averaging, accelerate
 
 WARM_UP, DROPS, PAPER_EPOCHS = 5, (30, 60, 80), 90
-SMALL = 0.05  #: share of the large rate while it warms up, of the paper's 1,536 processes: 1 / 39
+SMALL = 0.05  #: share of the large rate while it warms up: .05 of .98, with 384 processes
 SMALLER, BASE = "smaller steps", "Nesterov"
 AADL = {"frequency": 5, "store_each_nth": 5, "history_depth": 20, "relaxation": 0.5}
 METHODS = [BASE, SMALLER, "AADL", "AADL + average", "EMA", "SNOO", "newton"]
@@ -97,7 +97,7 @@ def train(run: Run) -> dict[str, Any]:
         return {
             "training": float(problem.loss(None)),
             "validation": float(cross_entropy(logits, y)),
-            # Of a network that tells nothing apart or is lost; never 0, whose logarithm is taken.
+            # 1 for a network that is lost; never 0, since its logarithm is taken.
             "error": (len(y) - right + 0.5) / (len(y) + 1) if logits.isfinite().all() else 1.0,
         }
 

@@ -30,7 +30,7 @@ def report(
     if as_json:
         print(json.dumps(_plain({"title": results["title"], "plot": str(picture), "rows": rows})))
     else:
-        show(results["title"], rows)
+        show(results["title"], rows, methods[0])
 
 
 def figures(results: Record) -> list[str]:
@@ -113,12 +113,12 @@ def _spread(finals: list[float | None]) -> tuple[float, float, float]:
     return float(mean[0]), float(half[0]), float(np.median(values))
 
 
-def show(title: str, rows: list[Record]) -> None:
-    """Print a table of a summary."""
+def show(title: str, rows: list[Record], base: str) -> None:
+    """Print a table of a summary, whose ratios are to ``base``."""
     from rich.console import Console
     from rich.table import Table
 
-    watched, base = list(rows[0]["final"]), rows[0]["method"]
+    watched = list(rows[0]["final"])
     table = Table(title=title)
     table.add_column("")
     for name in watched:
