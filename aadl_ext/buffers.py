@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 HUGE = 1 << 22  # bytes from which pages of 2 MiB are asked for
+KEPT = (1 << 25) - (1 << 16)  # bytes of the largest block of whose kind glibc learns
 
 
 @torch.inference_mode(False)
@@ -29,6 +30,16 @@ def zeros(
     with suppress(OSError):  # a kernel built without them
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).reshape(shape)
+
+
+def keep_freed() -> None:
+    """Have glibc keep up to 64 MiB of what is freed, as it does once a block of half has been.
+
+    Otherwise it gives the temporaries of each evaluation of a function back to the system, and every
+    page of the next ones comes as a fault, which can take as long as all else. What has its memory
+    from malloc teaches it by itself; ``zeros`` has not.
+    """
+    torch.empty(KEPT, dtype=torch.uint8)
 
 
 def captured(device: torch.device) -> bool:

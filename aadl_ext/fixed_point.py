@@ -26,6 +26,7 @@ from torch.utils._pytree import register_dataclass, tree_leaves
 
 from . import buffers, implicit, ops, transforms
 from .buffers import zeros
+from .ops.judge_fixed_points import CONVERGED, DIVERGED, RUNNING
 from .ops.registry import asked, in_transform
 from .options import AndersonMixing
 from .safeguards import MAX_WAY
@@ -33,8 +34,7 @@ from .samples import Map, Samples, as_arrays, as_tensors, takes_arrays
 from .secant_history import SecantHistory
 from .type_one import GalerkinProducts
 
-REASONS = ("max_steps", "converged", "diverged", "stagnated")
-RUNNING, CONVERGED, DIVERGED, STAGNATED = range(4)  # a running sample has had all its steps
+REASONS = ("max_steps", "converged", "diverged", "stagnated")  # one that runs has had all its steps
 PATIENCE, PROGRESS = 100, 0.999  # evaluations in which the residual has to fall below this share
 MAX_COEFFICIENTS = 1e10  # largest sum of magnitudes, so that points are numbers
 FORGOTTEN = 1e300  # |error|^2 of a row that is to have no part in a solution
@@ -199,6 +199,8 @@ def _solve(
         none = torch.zeros(samples.batch, dtype=torch.int64, device=samples.device)
         return FixedPoint(x0, none.double(), none, none.to(torch.uint8) + CONVERGED)
     it = Iteration.empty(samples, method, *tolerances, samples.rows(x0))
+    if samples.device.type == "cpu":
+        buffers.keep_freed()
     graph, recording = buffers.new_graph(samples.device) if capture else (None, None)
     cycle = every = it.cycle if capture else every
     with torch.no_grad():
@@ -216,7 +218,7 @@ def _solve(
                 graph.replay()
             if it.k % every == 0 and not it.check(narrow=not capture):
                 break
-    figures = (x.view(samples.batch) for x in (it.least, it.steps, it.status))
+    figures = (x.view(samples.batch) for x in (it.residuals[0], it.counts[1], it.status))
     return FixedPoint(samples.tree(it.solution), *figures)
 
 
@@ -250,15 +252,10 @@ class Iteration:
     history: SecantHistory
     products: GalerkinProducts | None  #: of type I
     best: Tensor  #: [B, n] point of least residual, unless that is the last stored one
-    held: Tensor  #: [B] bool, whether it is
-    least: Tensor  #: [B] residual there
-    stored: Tensor  #: [B] residual of the last stored pair
-    mark: Tensor  #: [B] residual when there was progress last,
-    since: Tensor  #: [B] int64 steps since then
-    steps: Tensor  #: [B] int64
+    residuals: Tensor  #: [3, B] of the best point, the last stored pair, when there was progress last
+    counts: Tensor  #: [2, B] int64 steps since then, and all
     status: Tensor  #: [B] uint8
-    extrapolated: Tensor  #: [B] bool, whether x was extrapolated
-    back: Tensor  #: [B] bool, whether it was left again
+    flags: Tensor  #: [2, B] bool, whether the best point is the stored one, and x extrapolated
     none: Tensor  #: [B, m] float64 coefficients of a plain step
     lengths: Tensor | None  #: [B, m] of the rows of steps, 0 for those forgotten; for "limits"
     busy: Tensor | None = None  #: samples that ran at the last check; None for all
@@ -275,10 +272,7 @@ class Iteration:
         history = SecantHistory.empty(layout, options.per_sample(), verdicts)
         sound = _norms(start) <= _limit(start)
         history.pair[0].copy_(torch.where(sound[:, None], start, 0.0).view(-1))
-        least, stored, mark = zeros((3, count), torch.float64, samples.device).add_(math.inf)
-        since, steps = zeros((2, count), torch.int64, samples.device)
         tests = options.safeguard or ()
-        held, extrapolated, back = zeros((3, count), torch.bool, samples.device)
         return cls(
             samples,
             options,
@@ -287,15 +281,10 @@ class Iteration:
             history,
             products=GalerkinProducts.empty(history) if options.kind == "I" else None,
             best=start.clone(),
-            held=held,
-            least=least,
-            stored=stored,
-            mark=mark,
-            since=since,
-            steps=steps,
+            residuals=zeros((3, count), torch.float64, samples.device).add_(math.inf),
+            counts=zeros((2, count), torch.int64, samples.device),
             status=(~sound).to(torch.uint8) * DIVERGED,
-            extrapolated=extrapolated,
-            back=back,
+            flags=zeros((2, count), torch.bool, samples.device),
             none=layout.matrices(options.history_depth),
             lengths=layout.matrices(options.history_depth) if "limits" in tests else None,
         )
@@ -330,21 +319,21 @@ class Iteration:
             norm = h.systems[:, -1, -1].sqrt()
         else:
             norm = _norms(self._rows(residual))
-        y = self._judge(y, size, norm, sound, stores).view(-1)
+        y, back = self._judge(y, size, norm, sound, stores)
         if self.products:
             self.products.push(slot, residual)
-        gamma = self._coefficients(residual, due)
+        gamma = self._coefficients(residual, due, back)
         if stores:
             h.keep()
             h.verdicts.when.paired.fill_(True)
         after = h.pair[0]
-        h.extrapolate_(after, x, y, gamma, self.rates)
+        h.extrapolate_(after, x, y.view(-1), gamma, self.rates)
         if o.relaxation != 1:  # rows hold W + R
             live = slice(h.live_rows)
             rows, less = h.residual_rows[live], gamma[:, live] * (o.relaxation - 1)
             ops.extrapolate_(after, after, after, 1.0, rows, less, h.layout.offsets)
         if self.lengths is not None and due:
-            self._limit_way(after, torch.lerp(x, y, o.relaxation))
+            self._limit_way(after, torch.lerp(x, y.view(-1), o.relaxation))
         if o.restart_each_nth and self.k % o.restart_each_nth == 0:
             h.clear()
             h.verdicts.when.restart.zero_()
@@ -358,7 +347,7 @@ class Iteration:
         short = _norms(after - plain) <= MAX_WAY * self.lengths.sum(dim=1)
         if asked((~short).any()):
             torch.where(short[:, None], after, plain, out=after)
-        self.extrapolated &= short
+        self.extrapolated.logical_and_(short)
 
     def _hold(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, n]`` y, x for samples that have ended or where f is no number; |y|; where it is."""
@@ -373,54 +362,45 @@ class Iteration:
             y = torch.where(moves[:, None], y, x)
         return y, size, sound
 
-    def _judge(self, y: Tensor, size: Tensor, norm: Tensor, sound: Tensor, stores: bool) -> Tensor:
-        """Who has ended, who goes back; the best points. Returns y that keeps them where they are.
+    def _judge(
+        self, y: Tensor, size: Tensor, norm: Tensor, sound: Tensor, stores: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Who has ended; the best points. Returns y that keeps those in place, and who goes back.
 
         ``size``, ``norm``: ``[B]`` |y|, |r|.
         """
-        h, running, (tol, abs_tol) = self.history, self.running, self.tolerances
+        h, (tol, abs_tol) = self.history, self.tolerances
         (x, residual), (last_x, last_r) = (map(self._rows, z) for z in (h.pair, h.last_pair))
-        done = running & sound & (norm <= abs_tol + tol * size)
-        nearer = sound & (norm < self.stored) if "residual" in self.tests else sound
-        torch.logical_and(running & self.extrapolated, ~nearer & ~done, out=self.back)
-        better = running & sound & (norm < self.least)
-        self._keep_best(better, ~running | self.back, stores)
-        torch.where(better, norm, self.least, out=self.least)
-        progress = sound & (norm < PROGRESS * self.mark)
-        torch.where(progress, norm, self.mark, out=self.mark)
-        self.since.add_(1).masked_fill_(progress, 0)
-        self.steps += running
-        stalled = running & (self.since >= PATIENCE) & ~done
-        lost = running & ~sound & ~self.back
-        for ended, reason in ((stalled, STAGNATED), (done, CONVERGED), (lost, DIVERGED)):
-            self.status.masked_fill_(ended, reason)
-        if asked(self.back.any()):
-            back = self.back[:, None]
-            torch.where(back, last_x, x, out=x)
-            torch.where(back, last_r, residual, out=residual)
-            y = torch.where(back, last_x + last_r, y)
-            h.noise.masked_fill_(back, FORGOTTEN)
+        lost, back, ended = ops.judge_fixed_points_(
+            norm,
+            size,
+            sound,
+            residuals=self.residuals,
+            counts=self.counts,
+            status=self.status,
+            flags=self.flags,
+            tol=tol,
+            abs_tol=abs_tol,
+            progress=PROGRESS,
+            patience=PATIENCE,
+            compares="residual" in self.tests,
+            stores=stores,
+        )
+        if asked(lost.any()):  # a stored x is there until the next is stored
+            torch.where(lost[:, None], last_x if stores else x, self.best, out=self.best)
+        if asked(back.any()):
+            rows = back[:, None]
+            torch.where(rows, last_x, x, out=x)
+            torch.where(rows, last_r, residual, out=residual)
+            y = torch.where(rows, last_x + last_r, y)
+            h.noise.masked_fill_(rows, FORGOTTEN)
             if self.lengths is not None:
-                self.lengths.masked_fill_(back, 0)
-        ended = running & ~self.running
+                self.lengths.masked_fill_(rows, 0)
         if asked(ended.any()):
             y = torch.where(ended[:, None], x, y)
-        if stores:
-            torch.where(self.running & ~self.back, norm, self.stored, out=self.stored)
-        return y
+        return y, back
 
-    def _keep_best(self, better: Tensor, stays: Tensor, stores: bool) -> None:
-        """Copy best points that would be lost: a stored x is there until the next is stored."""
-        if stores:
-            point, lost = self.history.last_pair[0], self.held & ~(better | stays)
-            torch.where(better, better, self.held & stays, out=self.held)
-        else:
-            point, lost = self.history.pair[0], better
-            self.held &= ~better
-        if asked(lost.any()):
-            torch.where(lost[:, None], self._rows(point), self.best, out=self.best)
-
-    def _coefficients(self, residual: Tensor, due: bool) -> Tensor:
+    def _coefficients(self, residual: Tensor, due: bool, back: Tensor) -> Tensor:
         """``[B, m]`` gamma, zero for samples that take a plain step."""
         if not due or not self.options.history_depth:
             self.extrapolated.zero_()
@@ -434,7 +414,7 @@ class Iteration:
             gamma = self.none.index_copy(0, only, gamma)
         size = gamma.abs().sum(dim=1)
         fits = size <= MAX_COEFFICIENTS
-        allowed = self.running & ~self.back & fits  # NaN does not fit
+        allowed = self.running & ~back & fits  # NaN does not fit
         torch.logical_and(allowed, size > 0, out=self.extrapolated)
         return torch.where(allowed[:, None], gamma, 0.0)
 
@@ -466,7 +446,12 @@ class Iteration:
     def solution(self) -> Tensor:
         """``[B, n]`` points of least residual."""
         last_x = self._rows(self.history.last_pair[0])
-        return torch.where(self.held[:, None], last_x, self.best)
+        return torch.where(self.flags[0, :, None], last_x, self.best)
+
+    @property
+    def extrapolated(self) -> Tensor:
+        """``[B]`` bool, whether x was."""
+        return self.flags[1]
 
     @property
     def running(self) -> Tensor:

@@ -13,6 +13,7 @@ from .cross_products import cross_products
 from .differs import differs
 from .extrapolate import extrapolate_
 from .gather import gather, scatter_
+from .judge_fixed_points import judge_fixed_points_
 from .library import backends
 from .push_block import push_block
 from .push_secant import push_secant
@@ -50,6 +51,7 @@ __all__ = [
     "differs",
     "extrapolate_",
     "gather",
+    "judge_fixed_points_",
     "judge_gradient_",
     "judge_line_",
     "judge_residual_",

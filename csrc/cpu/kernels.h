@@ -6,6 +6,7 @@
 #include <functional>
 #include <vector>
 
+#include "../common/fixed_points.h"
 #include "../common/records.h"
 #include "../common/scalar.h"
 #include "../common/verdicts.h"
@@ -52,6 +53,8 @@ void solve_secants(const Secants& args, const Threads& threads);
 void solve_subspace(const Subspace& args, const Threads& threads);
 
 void solve_quasi_newton(const QuasiNewton& args, const Threads& threads);
+
+void judge_fixed_points(const FixedPoints& args, const Threads& threads);
 
 template <class Verdict>
 void judge(const Verdict& verdict, const Threads&) {

@@ -202,10 +202,9 @@ AADL_INLINE void push_part(const Push<T, S>& args, const Block& block, bool stre
     }
     if ((begin - block.begin) % kFlush + kChunk < kFlush && begin + n < block.end) continue;
     for (int64_t k = 0; k < args.rows; ++k) {
-      for (int i = 0; i < Width; ++i) {
-        sums.right_side[k] += rows[k].residual[i];
-        sums.gram_row[k] += rows[k].row[i];
-      }
+      double right = sums.right_side[k], gram = sums.gram_row[k];
+      for (int i = 0; i < Width; ++i) right += rows[k].residual[i], gram += rows[k].row[i];
+      sums.right_side[k] = right, sums.gram_row[k] = gram;
       rows[k] = {};
     }
   }
@@ -236,36 +235,32 @@ AADL_PUSH(double, float)
 AADL_PUSH(float, BFloat16)
 AADL_PUSH(float, Half)
 
-// What the blocks of a segment have in common.
+// The sums of a segment, over its blocks in their order.
 struct SegmentSums {
-  std::vector<double> right_side, gram_row;  // [segments, rows]
-  std::vector<double> squared_norm, points;  // [segments]
+  std::vector<double> right_side, gram_row;  // [rows]
+  double squared_norm, points;
 };
 
-// Enters what is new into the Gram matrices of the rows and, last, the residual.
+// Enters what is new into the Gram matrix of the rows and, last, the residual.
 template <class T, class S>
-void write_systems(const Push<T, S>& args, const SegmentSums& sums) {
+void write_system(const Push<T, S>& args, int64_t segment, const SegmentSums& sums) {
   const int64_t k = args.systems_size, last = k - 1;
-  double* system = args.systems;
-  for (int64_t s = 0; s < args.segments; ++s, system += k * k) {
-    const auto write = [&](int64_t i, int64_t j, double value) {
-      system[i * k + j] = system[j * k + i] = value;
-    };
-    for (int64_t i = 0; i < args.rows; ++i) {
-      write(i, last, sums.right_side[s * args.rows + i]);
-      if (args.slot >= 0) write(i, args.slot, sums.gram_row[s * args.rows + i]);
-    }
-    write(last, last, sums.squared_norm[s]);
+  double* const system = args.systems + segment * k * k;
+  const auto write = [&](int64_t i, int64_t j, double value) {
+    system[i * k + j] = system[j * k + i] = value;
+  };
+  for (int64_t i = 0; i < args.rows; ++i) {
+    write(i, last, sums.right_side[i]);
+    if (args.slot >= 0) write(i, args.slot, sums.gram_row[i]);
   }
+  write(last, last, sums.squared_norm);
 }
 
 template <class T, class S>
-void write_noise(const Push<T, S>& args, const SegmentSums& sums, bool usable) {
-  for (int64_t s = 0; s < args.segments; ++s) {
-    const double noise = row_noise<T, S>(args.rounding[s], sums.points[s], sums.squared_norm[s],
-                                         args.offsets[s + 1] - args.offsets[s]);
-    args.noise[s * args.noise_size + args.slot] = usable ? noise : 0;
-  }
+void write_noise(const Push<T, S>& args, int64_t segment, const SegmentSums& sums, bool usable) {
+  const double noise = row_noise<T, S>(args.rounding[segment], sums.points, sums.squared_norm,
+                                       args.offsets[segment + 1] - args.offsets[segment]);
+  args.noise[segment * args.noise_size + args.slot] = usable ? noise : 0;
 }
 
 // Zero: the new row cannot be used, and takes the place of the oldest.
@@ -296,30 +291,35 @@ void push(const Push<T, S>& args, const Threads& threads) {
     sums[i] = result;
   });
 
-  const int64_t multiplied = args.systems ? rows : 0;
-  const std::vector<double> none(args.segments * multiplied);
-  const std::vector<double> zeros(args.segments);
-  SegmentSums all = {none, none, zeros, zeros};
   double norm = 0, row_norm = 0;
   Magnitude<T> peak = 0;
   Magnitude<double> way = 0;
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    const int64_t segment = blocks[i].segment, first = segment * rows;
-    all.squared_norm[segment] += sums[i].squared_norm;
-    all.points[segment] += sums[i].points;
-    row_norm += sums[i].row_norm;
-    for (int64_t k = 0; k < multiplied; ++k) {
-      all.right_side[first + k] += sums[i].right_side[k];
-      all.gram_row[first + k] += sums[i].gram_row[k];
-    }
-    peak = std::max(peak, sums[i].peak);
-    way = std::max(way, sums[i].way);
+  for (const PushSums<T>& own : sums) {
+    norm += own.squared_norm;
+    row_norm += own.row_norm;
+    peak = std::max(peak, own.peak);
+    way = std::max(way, own.way);
   }
-  for (const double own : all.squared_norm) norm += own;
-  if (args.systems && std::isfinite(norm)) write_systems(args, all);
-  const bool usable =
-      std::isfinite(norm) && std::isfinite(row_norm) && (!args.paired || *args.paired);
-  if (args.noise && args.slot >= 0) write_noise(args, all, usable);
+  const bool sound = std::isfinite(norm);
+  const bool usable = sound && std::isfinite(row_norm) && (!args.paired || *args.paired);
+  const int64_t multiplied = args.systems ? rows : 0;
+  SegmentSums all = {std::vector<double>(multiplied), std::vector<double>(multiplied), 0, 0};
+  size_t i = 0;
+  for (int64_t segment = 0; segment < args.segments; ++segment) {
+    std::fill(all.right_side.begin(), all.right_side.end(), 0.0);
+    std::fill(all.gram_row.begin(), all.gram_row.end(), 0.0);
+    all.squared_norm = all.points = 0;
+    for (; i < blocks.size() && blocks[i].segment == segment; ++i) {
+      all.squared_norm += sums[i].squared_norm;
+      all.points += sums[i].points;
+      for (int64_t k = 0; k < multiplied; ++k) {
+        all.right_side[k] += sums[i].right_side[k];
+        all.gram_row[k] += sums[i].gram_row[k];
+      }
+    }
+    if (args.systems && sound) write_system(args, segment, all);
+    if (args.noise && args.slot >= 0) write_noise(args, segment, all, usable);
+  }
   if (args.slot >= 0 && !usable) drop_row(args);
   args.figures[0] = from_magnitude(peak), args.figures[1] = norm, args.figures[2] = row_norm;
   args.figures[3] = usable ? from_magnitude(way) : 0;

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "../common/fixed_points.h"
 #include "../common/records.h"
 #include "../common/scalar.h"
 #include "../common/verdicts.h"
@@ -85,6 +86,8 @@ void solve_secants(const Secants& args, const Launch& launch);
 void solve_subspace(const Subspace& args, const Launch& launch);
 
 void solve_quasi_newton(const QuasiNewton& args, const Launch& launch);
+
+void judge_fixed_points(const FixedPoints& args, const Launch& launch);
 
 template <class Verdict>
 void judge(const Verdict& verdict, const Launch& launch);

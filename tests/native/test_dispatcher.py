@@ -167,6 +167,11 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
     "solve_quasi_newton": [
         (*(wide(3, 3, seed=k) for k in range(3)), wide(3), wide(3, seed=4), wide().abs(), 1, 4.0)
     ],
+    "judge_fixed_points_": [
+        (wide(9).abs(), wide(9), wide(9) > 0, wide(3, 9).abs(), torch.ones(2, 9).long(),
+         torch.zeros(9, dtype=torch.uint8), wide(2, 9) > 0, 0.1, 0.1, 0.9, 2, compares, True)
+        for compares in (True, False)
+    ],
     "compare_": [(*verdicts(), wide().abs(), wide().abs())],
     "judge_line_": [
         (*verdicts(), wide(1, 1, 2).abs(), wide().abs(), None, YES.clone(), 10.0, False),

@@ -131,5 +131,15 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Arguments], tuple[str, 
         },
         (),
     ),
+    "judge_fixed_points_": (
+        ops.judge_fixed_points_,
+        lambda n=8: {
+            "norm": small(n), "size": small(n), "sound": small(n) > 0.5,
+            "residuals": small(3, n), "counts": torch.ones(2, n, dtype=torch.int64),
+            "status": torch.zeros(n, dtype=torch.uint8), "flags": small(2, n) > 0.5, "tol": 0.1,
+            "abs_tol": 0.1, "progress": 0.9, "patience": 2, "compares": True, "stores": True,
+        },
+        ("residuals", "counts", "status", "flags"),
+    ),
 }  # fmt: skip
 every_op = pytest.mark.parametrize("name", CASES)
