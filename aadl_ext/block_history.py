@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import ops
 from .options import SubspaceNewton
-from .parameters import Layout
+from .parameters import Layout, Room
 from .state import Entries, Figures, Scratch
 
 RIDGE = 1e-4  # of the metric's largest eigenvalue: directions below count as dependent
@@ -196,13 +196,14 @@ class BlockHistory:
     # ---- over several ranks -----------------------------------------------------------------
 
     def of_rank(
-        self, gradient: Tensor, direction: Tensor | None, figures: Tensor | None = None
+        self, room: Room, direction: Tensor | None, figures: Tensor | None = None
     ) -> Tensor:
         """``[3]`` of a sample on this rank: |g|^2, g . d, and whether there is a gradient.
 
         ``figures``: the first two with copies, if they are known.
         """
         if figures is None or self.layout.has_copies:
+            gradient = room.gradient
             zero = gradient if direction is None else direction
             figures = self.layout.products(gradient, gradient, zero)
             figures[1:] *= direction is not None

@@ -23,7 +23,7 @@ from . import ops
 from .block_history import BlockHistory
 from .ops.verdicts import LEAST_TRUST
 from .options import SubspaceNewton
-from .parameters import Layout
+from .parameters import Layout, Room
 from .quasi_newton import QuasiNewton
 from .safeguards import Candidate, Evaluate, arm
 from .schedule import Schedule
@@ -49,8 +49,7 @@ class NewtonIteration:
     block_length: BlockLength
     quasi_newton: QuasiNewton
     schedule: Schedule
-    point: Scratch[Tensor]  #: w
-    gradient: Scratch[Tensor]  #: g
+    room: Scratch[Room]  #: w, g
     next: Entries[Tensor]  #: where the last step has led
     fallback: Entries[Tensor]  #: where it began; once it is judged the way between, d
     sizes: Tensor  #: [2] of the last step (``ops.extrapolate_``)
@@ -74,19 +73,16 @@ class NewtonIteration:
         verdicts.now.trust_radius.fill_(options.trust_radius)
         verdicts.now.damping.fill_(1)
         history = BlockHistory.empty(layout, options, verdicts)
-        point, gradient, next, fallback = (layout.vector() for _ in range(4))
+        room, next, fallback = Room(layout), layout.vector(), layout.vector()
         return cls(
             layout,
             options,
             verdicts,
             history,
             block_length=BlockLength(options.block_length, options.adaptive_blocks),
-            quasi_newton=QuasiNewton.empty(
-                layout, verdicts, history, point, gradient, next, fallback
-            ),
+            quasi_newton=QuasiNewton.empty(layout, verdicts, history, room, next, fallback),
             schedule=Schedule(),
-            point=point,
-            gradient=gradient,
+            room=room,
             next=next,
             fallback=fallback,
             sizes=layout.numbers(2),
@@ -111,7 +107,7 @@ class NewtonIteration:
         waits = self.pending or compares or self.layout.has_copies
         self.at_once = shown and not waits
         if not self.at_once:
-            self.layout.read(self.point)
+            self.layout.read(self.room.point)
 
     def see_gradient(self, gradients: Gradients) -> Tensor | None:
         """Keep g; whether the base step is to be left out, since g rejects a pending step."""
@@ -128,8 +124,8 @@ class NewtonIteration:
                     points, listed, self._direction, decays, of=self.block_length.samples
                 )
                 return None
-            self.layout.read(self.point)
-        present = gradients.gather(self.layout, self.point, self.gradient)
+            self.layout.read(self.room.point)
+        present = gradients.gather(self.layout, self.room.point, self.room.gradient)
         self.judged = present or self.layout.ranks is not None  # others may have gradients
         self.history.present = present
         if self.judged and self.quasi_newton.active:
@@ -139,24 +135,29 @@ class NewtonIteration:
             return None
         o, v = self.options, self.verdicts
         growth = o.max_gradient_growth if "residual" in o.tests else math.inf
-        moved = self.layout.differ(self.point, self.left_at, self.largest)
+        moved = self.layout.differ(self.room.point, self.left_at, self.largest)
         if self.layout.ranks:
             squared_norm, moved = self._join(moved)
         else:
-            squared_norm = ops.squared_norm([self.gradient])
+            squared_norm = ops.squared_norm([self.room.gradient])
         ops.judge_gradient_(*v.tensors, squared_norm, moved, growth, False)
         return self._rejected
 
     def step(self, rates: tuple[float, ...], evaluate: Evaluate | None) -> None:
         """Take in the sample (w, g), judge a pending step; at the end of a block, take one."""
-        o, h, v = self.options, self.history, self.verdicts
         self.k += 1
         if not self.judged:
-            v.number.skipped_no_gradient += 1
-            return
-        if self.quasi_newton.active:
+            self.verdicts.number.skipped_no_gradient += 1
+        elif self.quasi_newton.active:
             self._take_exact_step()
-            return
+        else:
+            self._take_in(evaluate)
+        if not self.quasi_newton.active:
+            self.room.free()
+
+    def _take_in(self, evaluate: Evaluate | None) -> None:
+        """Do so with gradients that have noise."""
+        o, h, v = self.options, self.history, self.verdicts
         if pending := self.pending:  # a rejected step is as if it had not been
             self.layout.write(self.fallback, when=v.when.rejected)
             self.pending = False
@@ -164,10 +165,10 @@ class NewtonIteration:
         direction, figures, self.figures = self._direction, self.figures, None
         if figures is None:
             figures = h.add(  # |g|^2, s1
-                [self.point], [self.gradient], direction, of=self.block_length.samples
+                [self.room.point], [self.room.gradient], direction, of=self.block_length.samples
             )
         if self.layout.ranks:
-            h.waiting += [] if pending else [h.of_rank(self.gradient, direction, figures)]
+            h.waiting += [] if pending else [h.of_rank(self.room, direction, figures)]
             figures = self.joined if pending else figures
         if pending or not self.layout.ranks:
             ops.judge_slope_(*v.tensors, figures, pending)
@@ -230,10 +231,10 @@ class NewtonIteration:
         """Whether the base optimizer is not to see the gradient, where gradients repeat."""
         moved = None
         if self.pending:
-            moved = self.layout.differ(self.point, self.left_at, self.largest)
+            moved = self.layout.differ(self.room.point, self.left_at, self.largest)
         for rate, start, stop in zip(self.rates, *self.layout.bounds, strict=True):
             if not rate:  # what the base optimizer does not move stays where it is
-                self.gradient[start:stop].zero_()
+                self.room.gradient[start:stop].zero_()
         return self.quasi_newton.judge(moved)
 
     def _take_exact_step(self) -> None:
@@ -248,7 +249,7 @@ class NewtonIteration:
         """
         layout, h = self.layout, self.history
         assert layout.ranks is not None
-        figures = h.of_rank(self.gradient, self.next - self.fallback)
+        figures = h.of_rank(self.room, self.next - self.fallback)
         unfit = ~(self.largest <= layout.limit)
         figures, moved, unfit = layout.ranks.total(figures, moved, unfit)
         self.joined = h.of_ranks(figures)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import Any
@@ -358,6 +358,32 @@ class Layout:
     def has_copies(self) -> bool:
         """Whether some entries are counted by another rank."""
         return self._counted is not None
+
+
+@dataclass(eq=False)
+class Room:
+    """Point and gradient of a step: vectors that nobody needs while a model computes."""
+
+    layout: Layout
+    vectors: list[Tensor] = field(default_factory=list)  #: both, or none
+
+    @property
+    def point(self) -> Tensor:
+        """``[N]`` w."""
+        return self._vector(0)
+
+    @property
+    def gradient(self) -> Tensor:
+        """``[N]`` g."""
+        return self._vector(1)
+
+    def _vector(self, index: int) -> Tensor:
+        self.vectors = self.vectors or [self.layout.vector(), self.layout.vector()]
+        return self.vectors[index]
+
+    def free(self) -> None:
+        """Until one is asked for again."""
+        self.vectors = []
 
 
 def memory_order(tensor: Tensor) -> Order:

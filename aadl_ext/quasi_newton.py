@@ -25,7 +25,7 @@ from torch import Tensor
 from . import ops
 from .block_history import BlockHistory
 from .buffers import zeros
-from .parameters import Layout
+from .parameters import Layout, Room
 from .race import Race
 from .state import Scratch
 from .trust_region import Delayed
@@ -49,8 +49,7 @@ class QuasiNewton:
     layout: Scratch[Layout]
     verdicts: Scratch[ops.Verdicts]
     history: Scratch[BlockHistory]  #: lends its rows
-    point: Scratch[Tensor]  #: w
-    gradient: Scratch[Tensor]  #: g
+    room: Scratch[Room]  #: w, g
     next: Scratch[Tensor]  #: where the last step has led; free until the next is taken
     fallback: Scratch[Tensor]  #: w0
     direction: Scratch[Tensor]  #: d, in a sum of the history, which has none meanwhile
@@ -79,8 +78,7 @@ class QuasiNewton:
         layout: Layout,
         verdicts: ops.Verdicts,
         history: BlockHistory,
-        point: Tensor,
-        gradient: Tensor,
+        room: Room,
         next: Tensor,
         fallback: Tensor,
     ) -> QuasiNewton:
@@ -90,8 +88,7 @@ class QuasiNewton:
             layout,
             verdicts,
             history,
-            point,
-            gradient,
+            room,
             next,
             fallback,
             direction=history.sums[0],
@@ -162,14 +159,14 @@ class QuasiNewton:
             else:
                 self.wait = self.until = LONGER * self.wait
         elif self.asked == 1:
-            change = torch.sub(self.gradient, self.next, out=self.next)
-            norms = [self.layout.products(x, x)[0] for x in (self.gradient, change)]
+            change = torch.sub(self.room.gradient, self.next, out=self.next)
+            norms = [self.layout.products(x, x)[0] for x in (self.room.gradient, change)]
             ops.compare_(*self.verdicts.tensors, *self.layout.joint(*norms))
             self.known.exchange(self.verdicts.when.exact.double())
             self.asked = 2
         elif self.due and free:
-            self.next.copy_(self.gradient)
-            self.layout.write(self.point)
+            self.next.copy_(self.room.gradient)
+            self.layout.write(self.room.point)
             self.asked, self.listens, self.hinted = 1, False, False
             return True
         return False
@@ -206,12 +203,12 @@ class QuasiNewton:
         v, when, layout, h = self.verdicts, self.verdicts.when, self.layout, self.history
         self.age += 1
         next, new = self.next, [self.step_rows[self.slot], self.gradient_rows[self.slot]]
-        new[1].copy_(torch.sub(self.gradient, h.last_gradient, out=next))
+        new[1].copy_(torch.sub(self.room.gradient, h.last_gradient, out=next))
         change = layout.products(next, next)
-        new[0].copy_(torch.sub(self.point, self.fallback, out=next))
-        new += [self.gradient, self.race.gradient][: 1 + self.race.may_go_back(self.age)]
+        new[0].copy_(torch.sub(self.room.point, self.fallback, out=next))
+        new += [self.room.gradient, self.race.gradient][: 1 + self.race.may_go_back(self.age)]
         figures, change, self.products, moved = layout.joint(
-            h.of_rank(self.gradient, self.direction),
+            h.of_rank(self.room, self.direction),
             change[0],
             layout.products(h.rows[: 2 * len(self.step_rows)], *new),
             moved,
@@ -232,8 +229,8 @@ class QuasiNewton:
         """
         v, when, ends = self.verdicts, self.verdicts.when, (0, self.layout.padded)
         last_gradient, direction, next = self.history.last_gradient, self.direction, self.next
-        ops.gather((self.point,), self.fallback, when=when.ready)
-        ops.gather((self.gradient,), last_gradient, when=when.ready)
+        ops.gather((self.room.point,), self.fallback, when=when.ready)
+        ops.gather((self.room.gradient,), last_gradient, when=when.ready)
         self.squared_norm.copy_(torch.where(when.ready, self.here, self.squared_norm))
         back = self.race.look(
             self.age, v, self.fallback, last_gradient, self.squared_norm, way=next
@@ -272,7 +269,7 @@ class QuasiNewton:
 
     def _base_step(self) -> Tensor:
         self.layout.read(self.next)
-        return torch.sub(self.next, self.point, out=self.next)
+        return torch.sub(self.next, self.room.point, out=self.next)
 
     def _solve(self, back: Tensor) -> ops.QuasiNewtonSolution:
         """The direction from (w0, g0), with the new pair if it can be used.

@@ -17,6 +17,7 @@ from .judge_fixed_points import judge_fixed_points_
 from .library import backends
 from .push_block import push_block
 from .push_secant import push_secant
+from .sketch import sketch
 from .solve_quasi_newton import QuasiNewtonSolution, solve_quasi_newton
 from .solve_secants import SecantSolution, solve_secants
 from .solve_subspace import SubspaceSolution, solve_subspace
@@ -60,6 +61,7 @@ __all__ = [
     "push_block",
     "push_secant",
     "scatter_",
+    "sketch",
     "solve_quasi_newton",
     "solve_secants",
     "solve_subspace",

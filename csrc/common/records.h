@@ -43,6 +43,14 @@ struct Entries {
   Type type;
 };
 
+// Contiguous entries of a flat vector from `first` on, to be taken `weight` times.
+struct Weighted {
+  const void* begin;
+  int64_t first, count;
+  double weight;
+  Type type;
+};
+
 // *difference = whether |one[i] - other[i]| > tolerance * *scale for some i; NaN differs from all.
 template <class T>
 struct Difference {

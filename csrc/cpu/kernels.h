@@ -25,6 +25,9 @@ void copy(const std::vector<Piece>& pieces, const bool* when, const Threads& thr
 // *out = sum of squares.
 void squared_norm(const std::vector<Entries>& pieces, double* out, const Threads& threads);
 
+// out[j] = sum of the entries at j, j + size, ..., with their signs and weights.
+void sketch(const std::vector<Weighted>& pieces, int64_t size, double* out, const Threads& threads);
+
 template <class T>
 void differs(const Difference<T>& args, const Threads& threads);
 

@@ -58,6 +58,9 @@ void copy(const std::vector<Piece>& pieces, const bool* when, const Launch& laun
 // *out = sum of squares.
 void squared_norm(const std::vector<Entries>& pieces, double* out, const Launch& launch);
 
+// out[j] = sum of the entries at j, j + size, ..., with their signs and weights.
+void sketch(const std::vector<Weighted>& pieces, int64_t size, double* out, const Launch& launch);
+
 template <class T>
 void differs(const Difference<T>& args, const Launch& launch);
 
