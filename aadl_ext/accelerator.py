@@ -407,7 +407,7 @@ class Accelerator:
 
     def _signature(self) -> dict[str, Any]:
         return {
-            "version": 8,
+            "version": 9,
             "options": as_dict(self.options),
             "parameters": self.layout.shapes,
             "dtype": self.layout.dtype,

@@ -98,6 +98,11 @@ class BlockHistory:
         """Whether there are enough rows."""
         return self.blocks > min(2, self.options.history_depth)
 
+    @property
+    def directions(self) -> Tensor:
+        """``[m, N]`` that steps are made of."""
+        return self.step_rows
+
     def clear(self) -> None:
         """Forget all blocks."""
         self.blocks = self.samples = self.slot = 0

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from . import ops
 from .block_history import BlockHistory
+from .sketched_history import SketchedHistory
 from .ops.verdicts import LEAST_TRUST
 from .options import SubspaceNewton
 from .parameters import Layout, Room
@@ -72,7 +73,7 @@ class NewtonIteration:
         """Allocate all buffers."""
         verdicts.now.trust_radius.fill_(options.trust_radius)
         verdicts.now.damping.fill_(1)
-        history = BlockHistory.empty(layout, options, verdicts)
+        history = (SketchedHistory if options.sketch else BlockHistory).empty(layout, options, verdicts)
         room, next, fallback = Room(layout), layout.vector(), layout.vector()
         return cls(
             layout,
@@ -208,7 +209,7 @@ class NewtonIteration:
             self.fallback,
             self.fallback,
             relaxation=1.0,
-            rows=h.step_rows,
+            rows=h.directions,
             coefficients=self.layout.each(y),
             offsets=self.layout.offsets,
             accept=v.when.ready,

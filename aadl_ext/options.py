@@ -216,6 +216,10 @@ class SubspaceNewton:
         rest_above: share of the largest learning rate so far. Once a schedule has moved the rate it
             rests above that share, in warm-up and near the peak: it takes no step, sees no gradient
             and costs next to nothing. 1: it never rests. A constant rate is no schedule.
+        sketch: D, entries of the sketches (``ops.sketch``) that are kept in place of whole gradients
+            and their noise; 0: none. Only moves are whole then, and the small problem is nearly
+            right: to about one over the root of D. Without quasi-Newton steps, with scope "all",
+            and for parameters that are not spread over ranks.
         safeguard: tests that a step must pass, one name or several, or None: every finite one is
             kept. "residual" rejects it by the next gradient, which training computes anyway;
             "descent" rejects steps along which the loss grows; "limits" cuts steps to the trust
@@ -238,6 +242,7 @@ class SubspaceNewton:
     adaptive_blocks: bool = True
     quasi_newton: bool = True
     rest_above: float = 0.25
+    sketch: int = 0
     safeguard: str | Iterable[str] | None = ("residual", "descent", "limits")
     scope: str = "all"
     storage: Storage = Storage()
@@ -245,7 +250,8 @@ class SubspaceNewton:
     def __post_init__(self) -> None:
         for name in ("history_depth", "block_length"):
             _check_integer(self, name, 1)
-        _check_integer(self, "noise_samples", 0)
+        for name in ("noise_samples", "sketch"):
+            _check_integer(self, name, 0)
         _check_real(
             self, "noise_shrinkage", "0 <= noise_shrinkage < inf", lambda x: 0 <= x < math.inf
         )
@@ -257,6 +263,11 @@ class SubspaceNewton:
         _check_safeguards(self, ("residual", "descent", "limits", "loss"))
         _check_choice(self, "scope", SCOPES)
         _check_type(self, "storage", Storage)
+        if self.sketch and self.scope != "all":
+            raise ValueError(
+                f'sketch is {self.sketch} and scope "{self.scope}"; sketches are of all parameters '
+                'together: take scope "all", or sketch=0'
+            )
 
     @property
     def tests(self) -> tuple[str, ...]:
@@ -265,13 +276,19 @@ class SubspaceNewton:
 
     @property
     def uses_quasi_newton(self) -> bool:
-        """Whether gradients are watched: quasi-Newton steps are judged by them, not by losses."""
-        return self.quasi_newton and "residual" in self.tests and "loss" not in self.tests
+        """Whether gradients are watched: quasi-Newton steps need them whole, and judge by them."""
+        judges = "residual" in self.tests and "loss" not in self.tests
+        return self.quasi_newton and judges and not self.sketch
 
     @classmethod
     def memory_light(cls, **options: Any) -> SubspaceNewton:
         """13 vectors of the size of the parameters in place of 16: 3 moves, 2 noise samples."""
         return cls(**{"history_depth": 3, "noise_samples": 2, **options})
+
+    @classmethod
+    def sketched(cls, **options: Any) -> SubspaceNewton:
+        """Less than 6 vectors for networks of a million parameters and more; see ``sketch``."""
+        return cls(**{"history_depth": 3, "noise_samples": 8, "sketch": 16384, **options})
 
 
 @dataclass(frozen=True)

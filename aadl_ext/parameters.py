@@ -190,6 +190,12 @@ class Layout:
         shape = (self.padded,) if rows is None else (rows, self.padded)
         return zeros(shape, dtype or self.dtype, self.device)
 
+    def without_parameters(self, size: int) -> Layout:
+        """One problem over vectors of ``size`` entries, which are not those of parameters."""
+        own = {"size": size, "entries": size, "offsets": (0, size), "groups": (0,), "problems": (0,)}
+        none = dict.fromkeys(("parameters", "local_shapes", "orders", "names", "owners"), ())
+        return replace(self, **own, **none, rounding=(0.0,), trained=None, ranks=None)
+
     def numbers(self, count: int) -> Tensor:
         """Zeros: ``[count]`` of the dtype of vectors."""
         return zeros((count,), self.dtype, self.device)

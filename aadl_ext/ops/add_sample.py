@@ -30,8 +30,8 @@ def add_sample_(
 
     Args:
         sums: three vectors ``[N]``, changed in place: ``point - anchor``, ``gradient`` and
-            ``sign * gradient`` are added; the third may be left out. Differences to an
-            anchor near the points keep their digits.
+            ``sign * gradient`` are added; the third, or both of gradients, may be left out.
+            Differences to an anchor near the points keep their digits.
         points: any shapes, real floating dtypes and memory layouts, together at most N entries:
             one behind the other, as of :func:`gather`, they are the point.
         anchor: ``[N]``.
@@ -48,7 +48,7 @@ def add_sample_(
     Raises:
         ValueError: shapes or dtypes do not fit together.
     """
-    point_sum, gradient_sum, noise_sum = three_sums(sums)
+    point_sum, gradient_sum, noise_sum = three_sums(sums, least=1)
     vectors = {"anchor": anchor, "direction": direction, "noise_sum": noise_sum}
     vectors.update(point_sum=point_sum, gradient_sum=gradient_sum)
     for name, vector in vectors.items():
@@ -72,7 +72,8 @@ def add_sample_(
             if decay:
                 gradient = gradient.add(point, alpha=decay)
             point_sum[chunk] += point - anchor[chunk]
-            gradient_sum[chunk] += gradient
+            if gradient_sum is not None:
+                gradient_sum[chunk] += gradient
             if noise_sum is not None:
                 noise_sum[chunk].add_(gradient, alpha=sign)
             wide = gradient.double()
@@ -82,8 +83,11 @@ def add_sample_(
     return figures
 
 
-def three_sums(sums: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Sums of points, gradients and, or None, of noise."""
-    if len(sums) not in (2, 3):
-        raise ValueError(f"got {len(sums)} sums; expected two or three")
-    return sums[0], sums[1], sums[2] if len(sums) == 3 else None
+def three_sums(
+    sums: Sequence[Tensor], least: int = 2
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Sums of points and, or None, of gradients and of noise; ``least`` of them."""
+    if not least <= len(sums) <= 3:
+        raise ValueError(f"got {len(sums)} sums; expected {least} to 3")
+    point_sum, gradient_sum, noise_sum, *_ = *sums, None, None
+    return point_sum, gradient_sum, noise_sum

@@ -87,6 +87,7 @@ def push_block(
     if len({rows.dtype for rows in rings.values()}) > 1:
         raise ValueError(f"rows are {names([r.dtype for r in rings.values()])}; use one dtype")
     point_sum, gradient_sum, noise_sum = three_sums(sums)
+    assert gradient_sum is not None
     if (noise_slot < 0) != (noise_sum is None) or not -1 <= noise_slot < noises:
         raise ValueError(
             f"noise_slot is {noise_slot} beside {len(sums)} sums and {noises} noise rows; three "

@@ -188,8 +188,8 @@ struct SamplePart {
 template <class T>
 struct Sample {
   T* point_sum;
-  T* gradient_sum;
-  T* noise_sum;  // may be null
+  T* gradient_sum;  // may be null, with noise_sum
+  T* noise_sum;     // may be null
   const T* anchor;
   const T* direction;  // null for zero
   double sign;

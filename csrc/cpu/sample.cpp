@@ -44,15 +44,23 @@ AADL_INLINE SampleFigures sample_block(const Sample<T>& args, const SamplePart& 
     const T* const gradient = widened(part.gradient, part.type, begin, n, gradient_room);
     const T* const anchor = args.anchor + place;
     const T* const direction = args.direction ? args.direction + place : gradient;
-    T *const points = args.point_sum + place, *const gradients = args.gradient_sum + place;
+    T* const points = args.point_sum + place;
+    const auto add_to = [&](auto add) {
 #pragma omp simd reduction(+ : norm, slope)
-    for (int64_t j = 0; j < n; ++j) {
-      const T p = point[j], g = gradient[j] + decay * p;
-      points[j] += p - anchor[j];
-      gradients[j] += g;
-      const double wide = g;
-      norm += wide * wide;
-      slope += wide * static_cast<double>(direction[j]);
+      for (int64_t j = 0; j < n; ++j) {
+        const T p = point[j], g = gradient[j] + decay * p;
+        points[j] += p - anchor[j];
+        add(j, g);
+        const double wide = g;
+        norm += wide * wide;
+        slope += wide * static_cast<double>(direction[j]);
+      }
+    };
+    if (args.gradient_sum) {
+      T* const gradients = args.gradient_sum + place;
+      add_to([gradients](int64_t j, T g) { gradients[j] += g; });
+    } else {
+      add_to([](int64_t, T) {});
     }
     if (!args.noise_sum) continue;
     T* const noises = args.noise_sum + place;

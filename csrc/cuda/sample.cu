@@ -68,6 +68,7 @@ __device__ __forceinline__ void add_chunk(const Sample<T>& vectors, const Sample
     sums.squared_norm.add(wide, wide);
     if (vectors.direction) sums.slope.add(wide, static_cast<Factor>(x[j]));
   }
+  if (!vectors.gradient_sum) return;
   share.load(vectors.gradient_sum, sum);
 #pragma unroll
   for (int j = 0; j < kHeld<T>; ++j) sum[j] += gradient[j];

@@ -29,11 +29,11 @@ Tensor add_sample_(std::vector<Tensor> sums, std::vector<Tensor> points, const T
                    std::vector<Tensor> gradients, double sign, std::optional<Tensor> direction,
                    std::vector<double> decays) {
   const On on(anchor);
-  const auto [point_sum, gradient_sum, noise_sum] = three_sums(sums);
+  const auto [point_sum, gradient_sum, noise_sum] = three_sums(sums, 1);
   const int64_t size = anchor.numel();
   const ScalarType type = anchor.scalar_type();
   check_vector(on, "point_sum", point_sum, size, type);
-  check_vector(on, "gradient_sum", gradient_sum, size, type);
+  if (gradient_sum) check_vector(on, "gradient_sum", *gradient_sum, size, type);
   if (noise_sum) check_vector(on, "noise_sum", *noise_sum, size, type);
   check_vector(on, "anchor", anchor, size, type);
   if (direction) check_vector(on, "direction", *direction, size, type);
@@ -47,7 +47,7 @@ Tensor add_sample_(std::vector<Tensor> sums, std::vector<Tensor> points, const T
       read.push_back(&tensor);
     }
   }
-  check_apart({&point_sum, &gradient_sum, address(noise_sum)}, read);
+  check_apart({&point_sum, address(gradient_sum), address(noise_sum)}, read);
   int64_t begin = 0;
   for (size_t i = 0; i < points.size(); ++i) {
     STD_TORCH_CHECK(points[i].sizes() == gradients[i].sizes(), "shapes must be those of the points");
@@ -65,7 +65,7 @@ Tensor add_sample_(std::vector<Tensor> sums, std::vector<Tensor> points, const T
   Tensor figures = doubles(anchor, {2});
   dispatch(type, [&](auto t) {
     using T = decltype(t);
-    add_sample(Sample<T>{out<T>(point_sum), out<T>(gradient_sum),
+    add_sample(Sample<T>{out<T>(point_sum), gradient_sum ? out<T>(*gradient_sum) : nullptr,
                          noise_sum ? out<T>(*noise_sum) : nullptr, in<T>(anchor),
                          direction ? in<T>(*direction) : nullptr, sign, out<double>(figures)},
                parts, on.how);

@@ -123,11 +123,15 @@ inline void one_each(const char* name, std::vector<double>& numbers, int64_t seg
                   name, " for ", segments, " segments");
 }
 
-// Sums of points, of gradients and, perhaps, of noise.
-inline std::tuple<Tensor, Tensor, std::optional<Tensor>> three_sums(const std::vector<Tensor>& sums) {
-  STD_TORCH_CHECK(sums.size() == 2 || sums.size() == 3, "got ", sums.size(),
-                  " sums; expected two or three");
-  return {sums[0], sums[1], sums.size() == 3 ? std::optional<Tensor>(sums[2]) : std::nullopt};
+// Sums of points and, perhaps, of gradients and of noise; `least` of them.
+inline std::tuple<Tensor, std::optional<Tensor>, std::optional<Tensor>> three_sums(
+    const std::vector<Tensor>& sums, size_t least) {
+  STD_TORCH_CHECK(least <= sums.size() && sums.size() <= 3, "got ", sums.size(),
+                  " sums; expected ", least, " to 3");
+  const auto at = [&](size_t i) {
+    return i < sums.size() ? std::optional<Tensor>(sums[i]) : std::nullopt;
+  };
+  return {sums[0], at(1), at(2)};
 }
 
 // Where a tensor begins and ends; one that is empty, or has gaps between entries, nowhere.

@@ -8,11 +8,11 @@ void push_block(std::vector<Tensor> sums, int64_t count, Tensor last_point, Tens
                 Tensor gradient_rows, Tensor noise_rows, int64_t slot, int64_t noise_slot,
                 std::optional<Tensor> paired, std::optional<Tensor> accept) {
   const On on(last_point);
-  const auto [point_sum, gradient_sum, noise_sum] = three_sums(sums);
+  const auto [point_sum, gradient_sum, noise_sum] = three_sums(sums, 2);
   const int64_t size = last_point.numel();
   const ScalarType type = last_point.scalar_type(), storage = step_rows.scalar_type();
   check_vector(on, "point_sum", point_sum, size, type);
-  check_vector(on, "gradient_sum", gradient_sum, size, type);
+  check_vector(on, "gradient_sum", *gradient_sum, size, type);
   if (noise_sum) check_vector(on, "noise_sum", *noise_sum, size, type);
   check_vector(on, "last_point", last_point, size, type);
   check_vector(on, "last_gradient", last_gradient, size, type);
@@ -28,7 +28,7 @@ void push_block(std::vector<Tensor> sums, int64_t count, Tensor last_point, Tens
                   "there is no row ", slot, " or no noise row ", noise_slot);
   const bool* const has_pair = check_flag(on, "paired", paired);
   const bool* const accepts = check_flag(on, "accept", accept);
-  check_apart({&point_sum, &gradient_sum, address(noise_sum), &last_point, &last_gradient, &step_rows,
+  check_apart({&point_sum, address(gradient_sum), address(noise_sum), &last_point, &last_gradient, &step_rows,
                &gradient_rows, &noise_rows},
               {});
   dispatch(type, storage, [&](auto t, auto s) {
@@ -38,7 +38,7 @@ void push_block(std::vector<Tensor> sums, int64_t count, Tensor last_point, Tens
       return i < 0 ? nullptr : out<S>(rows) + i * rows.stride(0);
     };
     push_block(
-        BlockMeans<T, S>{out<T>(point_sum), out<T>(gradient_sum),
+        BlockMeans<T, S>{out<T>(point_sum), out<T>(*gradient_sum),
                          noise_sum ? out<T>(*noise_sum) : nullptr, count, out<T>(last_point),
                          out<T>(last_gradient), row(step_rows, slot), row(gradient_rows, slot),
                          row(noise_rows, noise_slot), size, has_pair, accepts},

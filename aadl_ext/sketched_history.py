@@ -1,0 +1,113 @@
+"""A block history of sketches: only points and their moves are as long as the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from . import ops
+from .block_history import BlockHistory, difference_weights
+from .options import SubspaceNewton
+from .parameters import Layout
+from .state import Entries, Scratch
+
+
+@dataclass(eq=False)
+class SketchedHistory(BlockHistory):
+    """Changes of block means, of which the block history sees sketches (``ops.sketch``).
+
+    The small problem needs products of moves, gradients and noise only, and those of sketches are
+    nearly the same. Its own vectors have D entries then, and are saved as they are.
+    """
+
+    sums: list[Tensor]
+    last_point: Tensor
+    last_gradient: Tensor
+    rows: Tensor
+    whole: Scratch[Layout] = field(kw_only=True)  #: of the parameters
+    point_sum: Entries[Tensor] = field(kw_only=True)  #: of points from the last mean
+    last_mean: Entries[Tensor] = field(kw_only=True)  #: of points
+    moves: Entries[Tensor] = field(kw_only=True)  #: [m, N] rows of steps
+
+    @classmethod
+    def empty(
+        cls, layout: Layout, options: SubspaceNewton, verdicts: ops.Verdicts
+    ) -> SketchedHistory:
+        """Allocate it.
+
+        Raises:
+            ValueError: the parameters are spread over ranks.
+        """
+        if layout.ranks is not None:
+            raise ValueError(
+                "sketches are for parameters that every process holds whole, and these are spread "
+                "over ranks; take sketch=0, as in SubspaceNewton.memory_light()"
+            )
+        sketches = layout.without_parameters(max(1, min(options.sketch, layout.padded)))
+        own = BlockHistory.empty(sketches, options, verdicts)
+        return cls(
+            **vars(own),
+            whole=layout,
+            point_sum=layout.vector(),
+            last_mean=layout.vector(),
+            moves=layout.vector(options.history_depth, own.rows.dtype),
+        )
+
+    @property
+    def directions(self) -> Tensor:
+        """``[m, N]`` that steps are made of."""
+        return self.moves
+
+    def clear(self) -> None:
+        """Forget all blocks."""
+        super().clear()
+        self.point_sum.zero_()
+
+    def add(
+        self,
+        points: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        direction: Tensor | None,
+        decays: Sequence[float] = (),
+        *,
+        of: int,
+    ) -> Tensor:
+        """Add a sample, one ``of`` so many in the block, in tensors one behind the other.
+
+        Returns what ``ops.add_sample_`` does.
+        """
+        if self.blocks == 0 and self.samples == 0:
+            ops.gather(points, self.last_mean)
+        weight = difference_weights(of)[self.samples] if self.samples < of else 0.0
+        self.samples += 1
+        sample = ops.sketch(gradients, self.layout.size)
+        if any(decays):
+            sample += ops.sketch(points, self.layout.size, decays)
+        for total, times in zip(self.sums[1:], (1.0, weight), strict=False):
+            total.add_(sample, alpha=times)
+        return ops.add_sample_(
+            [self.point_sum],
+            points,
+            self.last_mean,
+            gradients,
+            sign=0.0,
+            direction=direction,
+            decays=decays,
+        )
+
+    def close_block(self) -> tuple[Tensor, int]:
+        """Make the samples a block: a row of steps, and what sketches tell of it.
+
+        Returns ``[S]`` |change of the mean gradient|^2, and the slot of the noise sample.
+        """
+        when = self.verdicts.when
+        move = self.point_sum.div_(self.samples).masked_fill_(~when.complete, 0)
+        self.last_mean.add_(move)
+        if self.blocks:
+            row = self.moves[self.slot]
+            row.copy_(move).masked_fill_(~when.paired, 0)
+            self.sums[0].copy_(ops.sketch([row], self.layout.size)).mul_(self.samples)
+        move.zero_()
+        return super().close_block()
