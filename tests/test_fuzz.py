@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
-from training import AVERAGED, JUMPY, NEWTON, Method, watch_base_steps
+from training import AVERAGED, JUMPY, NEWTON, SKETCHED, Method, watch_base_steps
 
 from aadl_ext import Storage, SubspaceNewton, accelerate, get_accelerator
 
@@ -21,6 +21,7 @@ METHODS: dict[str, Method] = {
     "default": SubspaceNewton(),
     "short blocks": NEWTON,
     "adapted": replace(NEWTON, adaptive_blocks=True, noise_samples=2),
+    "sketched": replace(SKETCHED, adaptive_blocks=True, noise_samples=2),
     "narrow rows": replace(NEWTON, storage=Storage(torch.float16), scope="tensor"),
     "unguarded": replace(NEWTON, safeguard=None),
     "anderson": JUMPY,

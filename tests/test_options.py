@@ -175,6 +175,16 @@ def test_the_memory_light_setting_yields_to_what_is_given() -> None:
         SubspaceNewton.memory_light(history_deep=4)
 
 
+def test_the_sketched_setting_yields_to_what_is_given() -> None:
+    assert SubspaceNewton.sketched().sketch > 0
+    assert not SubspaceNewton.sketched().uses_quasi_newton
+    expected = SubspaceNewton(history_depth=7, noise_samples=1, sketch=99)
+    assert SubspaceNewton.sketched(history_depth=7, noise_samples=1, sketch=99) == expected
+    for scope in ("group", "tensor"):
+        with pytest.raises(ValueError, match=f'sketch is 9 and scope "{scope}".*sketch=0'):
+            SubspaceNewton(sketch=9, scope=scope)
+
+
 def test_the_memory_light_setting_can_do_without_noise_samples() -> None:
     expected = SubspaceNewton(history_depth=3, noise_samples=0)
     assert SubspaceNewton.memory_light(noise_samples=0) == expected

@@ -14,6 +14,7 @@ from training import (
     AVERAGED,
     JUMPY,
     NEWTON,
+    SKETCHED,
     VARIANTS,
     MakeOptimizer,
     Method,
@@ -101,6 +102,7 @@ def through_a_file(saved: dict[str, Any]) -> dict[str, Any]:
 SETTINGS: dict[str, Method] = {
     **VARIANTS,
     "adapted blocks": replace(NEWTON, adaptive_blocks=True),
+    "sketched": SKETCHED,
     "tsqr": replace(JUMPY, solver="tsqr"),
     "narrow rows": replace(JUMPY, storage=Storage(torch.bfloat16), scope="tensor"),
 }

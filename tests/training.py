@@ -39,6 +39,7 @@ NEWTON = SubspaceNewton(
     rest_above=1.0,  # else none where rates change
     quasi_newton=False,  # else none where gradients repeat
 )
+SKETCHED = replace(NEWTON, sketch=10)  # of networks with 21 parameters and more
 METHODS: dict[str, Method] = {"anderson": JUMPY, "newton": NEWTON}
 VARIANTS: dict[str, Method] = {**METHODS, "average": AVERAGED}
 methods = pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)

@@ -18,6 +18,7 @@ from training import (
     AVERAGED,
     JUMPY,
     NEWTON,
+    SKETCHED,
     MakeOptimizer,
     Method,
     Training,
@@ -58,6 +59,7 @@ OPTIONS: dict[str, Method] = {
     "newton, tensors, bfloat16 rows": replace(NEWTON, scope="tensor", storage=NARROW),
     "newton, loss": replace(NEWTON, safeguard=("loss", "limits")),
     "newton, unguarded": replace(NEWTON, safeguard=None),
+    "newton, sketched": SKETCHED,
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from training import JUMPY, NEWTON, Method, Training, adam, as_if_exact, methods, sgd, variants
+from training import JUMPY, NEWTON, SKETCHED, Method, Training, adam, as_if_exact, methods, sgd, variants
 
 from aadl_ext import (
     Anderson,
@@ -255,6 +255,7 @@ RESTARTED: dict[str, Method] = {
     "tensors": replace(AT_ONCE, scope="tensor"),
     "newton": NEWTON,
     "newton, tensors": replace(NEWTON, scope="tensor"),
+    "newton, sketched": SKETCHED,
 }
 EVENTS: dict[str, Callable[[Training], None]] = {
     "add_param_group": add_group,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from training import AVERAGED, JUMPY, NEWTON, Method, Training, same, sgd, some
+from training import AVERAGED, JUMPY, NEWTON, SKETCHED, Method, Training, same, sgd, some
 
 from aadl_ext import Storage, accelerate, get_accelerator, reset_acceleration_history
 
@@ -54,6 +54,7 @@ OPTIONS: dict[str, Method] = {
     "gram": replace(JUMPY, solver="gram"),
     "average": replace(AVERAGED, storage=Storage(torch.bfloat16)),
     "newton": NEWTON,
+    "newton, sketched": SKETCHED,
     "newton, adapted blocks": replace(NEWTON, adaptive_blocks=True, scope="tensor"),
 }
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)

@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.optim import SGD
-from training import AVERAGED, JUMPY, NEWTON, Method, Training, adam, same
+from training import AVERAGED, JUMPY, NEWTON, SKETCHED, Method, Training, adam, same
 
 import aadl_ext
 from aadl_ext import Storage, accelerate, get_accelerator
@@ -27,6 +27,7 @@ SETTINGS: dict[str, Method] = {
     "newton": NEWTON,
     "newton, no noise": replace(NEWTON, noise_samples=0),
     "newton, adapted blocks": replace(NEWTON, adaptive_blocks=True),
+    "newton, sketched": SKETCHED,
 }
 settings = pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
 STEPS = 12

@@ -167,6 +167,7 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
     "solve_quasi_newton": [
         (*(wide(3, 3, seed=k) for k in range(3)), wide(3), wide(3, seed=4), wide().abs(), 1, 4.0)
     ],
+    "sketch": [(mixed_tensors(), 9), (vectors(2), 30, [1.0, -0.5]), ([normal(0)], 3)],
     "judge_fixed_points_": [
         (wide(9).abs(), wide(9), wide(9) > 0, wide(3, 9).abs(), torch.ones(2, 9).long(),
          torch.zeros(9, dtype=torch.uint8), wide(2, 9) > 0, 0.1, 0.1, 0.9, 2, compares, True)

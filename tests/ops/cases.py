@@ -131,6 +131,13 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Arguments], tuple[str, 
         },
         (),
     ),
+    "sketch": (
+        ops.sketch,
+        lambda n=8: {
+            "tensors": [vector(0, n // 2), vector(1, n)], "size": n // 3, "weights": [1.0, 2.0],
+        },
+        (),
+    ),
     "judge_fixed_points_": (
         ops.judge_fixed_points_,
         lambda n=8: {

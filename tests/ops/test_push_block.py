@@ -323,5 +323,5 @@ def test_numbers_of_sums_but_two_and_three_are_refused(count: int) -> None:
     named = {**vars(random_block(5, noise_slot=-1))}
     vector, *_ = [named.pop(name) for name in SUMS]
     sums = [vector.clone() for _ in range(count)]
-    with pytest.raises(ValueError, match=mentions(f"{count} sums", "two or three")):
+    with pytest.raises(ValueError, match=mentions(f"{count} sums", "2 to 3")):
         ops.push_block(sums, named.pop("count"), **named)
