@@ -32,6 +32,9 @@ LIMITS = {
     "finish_products": 64,
     "differs_tiles": 64,
     "any_tile": 64,
+    "sketch_runs": 64,
+    "sum_runs": 64,
+    "judge_samples": 64,
     # One block: the most that they take on any architecture, so that more is noticed.
     "judge_once": 128,
     "solve_quasi_newton_kernel": 136,

@@ -1,5 +1,5 @@
 // A thread for each sample; a launch, and nothing for the host to read.
-#include "device.h"
+#include "chunk.h"
 #include "kernels.h"
 
 namespace aadl::cuda {
