@@ -288,7 +288,7 @@ class SubspaceNewton:
     @classmethod
     def sketched(cls, **options: Any) -> SubspaceNewton:
         """Less than 6 vectors for networks of a million parameters and more; see ``sketch``."""
-        return cls(**{"history_depth": 3, "noise_samples": 8, "sketch": 16384, **options})
+        return cls(**{"history_depth": 3, "noise_samples": 2, "sketch": 16384, **options})
 
 
 @dataclass(frozen=True)
