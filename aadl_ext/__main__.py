@@ -91,7 +91,7 @@ def _plan(options: argparse.Namespace) -> int:
         return 0
     lines = [str(replace(found, repeating=None)), *_times(found, options)]
     if found.repeating:
-        lines += [REPEATING, *found.repeating.of_a_step(), *_times(found.repeating, options)]
+        lines += [REPEATING, *found.repeating.costs(), *_times(found.repeating, options)]
     _say("\n".join(lines))
     return 0
 

@@ -49,7 +49,7 @@ class BlockHistory:
     layout: Scratch[Layout]
     options: Scratch[SubspaceNewton]
     verdicts: Scratch[ops.Verdicts]
-    sums: Entries[list[Tensor]]  #: of points from the last mean, of gradients, of noise
+    sums: Entries[list[Tensor]]  #: of points from the last mean, of gradients, of noise; then zero
     last_point: Entries[Tensor]
     last_gradient: Entries[Tensor]
     rows: Entries[Tensor]  #: [2 m + J, N] or more, for quasi-Newton steps; of blocks the first:
@@ -79,7 +79,7 @@ class BlockHistory:
             layout,
             options,
             verdicts,
-            sums=[layout.vector() for _ in range(3 if noises else 2)],
+            sums=[layout.vector() for _ in range(3)],
             last_point=layout.vector(),
             last_gradient=layout.vector(),
             rows=rows,
@@ -103,12 +103,28 @@ class BlockHistory:
         """``[m, N]`` that steps are made of."""
         return self.step_rows
 
-    def clear(self) -> None:
-        """Forget all blocks."""
+    @property
+    def spare(self) -> Tensor:
+        """``[N]``, a sum: for others between blocks, who leave it zero."""
+        return self.sums[2]
+
+    @property
+    def _used_sums(self) -> list[Tensor]:
+        return self.sums if self.options.noise_samples else self.sums[:2]
+
+    def drop_samples(self) -> None:
+        """Forget those of the block under way."""
+        self.samples = 0
+        for total in (*self.sums, self.spare):
+            total.zero_()
+
+    def clear(self, spare: bool = True) -> None:
+        """Forget all blocks; whether the ``spare`` sum, too."""
         self.blocks = self.samples = self.slot = 0
         self.waiting.clear()
         for figures in (self.metric, self.curvature, self.slopes, self.noise, *self.sums):
-            figures.zero_()
+            if spare or figures is not self.spare:
+                figures.zero_()
         for flag in (self.verdicts.when.paired, self.verdicts.when.spoiled):
             flag.zero_()
 
@@ -130,7 +146,7 @@ class BlockHistory:
         weight = difference_weights(of)[self.samples] if self.samples < of else 0.0
         self.samples += 1
         return ops.add_sample_(
-            self.sums,
+            self._used_sums,
             points,
             self.last_point,
             gradients,
@@ -151,7 +167,7 @@ class BlockHistory:
             sound = [x[0].isfinite() for x in self.waiting]
             when.complete.copy_(torch.stack([~when.spoiled, *sound]).all())
         ops.push_block(
-            self.sums,
+            self._used_sums,
             self.samples,
             last_point=self.last_point,
             last_gradient=self.last_gradient,

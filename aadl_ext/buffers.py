@@ -32,6 +32,12 @@ def zeros(
     return torch.frombuffer(pages, dtype=dtype).reshape(shape)
 
 
+@torch.inference_mode(False)
+def unset(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is written before it is read; from malloc, or the device's own allocator."""
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
 def keep_freed() -> None:
     """Have glibc keep up to 64 MiB of what is freed, as it does once a block of half has been.
 

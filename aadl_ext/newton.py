@@ -36,7 +36,16 @@ if TYPE_CHECKING:
 
 
 #: Under a schedule noise counts so much more: the decay to come will remove it without a step.
-SCHEDULED = 4.0
+SCHEDULED = 2.0
+
+
+def doubt(samples: int) -> float:
+    """What to multiply a variance with that was estimated from so many samples, at least 1.
+
+    Nine times in ten that is no less than what it is (chi^2, by Wilson and Hilferty 1931).
+    """
+    spread = 2 / (9 * samples)
+    return (1 - spread - 1.28 * math.sqrt(spread)) ** -3.0
 
 
 @dataclass(eq=False)
@@ -51,7 +60,6 @@ class NewtonIteration:
     quasi_newton: QuasiNewton
     schedule: Schedule
     room: Scratch[Room]  #: w, g
-    next: Entries[Tensor]  #: where the last step has led
     fallback: Entries[Tensor]  #: where it began; once it is judged the way between, d
     sizes: Tensor  #: [2] of the last step (``ops.extrapolate_``)
     k: int = 0
@@ -60,6 +68,7 @@ class NewtonIteration:
     rates: Scratch[tuple[float, ...]] = ()  #: of the segments
     near_peak: Scratch[bool] = False  #: of a schedule: no time for steps of blocks
     judged: Scratch[bool] = False  #: whether the step under way has shown its gradient
+    may_ask: Scratch[bool] = False  #: whether (w, g) is kept and may be asked about
     at_once: Scratch[bool] = False  #: whether (w, g) need not be kept to become a sample
     figures: Scratch[Tensor | None] = None  #: of one taken at once; kept if its step raises
     reach: Scratch[float] = math.inf  #: largest entry that weight decay leaves
@@ -74,17 +83,16 @@ class NewtonIteration:
         verdicts.now.trust_radius.fill_(options.trust_radius)
         verdicts.now.damping.fill_(1)
         history = (SketchedHistory if options.sketch else BlockHistory).empty(layout, options, verdicts)
-        room, next, fallback = Room(layout), layout.vector(), layout.vector()
+        room, fallback = Room(layout), layout.vector()
         return cls(
             layout,
             options,
             verdicts,
             history,
             block_length=BlockLength(options.block_length, options.adaptive_blocks),
-            quasi_newton=QuasiNewton.empty(layout, verdicts, history, room, next, fallback),
+            quasi_newton=QuasiNewton.empty(layout, verdicts, history, room, fallback),
             schedule=Schedule(),
             room=room,
-            next=next,
             fallback=fallback,
             sizes=layout.numbers(2),
         )
@@ -104,8 +112,8 @@ class NewtonIteration:
     def before(self, shown: bool) -> None:
         """Keep w; on most steps the sample is taken at once, if g is ``shown`` before w changes."""
         self.judged = False
-        compares = self.options.uses_quasi_newton and self.quasi_newton.compares
-        waits = self.pending or compares or self.layout.has_copies
+        self.may_ask = self.options.uses_quasi_newton and self.quasi_newton.compares
+        waits = self.pending or self.may_ask or self.layout.has_copies
         self.at_once = shown and not waits
         if not self.at_once:
             self.layout.read(self.room.point)
@@ -163,6 +171,9 @@ class NewtonIteration:
             self.layout.write(self.fallback, when=v.when.rejected)
             self.pending = False
             torch.sub(self.next, self.fallback, out=self.fallback)
+            self.next.zero_()
+        answered = self.quasi_newton.asked == 2
+        self.quasi_newton.compare()
         direction, figures, self.figures = self._direction, self.figures, None
         if figures is None:
             figures = h.add(  # |g|^2, s1
@@ -174,32 +185,38 @@ class NewtonIteration:
         if pending or not self.layout.ranks:
             ops.judge_slope_(*v.tensors, figures, pending)
         if pending:  # beyond the minimum along d: back to it
-            self.layout.read(self.next)
+            w = self.room.point
+            self.layout.read(w)
             rows, share = self.fallback[None], v.now.share.reshape(1, 1)
-            ends = (0, self.layout.padded)
-            ops.extrapolate_(self.next, self.next, self.next, 1.0, rows, share, ends)
-            self.layout.write(self.next, when=v.when.beyond)
-        length = self.block_length.samples
-        amid = h.samples == (length + 1) // 2  # where it costs no step of a block
-        if h.samples == 1 and h.blocks and o.uses_quasi_newton:
-            self.quasi_newton.hear()
-        asks = o.uses_quasi_newton and self.quasi_newton.watch(free=amid and not pending)
-        if h.samples < length:
-            return
-        samples, (change, noise_slot) = h.samples, h.close_block()
-        ops.learn_(*v.tensors, samples, change, h.noise_norms, noise_slot, self.block_length.level)
-        self.block_length.follow(v.now.level_change)
+            ops.extrapolate_(w, w, w, 1.0, rows, share, (0, self.layout.padded))
+            self.layout.write(w, when=v.when.beyond)
         if o.uses_quasi_newton:
-            self.quasi_newton.tell()
-            asks = asks or (length < 3 and self.quasi_newton.due)  # else a step is always pending
-        self.on_line = h.solvable and not asks and not self.near_peak
-        if self.on_line:
-            self._take_step(evaluate)
+            if h.samples == 1 and h.blocks:
+                self.quasi_newton.hear()
+            self.quasi_newton.watch(answered)
+        if closes := h.samples >= self.block_length.samples:
+            samples, (change, noise_slot) = h.samples, h.close_block()
+            level = self.block_length.level
+            ops.learn_(*v.tensors, samples, change, h.noise_norms, noise_slot, level)
+            self.block_length.follow(v.now.level_change)
+            if o.uses_quasi_newton:
+                self.quasi_newton.tell()
+        asks = o.uses_quasi_newton and self.quasi_newton.due
+        if asks and not pending and self.may_ask:
+            h.drop_samples()
+            self.quasi_newton.ask()
+        if closes:
+            self.on_line = h.solvable and not asks and not self.near_peak
+            if self.on_line:
+                self._take_step(evaluate)
 
     def _take_step(self, evaluate: Evaluate | None) -> None:
         """Take d, where no safeguard objects."""
         o, h, v = self.options, self.history, self.verdicts
-        self.solution, limited = h.solve(SCHEDULED if self.schedule.moved else 1.0)
+        samples = max(1, min(h.blocks, o.noise_samples))
+        self.solution, limited = h.solve(
+            SCHEDULED * doubt(samples) if self.schedule.moved else 1.0
+        )
         damping = v.now.damping if "limits" in o.tests else 1.0
         y, slope = self.solution.coefficients * damping, (self.solution.slope * damping).sum()
         self.layout.read(self.fallback)
@@ -277,6 +294,11 @@ class NewtonIteration:
     wants_gradient = True  # before the base optimizer uses it
 
     @property
+    def next(self) -> Tensor:
+        """``[N]`` where the last step has led, while it is pending."""
+        return self.history.spare
+
+    @property
     def left_at(self) -> Tensor:
         """Where the last step has left the parameters, if it is pending."""
         return self.next
@@ -289,12 +311,14 @@ class NewtonIteration:
         """Forget all blocks."""
         if self.quasi_newton.active:
             self.quasi_newton.end()
-        self.history.clear()
+        self.history.clear(spare=not (self.pending or self.quasi_newton.asked == 1))
         self.on_line, self.figures = False, None
         self.verdicts.when.on_line.zero_()
 
     def forget_place(self) -> None:
         """Forget what refers to the present place of the parameters."""
+        if self.pending:
+            self.next.zero_()
         self.pending = False
         self.verdicts.when.pending.zero_()
         self.verdicts.when.exact.zero_()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from . import ops
-from .buffers import zeros
+from .buffers import unset, zeros
 from .ranks import Ranks, as_placed, is_dtensor, is_flattened, is_partial, local, local_gradient
 
 PADDING = 64  # entries; rows of the history start on a multiple
@@ -384,7 +384,9 @@ class Room:
         return self._vector(1)
 
     def _vector(self, index: int) -> Tensor:
-        self.vectors = self.vectors or [self.layout.vector(), self.layout.vector()]
+        if not self.vectors:
+            shape, dtype, device = (self.layout.padded,), self.layout.dtype, self.layout.device
+            self.vectors = [unset(shape, dtype, device) for _ in range(2)]
         return self.vectors[index]
 
     def free(self) -> None:

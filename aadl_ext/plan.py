@@ -49,19 +49,21 @@ class Plan:
 
     def __str__(self) -> str:
         ranks = f"one of {self.ranks:,} ranks" if self.ranks > 1 else "one process"
-        vectors = f"{self.vectors:.4g} times the parameters in float32"
         lines = [
             f"on {ranks}, which holds {self.entries:,} entries of the parameters",
-            f"memory       {_bytes(self.bytes_held)}, {vectors}",
-            *self.of_a_step(),
+            *self.costs(),
         ]
         if self.repeating:
-            lines += [REPEATING, *self.repeating.of_a_step()]
+            lines += [REPEATING, *self.repeating.costs()]
         return "\n".join(lines)
 
-    def of_a_step(self) -> list[str]:
-        """A line for each kind of cost."""
-        lines = [f"moved        {_bytes(self.bytes_moved)} a step, beside the base optimizer's"]
+    def costs(self) -> list[str]:
+        """A line for each kind."""
+        vectors = f"{self.vectors:.4g} times the parameters in float32"
+        lines = [
+            f"memory       {_bytes(self.bytes_held)}, {vectors}",
+            f"moved        {_bytes(self.bytes_moved)} a step, beside the base optimizer's",
+        ]
         if self.ranks > 1:
             sent = f"{_bytes(self.bytes_sent)} a step to each other rank"
             lines += [
@@ -100,20 +102,23 @@ def plan(
     ]
     method = replace(method, storage=replace(method.storage, device=None, compute_device=None))
     imitation = _Imitation(shapes, method, ranks)
-    held = state.tensors(imitation.accelerator.iteration)
-    buffers = {x.untyped_storage()._cdata: x for x in held}
     found = Plan(
         ranks=len(ranks.members) if ranks else 1,
         entries=imitation.accelerator.layout.size,
-        bytes_held=sum(x.untyped_storage().nbytes() for x in buffers.values()),
+        bytes_held=_held(imitation),
         **_costs(shapes, method, ranks),
     )
     if isinstance(method, SubspaceNewton) and method.uses_quasi_newton:
         imitation.repeat()
-        found.repeating = replace(
-            found, **_costs_of(imitation, shapes, FIRST + TRIAL + SETTLES, FOLLOW)
-        )
+        costs = _costs_of(imitation, shapes, FIRST + TRIAL + SETTLES, FOLLOW)
+        found.repeating = replace(found, bytes_held=_held(imitation), **costs)
     return found
+
+
+def _held(imitation: _Imitation) -> int:
+    held = state.tensors(imitation.accelerator.iteration)
+    buffers = {x.untyped_storage()._cdata: x for x in held}
+    return sum(x.untyped_storage().nbytes() for x in buffers.values())
 
 
 def _costs(shapes: Any, method: Method, ranks: Ranks | None) -> dict[str, Any]:

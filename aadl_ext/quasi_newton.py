@@ -44,13 +44,12 @@ STEEPER = 10.0  # growth of the gradient in a step that is good
 
 @dataclass(eq=False)
 class QuasiNewton:
-    """``watch`` finds out whether gradients repeat; ``step`` moves the parameters while they do."""
+    """``ask``, ``compare`` and ``watch`` find out whether gradients repeat; ``step`` moves w then."""
 
     layout: Scratch[Layout]
     verdicts: Scratch[ops.Verdicts]
     history: Scratch[BlockHistory]  #: lends its rows
     room: Scratch[Room]  #: w, g
-    next: Scratch[Tensor]  #: where the last step has led; free until the next is taken
     fallback: Scratch[Tensor]  #: w0
     direction: Scratch[Tensor]  #: d, in a sum of the history, which has none meanwhile
     step_rows: Scratch[Tensor]  #: [m, N] S
@@ -79,7 +78,6 @@ class QuasiNewton:
         verdicts: ops.Verdicts,
         history: BlockHistory,
         room: Room,
-        next: Tensor,
         fallback: Tensor,
     ) -> QuasiNewton:
         """Allocate what the history does not have."""
@@ -89,7 +87,6 @@ class QuasiNewton:
             verdicts,
             history,
             room,
-            next,
             fallback,
             direction=history.sums[0],
             step_rows=history.rows[:m],
@@ -102,6 +99,11 @@ class QuasiNewton:
         )
 
     @property
+    def next(self) -> Tensor:
+        """``[N]`` where the last step has led; free until the next is taken."""
+        return self.history.spare
+
+    @property
     def asks(self) -> bool:
         """Whether the first answer is to come, or steps are taken: no time to rest."""
         return self.active or self.asked > 0 or (self.listens and self.heard < HEARS)
@@ -109,7 +111,7 @@ class QuasiNewton:
     @property
     def due(self) -> bool:
         """Whether the next step that is free to do so asks."""
-        return self.until <= 0 or self.hinted
+        return self.asked == 0 and (self.until <= 0 or self.hinted)
 
     @property
     def compares(self) -> bool:
@@ -140,36 +142,38 @@ class QuasiNewton:
             self.heard += 1
             self.hinted = 0 < self.known.exchange(self.verdicts.now.roughness) < SMOOTH
 
-    def watch(self, free: bool) -> bool:
-        """After a base step: now and then undo it, and compare the next gradient with this one.
+    def compare(self) -> None:
+        """A step after one has asked: send the host whether its gradient is there again."""
+        if self.asked != 1:
+            return
+        change = torch.sub(self.room.gradient, self.next, out=self.next)
+        norms = [self.layout.products(x, x)[0] for x in (self.room.gradient, change)]
+        ops.compare_(*self.verdicts.tensors, *self.layout.joint(*norms))
+        self.known.exchange(self.verdicts.when.exact.double())
+        self.next.zero_()
+        self.asked = 2
 
-        Whether it is ``free`` to do so. Returns whether it has been done; ``next`` is left alone
-        then until the next step.
-        """
+    def watch(self, answered: bool) -> None:
+        """In every step; a step after one has compared, hear what it has found, and begin."""
         self.until -= 1
-        if self.asked == 2:
-            self.asked = 0
-            if self.known.exchange(self.verdicts.when.exact.double()):
-                logger.info(
-                    "gradients repeat, as on full batches: quasi-Newton steps from now on, which "
-                    "fit the training data far closer; watch the validation loss "
-                    "(SubspaceNewton(quasi_newton=False) takes none)"
-                )
-                self.begin()
-            else:
-                self.wait = self.until = LONGER * self.wait
-        elif self.asked == 1:
-            change = torch.sub(self.room.gradient, self.next, out=self.next)
-            norms = [self.layout.products(x, x)[0] for x in (self.room.gradient, change)]
-            ops.compare_(*self.verdicts.tensors, *self.layout.joint(*norms))
-            self.known.exchange(self.verdicts.when.exact.double())
-            self.asked = 2
-        elif self.due and free:
-            self.next.copy_(self.room.gradient)
-            self.layout.write(self.room.point)
-            self.asked, self.listens, self.hinted = 1, False, False
-            return True
-        return False
+        if not answered:
+            return
+        self.asked = 0
+        if self.known.exchange(self.verdicts.when.exact.double()):
+            logger.info(
+                "gradients repeat, as on full batches: quasi-Newton steps from now on, which "
+                "fit the training data far closer; watch the validation loss "
+                "(SubspaceNewton(quasi_newton=False) takes none)"
+            )
+            self.begin()
+        else:
+            self.wait = self.until = LONGER * self.wait
+
+    def ask(self) -> None:
+        """Undo the base step, for another gradient there, which is seen before the next block."""
+        self.next.copy_(self.room.gradient)
+        self.layout.write(self.room.point)
+        self.asked, self.listens, self.hinted = 1, False, False
 
     def begin(self) -> None:
         """Gradients repeat: take steps."""
@@ -187,7 +191,6 @@ class QuasiNewton:
         if self.race.decided(self.age):  # the base optimizer is the faster one
             self.wait *= LONGER
         self.active, self.asked, self.until, self.wait = False, 0, self.wait, 2 * self.wait
-        self.history.clear()
         when = self.verdicts.when
         for flag in (when.exact, when.held):
             flag.zero_()
@@ -265,6 +268,7 @@ class QuasiNewton:
         self.layout.write(next, when=when.write)
         if self.age % FOLLOW == 0 and not self.known.exchange(when.exact.double()):
             self.end()
+            self.history.clear()
         return sizes
 
     def _base_step(self) -> Tensor:

@@ -60,10 +60,16 @@ class SketchedHistory(BlockHistory):
         """``[m, N]`` that steps are made of."""
         return self.moves
 
-    def clear(self) -> None:
-        """Forget all blocks."""
+    @property
+    def spare(self) -> Tensor:
+        """``[N]``, a sum: for others between blocks, who leave it zero."""
+        return self.point_sum
+
+    def clear(self, spare: bool = True) -> None:
+        """Forget all blocks; whether the ``spare`` sum, too."""
         super().clear()
-        self.point_sum.zero_()
+        if spare:
+            self.point_sum.zero_()
 
     def add(
         self,
@@ -85,7 +91,7 @@ class SketchedHistory(BlockHistory):
         sample = ops.sketch(gradients, self.layout.size)
         if any(decays):
             sample += ops.sketch(points, self.layout.size, decays)
-        for total, times in zip(self.sums[1:], (1.0, weight), strict=False):
+        for total, times in zip(self._used_sums[1:], (1.0, weight), strict=False):
             total.add_(sample, alpha=times)
         return ops.add_sample_(
             [self.point_sum],

@@ -122,7 +122,7 @@ def test_the_command_counts_for_any_number_of_ranks(
     assert head == "on one of 4,096 ranks, which holds 1,953,125,000 entries of the parameters"
     lines = lines[: lines.index("where gradients repeat, as on full batches")]
     rows = dict(line.split(maxsplit=1) for line in lines)  # copies do not divide them
-    assert rows["memory"].endswith(" GB, 13 times the parameters in float32")
+    assert rows["memory"].endswith(" GB, 12 times the parameters in float32")
     assert rows["collectives"] == "0.2 a step"  # two in a block of ten steps
     assert rows["sent"].endswith(" B at once")
     assert rows["share"].endswith("% of a step")

@@ -90,9 +90,9 @@ def test_a_network_is_fitted_in_a_tenth_of_the_steps() -> None:
 
 def test_the_default_begins_a_few_steps_after_its_first_block() -> None:
     training = Training(sgd, SubspaceNewton(), torch.float64)
-    training.run(15)
+    training.run(12)
     assert not exact(training.optimizer)
-    training.run(2)
+    training.run(1)
     assert exact(training.optimizer)
 
 

@@ -429,7 +429,7 @@ def collectives(method: Method) -> Result:
     return {
         **found,
         "planned": (plan.ranks, steps.most_sent, steps.collectives),
-        "held": round(plan.bytes_held / held, 1),  # small ones begin in a step
+        "held": round(steps.bytes_held / held, 1),  # small ones begin in a step
     }
 
 
