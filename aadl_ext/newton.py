@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 #: Under a schedule noise counts so much more: the decay to come will remove it without a step.
-SCHEDULED = 2.0
+SCHEDULED = 4.0
 
 
 def doubt(samples: int) -> float:
@@ -213,10 +213,7 @@ class NewtonIteration:
     def _take_step(self, evaluate: Evaluate | None) -> None:
         """Take d, where no safeguard objects."""
         o, h, v = self.options, self.history, self.verdicts
-        samples = max(1, min(h.blocks, o.noise_samples))
-        self.solution, limited = h.solve(
-            SCHEDULED * doubt(samples) if self.schedule.moved else 1.0
-        )
+        self.solution, limited = h.solve(self._caution)
         damping = v.now.damping if "limits" in o.tests else 1.0
         y, slope = self.solution.coefficients * damping, (self.solution.slope * damping).sum()
         self.layout.read(self.fallback)
@@ -244,6 +241,14 @@ class NewtonIteration:
         self.layout.write(self.next, when=v.when.accepted)
         v.now.slope.copy_(slope)
         v.when.limited.copy_(limited)
+
+    @property
+    def _caution(self) -> float:
+        """Weight of the noise beside that at a constant rate; low where rates are said to be too."""
+        if not self.schedule.moved:
+            return 1.0
+        samples = max(1, min(self.history.blocks, self.options.noise_samples))
+        return SCHEDULED * (doubt(samples) if self.options.rest_above < 1 else 1.0)
 
     def _judge_exact_step(self) -> Tensor:
         """Whether the base optimizer is not to see the gradient, where gradients repeat."""

@@ -215,7 +215,8 @@ class SubspaceNewton:
             after that. Not with a safeguard "loss", nor without "residual".
         rest_above: share of the largest learning rate so far. Once a schedule has moved the rate it
             rests above that share, in warm-up and near the peak: it takes no step, sees no gradient
-            and costs next to nothing. 1: it never rests. A constant rate is no schedule.
+            and costs next to nothing; below it steps are rare. 1: it never rests, and takes more,
+            for rates that are too low. A constant rate is no schedule.
         sketch: D, entries of the sketches (``ops.sketch``) that are kept in place of whole gradients
             and their noise; 0: none. Only moves are whole then, and the small problem is nearly
             right: to about one over the root of D. Without quasi-Newton steps, with scope "all",
