@@ -41,9 +41,9 @@ def unset(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
 def keep_freed() -> None:
     """Have glibc keep up to 64 MiB of what is freed, as it does once a block of half has been.
 
-    Otherwise it gives the temporaries of each evaluation of a function back to the system, and every
-    page of the next ones comes as a fault, which can take as long as all else. What has its memory
-    from malloc teaches it by itself; ``zeros`` has not.
+    Otherwise it gives the temporaries of each evaluation of a function back to the system, and
+    every page of the next ones comes as a fault, which can take as long as all else. What has its
+    memory from malloc teaches it by itself; ``zeros`` has not.
     """
     torch.empty(KEPT, dtype=torch.uint8)
 

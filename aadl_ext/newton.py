@@ -21,13 +21,13 @@ from torch import Tensor
 
 from . import ops
 from .block_history import BlockHistory
-from .sketched_history import SketchedHistory
 from .ops.verdicts import LEAST_TRUST
 from .options import SubspaceNewton
 from .parameters import Layout, Room
 from .quasi_newton import QuasiNewton
 from .safeguards import Candidate, Evaluate, arm
 from .schedule import Schedule
+from .sketched_history import SketchedHistory
 from .state import Entries, Scratch
 from .trust_region import BlockLength
 
@@ -45,7 +45,7 @@ def doubt(samples: int) -> float:
     Nine times in ten that is no less than what it is (chi^2, by Wilson and Hilferty 1931).
     """
     spread = 2 / (9 * samples)
-    return (1 - spread - 1.28 * math.sqrt(spread)) ** -3.0
+    return 1 / math.pow(1 - spread - 1.28 * math.sqrt(spread), 3)
 
 
 @dataclass(eq=False)
@@ -82,7 +82,9 @@ class NewtonIteration:
         """Allocate all buffers."""
         verdicts.now.trust_radius.fill_(options.trust_radius)
         verdicts.now.damping.fill_(1)
-        history = (SketchedHistory if options.sketch else BlockHistory).empty(layout, options, verdicts)
+        history = (SketchedHistory if options.sketch else BlockHistory).empty(
+            layout, options, verdicts
+        )
         room, fallback = Room(layout), layout.vector()
         return cls(
             layout,
@@ -244,7 +246,7 @@ class NewtonIteration:
 
     @property
     def _caution(self) -> float:
-        """Weight of the noise beside that at a constant rate; low where rates are said to be too."""
+        """Weight of the noise, in units of that at a constant rate."""
         if not self.schedule.moved:
             return 1.0
         samples = max(1, min(self.history.blocks, self.options.noise_samples))

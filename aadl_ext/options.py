@@ -217,10 +217,10 @@ class SubspaceNewton:
             rests above that share, in warm-up and near the peak: it takes no step, sees no gradient
             and costs next to nothing; below it steps are rare. 1: it never rests, and takes more,
             for rates that are too low. A constant rate is no schedule.
-        sketch: D, entries of the sketches (``ops.sketch``) that are kept in place of whole gradients
-            and their noise; 0: none. Only moves are whole then, and the small problem is nearly
-            right: to about one over the root of D. Without quasi-Newton steps, with scope "all",
-            and for parameters that are not spread over ranks.
+        sketch: D, entries of the sketches (``ops.sketch``) that are kept in place of whole
+            gradients and their noise; 0: none. Only moves are whole then, and the small problem is
+            nearly right: to about one over the root of D. Without quasi-Newton steps, with scope
+            "all", and for parameters that are not spread over ranks.
         safeguard: tests that a step must pass, one name or several, or None: every finite one is
             kept. "residual" rejects it by the next gradient, which training computes anyway;
             "descent" rejects steps along which the loss grows; "limits" cuts steps to the trust

@@ -192,9 +192,20 @@ class Layout:
 
     def without_parameters(self, size: int) -> Layout:
         """One problem over vectors of ``size`` entries, which are not those of parameters."""
-        own = {"size": size, "entries": size, "offsets": (0, size), "groups": (0,), "problems": (0,)}
-        none = dict.fromkeys(("parameters", "local_shapes", "orders", "names", "owners"), ())
-        return replace(self, **own, **none, rounding=(0.0,), trained=None, ranks=None)
+        return Layout(
+            parameters=(),
+            size=size,
+            offsets=(0, size),
+            groups=(0,),
+            dtype=self.dtype,
+            device=self.device,
+            limit=self.limit,
+            rounding=(0.0,),
+            rounds=False,
+            trained=None,
+            problems=(0,),
+            entries=size,
+        )
 
     def numbers(self, count: int) -> Tensor:
         """Zeros: ``[count]`` of the dtype of vectors."""

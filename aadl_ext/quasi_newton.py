@@ -44,7 +44,7 @@ STEEPER = 10.0  # growth of the gradient in a step that is good
 
 @dataclass(eq=False)
 class QuasiNewton:
-    """``ask``, ``compare`` and ``watch`` find out whether gradients repeat; ``step`` moves w then."""
+    """``ask``, ``compare`` and ``watch`` tell whether gradients repeat; ``step`` moves w then."""
 
     layout: Scratch[Layout]
     verdicts: Scratch[ops.Verdicts]

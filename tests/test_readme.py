@@ -42,7 +42,7 @@ def test_memory_is_what_is_held() -> None:
     for method, said in (
         (SubspaceNewton(), "the\n  memory for {} vectors"),
         (SubspaceNewton.memory_light(), "({} with `SubspaceNewton.memory_light()`,"),
-        (SubspaceNewton.sketched(), "{} with `SubspaceNewton.sketched()`)"),
+        (SubspaceNewton.sketched(), "{} vectors with `SubspaceNewton.sketched()`)"),
     ):
         parameter = torch.nn.Parameter(torch.zeros(1 << 22))
         optimizer = torch.optim.SGD([parameter], lr=0.1)

@@ -19,10 +19,10 @@ def sketch(tensors: Sequence[Tensor], size: int, weights: Sequence[float] = ()) 
     """Fold a list of tensors into ``size`` entries, with signs by chance.
 
     Entry i of the flat vector, in which the tensors lie one behind the other (:func:`gather`), is
-    added to entry ``i mod size`` with a sign that depends on i only (Charikar, Chen and Farach-Colton
-    2002, who choose the place by chance, too). Sketches are linear; the product of two is that of
-    the vectors, plus an error of mean 0 and of the order of both lengths over the root of ``size``;
-    with no more than ``size`` entries there is none.
+    added to entry ``i mod size`` with a sign that depends on i only (Charikar, Chen and
+    Farach-Colton 2002, who choose the place by chance, too). Sketches are linear; the product of
+    two is that of the vectors, plus an error of mean 0 and of the order of both lengths over the
+    root of ``size``; with no more than ``size`` entries there is none.
 
     Args:
         tensors: one or more, of any shapes, real floating dtypes and memory layouts.

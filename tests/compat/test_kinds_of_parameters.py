@@ -12,7 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from training import JUMPY, NEWTON, SKETCHED, Method, Training, adam, as_if_exact, methods, sgd, variants
+from training import (
+    JUMPY,
+    NEWTON,
+    SKETCHED,
+    Method,
+    Training,
+    adam,
+    as_if_exact,
+    methods,
+    sgd,
+    variants,
+)
 
 from aadl_ext import (
     Anderson,
