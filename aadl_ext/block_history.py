@@ -49,7 +49,7 @@ class BlockHistory:
     layout: Scratch[Layout]
     options: Scratch[SubspaceNewton]
     verdicts: Scratch[ops.Verdicts]
-    sums: Entries[list[Tensor]]  #: of points from the last mean, of gradients, of noise; then zero
+    sums: Entries[list[Tensor]]  #: of points from the last mean, of gradients, of noise or none
     last_point: Entries[Tensor]
     last_gradient: Entries[Tensor]
     rows: Entries[Tensor]  #: [2 m + J, N] or more, for quasi-Newton steps; of blocks the first:

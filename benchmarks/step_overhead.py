@@ -38,7 +38,7 @@ SHAPES = {
     "5e6 in 4 tensors": [(1000, 2500), (1000, 2499), (1000,), (1,)],
 }
 SIZES = {10_000: 400, 1_000_000: 200, 5_000_000: 60, 25_600_000: 40}  # entries, and steps
-METHODS = {"default": SubspaceNewton(), "memory_light": SubspaceNewton.memory_light()}
+METHODS = {"default": SubspaceNewton(), "sketched": SubspaceNewton.sketched()}
 Accelerate = Callable[..., Any]
 
 
