@@ -249,8 +249,9 @@ class NewtonIteration:
         """Weight of the noise, in units of that at a constant rate."""
         if not self.schedule.moved:
             return 1.0
-        samples = max(1, min(self.history.blocks, self.options.noise_samples))
-        return SCHEDULED * (doubt(samples) if self.options.rest_above < 1 else 1.0)
+        if self.options.rest_above == 1 or not self.schedule.gradual:
+            return SCHEDULED
+        return SCHEDULED * doubt(max(1, min(self.history.blocks, self.options.noise_samples)))
 
     def _judge_exact_step(self) -> Tensor:
         """Whether the base optimizer is not to see the gradient, where gradients repeat."""

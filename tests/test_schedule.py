@@ -32,3 +32,22 @@ def test_a_rate_that_rises_again_comes_near_the_peak_again() -> None:
 
 def test_a_rate_of_zero_or_one_that_is_no_number_is_never_near() -> None:
     assert near_peak(1.0, 0.0, float("nan")) == [False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("rates", "gradual"),
+    [
+        ((1.0, 1.0), False),  # no change
+        ((0.1, 0.2, 0.3), True),  # warm-up
+        ((1.0, 0.9, 0.8, 0.7), True),
+        ((1.0, 0.9, 0.9, 0.9), True),  # once in an epoch
+        ((1.0, 0.1, 0.1), False),  # a drop, and then for long
+        ((1.0, 0.1, 0.09), True),
+        ((0.2, 0.0, 0.0, 0.1), False),
+    ],
+)
+def test_whether_more_of_a_decay_will_follow(rates: tuple[float, ...], gradual: bool) -> None:
+    schedule = Schedule()
+    for rate in rates:
+        schedule.near_peak(rate, 0.5)
+    assert schedule.gradual == gradual
