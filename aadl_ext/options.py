@@ -236,7 +236,7 @@ class SubspaceNewton:
 
     history_depth: int = 5
     block_length: int = 10
-    noise_samples: int = 2
+    noise_samples: int = 4
     noise_shrinkage: float = 4.0
     trust_radius: float = 4.0
     max_gradient_growth: float = 2.0
@@ -283,13 +283,13 @@ class SubspaceNewton:
 
     @classmethod
     def memory_light(cls, **options: Any) -> SubspaceNewton:
-        """10 vectors of the size of the parameters in place of 12: 3 moves."""
-        return cls(**{"history_depth": 3, **options})
+        """10 vectors of the size of the parameters in place of 13: 3 moves, 2 noise samples."""
+        return cls(**{"history_depth": 3, "noise_samples": 2, **options})
 
     @classmethod
     def sketched(cls, **options: Any) -> SubspaceNewton:
         """Less than 5 vectors for networks of a million parameters and more; see ``sketch``."""
-        return cls(**{"history_depth": 3, "sketch": 16384, **options})
+        return cls(**{"history_depth": 3, "noise_samples": 2, "sketch": 16384, **options})
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def test_a_device_that_is_not_there_is_an_error_at_once(name: str) -> None:
 
 
 def test_the_memory_light_setting_yields_to_what_is_given() -> None:
-    assert SubspaceNewton.memory_light() == SubspaceNewton(history_depth=3)
+    assert SubspaceNewton.memory_light() == SubspaceNewton(history_depth=3, noise_samples=2)
     assert SubspaceNewton.memory_light(noise_samples=4, trust_radius=2.0) == SubspaceNewton(
         history_depth=3, noise_samples=4, trust_radius=2.0
     )
