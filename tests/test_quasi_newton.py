@@ -189,6 +189,19 @@ def test_blocks_of_any_length_let_them_begin(length: int) -> None:
     assert exact(training.optimizer)
 
 
+def test_a_gradient_that_is_not_finite_does_not_repeat() -> None:
+    training = Training(sgd, SubspaceNewton(), torch.float64)
+    while training.accelerator.iteration.quasi_newton.asked != 1:
+        training.run(1)
+    training.closure()
+    for parameter in training.model.parameters():
+        assert parameter.grad is not None
+        parameter.grad.fill_(torch.inf)
+    training.optimizer.step()
+    assert training.accelerator.iteration.quasi_newton.asked == 2
+    assert not exact(training.optimizer)
+
+
 def test_their_beginning_and_their_end_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "aadl_ext")
     training = begun()

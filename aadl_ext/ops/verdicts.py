@@ -414,8 +414,12 @@ def learn_(
 
 @_verdict("compare_(Tensor squared_norm, Tensor change)")
 def compare_(c: Numbers, f: Numbers, n: Numbers, squared_norm: Tensor, change: Tensor) -> None:
-    """Whether a gradient repeats: ``change`` is the squared norm of its difference to another."""
-    f.exact = _numbers(change)[0] <= REPEATS**2 * _numbers(squared_norm)[0]
+    """Whether a gradient repeats: ``change`` is the squared norm of its difference to another.
+
+    One that is not finite does not.
+    """
+    (norm,) = _numbers(squared_norm)
+    f.exact = _finite(norm) & (_numbers(change)[0] <= REPEATS**2 * norm)
 
 
 @_verdict(
@@ -453,7 +457,7 @@ def judge_line_(
     squared_norm, slope = _numbers(figures)
     norm = _root(squared_norm)
     sound = _finite(squared_norm)
-    repeats = _numbers(change)[0] <= REPEATS**2 * squared_norm
+    repeats = sound & (_numbers(change)[0] <= REPEATS**2 * squared_norm)
     exact = f.exact & (f.pending | _not(waits)) & (repeats | _not(held)) & (sound | f.pending)
     judged = exact & f.pending & _not(held)
     (by_base,) = _numbers(base)

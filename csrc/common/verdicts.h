@@ -260,7 +260,9 @@ struct Compare {
   const double* squared_norm;
   const double* change;
 
-  AADL_INLINE void operator()() const { to.flags->exact = *change <= kRepeats * *squared_norm; }
+  AADL_INLINE void operator()() const {
+    to.flags->exact = finite(*squared_norm) && *change <= kRepeats * *squared_norm;
+  }
 };
 
 struct JudgeLine {
@@ -280,7 +282,7 @@ struct JudgeLine {
     release(to, moved, false);
     const double squared_norm = figures[0], slope = figures[1], norm = std::sqrt(squared_norm);
     const bool sound = finite(squared_norm);
-    const bool repeats = *change <= kRepeats * squared_norm;
+    const bool repeats = sound && *change <= kRepeats * squared_norm;
     const bool exact = f.exact && (f.pending || !waits) && (repeats || !held) &&
                        (sound || f.pending);
     const bool judged = exact && f.pending && !held;
