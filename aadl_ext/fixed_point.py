@@ -252,9 +252,7 @@ class Iteration:
     history: SecantHistory
     products: GalerkinProducts | None  #: of type I
     best: Tensor  #: [B, n] point of least residual, unless that is the last stored one
-    residuals: (
-        Tensor  #: [3, B] of the best point, the last stored pair, when there was progress last
-    )
+    residuals: Tensor  #: [3, B] of the best point, the last stored pair, the last progress
     counts: Tensor  #: [2, B] int64 steps since then, and all
     status: Tensor  #: [B] uint8
     flags: Tensor  #: [2, B] bool, whether the best point is the stored one, and x extrapolated

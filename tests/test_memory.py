@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +50,27 @@ def test_a_step_needs_no_temporaries_of_the_size_of_the_history(
     assert get_accelerator(optimizer).stats.extrapolations > 0
     assert get_accelerator(optimizer).stats.bytes_held == held
     assert resident("VmHWM") - before <= 2 * vector
+
+
+SOLVED_TWICE = """
+import resource, torch
+from aadl_ext import fixed_point
+torch.set_num_threads(1)
+d, b = torch.rand(1, 1 << 20), torch.randn(1, 1 << 20)
+def f(x):
+    return torch.addcmul(b, d, torch.tanh((x + x.roll(1, -1)) / 2))
+def solve():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    found = fixed_point(f, torch.zeros_like(b), tol=0.0, max_steps=10, gradient=None)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+solve()
+print(solve())
+"""
+
+
+@pytest.mark.thorough  # imports torch anew: no other test has taught malloc
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
+def test_temporaries_of_f_do_not_come_as_new_pages_at_every_evaluation() -> None:
+    command = [sys.executable, "-c", SOLVED_TWICE]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 5 * 1024  # those of four temporaries would be 40 times 1024
