@@ -200,6 +200,20 @@ const double* numbers(const On& on, const char* name, const Tensor& tensor, int6
   return in<double>(tensor);
 }
 
+// Where the entries of a tensor of this type and shape are, to be changed.
+template <class T, class On>
+T* entries(const On& on, const char* name, const Tensor& tensor, ScalarType type,
+           std::initializer_list<int64_t> shape) {
+  on.check(name, tensor);
+  bool fits = tensor.dim() == static_cast<int64_t>(shape.size());
+  int64_t dimension = 0;
+  for (const int64_t size : shape) fits = fits && tensor.size(dimension++) == size;
+  STD_TORCH_CHECK(fits && tensor.is_contiguous() && tensor.scalar_type() == type, name,
+                  " must be contiguous, of its type and shape, got ", tensor.dim(),
+                  " dimensions and ", tensor.numel(), " entries");
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
 // Where a flag is; null for none, which counts as true.
 template <class On>
 const bool* check_flag(const On& on, const char* name, const std::optional<Tensor>& flag) {

@@ -4,21 +4,11 @@
 namespace aadl {
 namespace {
 
-template <class T, class On>
-T* entries(const On& on, const char* name, const Tensor& tensor, ScalarType type, int64_t count) {
-  on.check(name, tensor);
-  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == count && tensor.is_contiguous() &&
-                      tensor.scalar_type() == type,
-                  name, " must be a contiguous vector of ", count, " entries of its type, got ",
-                  tensor.numel());
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
 template <class On>
 Verdicts verdicts(const On& on, const Tensor& control, const Tensor& flags, const Tensor& counts) {
-  return {entries<Control>(on, "control", control, ScalarType::Double, sizeof(Control) / 8),
-          entries<Flags>(on, "flags", flags, ScalarType::Bool, sizeof(Flags)),
-          entries<Counts>(on, "counts", counts, ScalarType::Long, sizeof(Counts) / 8)};
+  return {entries<Control>(on, "control", control, ScalarType::Double, {sizeof(Control) / 8}),
+          entries<Flags>(on, "flags", flags, ScalarType::Bool, {sizeof(Flags)}),
+          entries<Counts>(on, "counts", counts, ScalarType::Long, {sizeof(Counts) / 8})};
 }
 
 template <class On>
