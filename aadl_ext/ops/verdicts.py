@@ -174,6 +174,11 @@ def _finite(x: Number) -> Number:
     return x - x == 0
 
 
+def _repeats(change: Number, squared_norm: Number) -> Number:
+    """Whether a gradient is that of another step, by the squared norm of their difference."""
+    return _finite(squared_norm) & (change <= REPEATS**2 * squared_norm)
+
+
 def _root(x: Number) -> Number:
     return x.sqrt() if isinstance(x, Tensor) else math.sqrt(x)
 
@@ -418,8 +423,7 @@ def compare_(c: Numbers, f: Numbers, n: Numbers, squared_norm: Tensor, change: T
 
     One that is not finite does not.
     """
-    (norm,) = _numbers(squared_norm)
-    f.exact = _finite(norm) & (_numbers(change)[0] <= REPEATS**2 * norm)
+    f.exact = _repeats(_numbers(change)[0], _numbers(squared_norm)[0])
 
 
 @_verdict(
@@ -457,7 +461,7 @@ def judge_line_(
     squared_norm, slope = _numbers(figures)
     norm = _root(squared_norm)
     sound = _finite(squared_norm)
-    repeats = sound & (_numbers(change)[0] <= REPEATS**2 * squared_norm)
+    repeats = _repeats(_numbers(change)[0], squared_norm)
     exact = f.exact & (f.pending | _not(waits)) & (repeats | _not(held)) & (sound | f.pending)
     judged = exact & f.pending & _not(held)
     (by_base,) = _numbers(base)

@@ -46,6 +46,11 @@ AADL_INLINE double larger(double one, double other) { return one > other ? one :
 AADL_INLINE double smaller(double one, double other) { return one < other ? one : other; }
 AADL_INLINE double ratio(double one, double other) { return other == 0 ? 0 : one / other; }
 
+// Whether a gradient is that of another step, by the squared norm of their difference.
+AADL_INLINE bool repeats_within(double change, double squared_norm) {
+  return finite(squared_norm) && change <= kRepeats * squared_norm;
+}
+
 // Whoever moved the parameters since the last step wants them there: nothing is pending.
 AADL_INLINE void release(const Verdicts& to, const bool* moved, bool averages) {
   if (!moved || !*moved) return;
@@ -261,7 +266,7 @@ struct Compare {
   const double* change;
 
   AADL_INLINE void operator()() const {
-    to.flags->exact = finite(*squared_norm) && *change <= kRepeats * *squared_norm;
+    to.flags->exact = repeats_within(*change, *squared_norm);
   }
 };
 
@@ -282,7 +287,7 @@ struct JudgeLine {
     release(to, moved, false);
     const double squared_norm = figures[0], slope = figures[1], norm = std::sqrt(squared_norm);
     const bool sound = finite(squared_norm);
-    const bool repeats = sound && *change <= kRepeats * squared_norm;
+    const bool repeats = repeats_within(*change, squared_norm);
     const bool exact = f.exact && (f.pending || !waits) && (repeats || !held) &&
                        (sound || f.pending);
     const bool judged = exact && f.pending && !held;
