@@ -84,8 +84,7 @@ class Accelerator:
         iteration, now = self.iteration, self.iteration.verdicts.now
         stats = Stats.read(iteration.verdicts, self._counts, iteration.k)
         self._journal.tell(stats)
-        buffers = (x.untyped_storage() for x in state.tensors(iteration))
-        stats.bytes_held = sum({x.data_ptr(): x.nbytes() for x in buffers}.values())
+        stats.bytes_held = state.bytes_held(iteration)
         if isinstance(iteration, NewtonIteration):
             stats.trust_radius, stats.damping = now.trust_radius.item(), now.damping.item()
         else:

@@ -105,20 +105,15 @@ def plan(
     found = Plan(
         ranks=len(ranks.members) if ranks else 1,
         entries=imitation.accelerator.layout.size,
-        bytes_held=_held(imitation),
+        bytes_held=state.bytes_held(imitation.accelerator.iteration),
         **_costs(shapes, method, ranks),
     )
     if isinstance(method, SubspaceNewton) and method.uses_quasi_newton:
         imitation.repeat()
         costs = _costs_of(imitation, shapes, FIRST + TRIAL + SETTLES, FOLLOW)
-        found.repeating = replace(found, bytes_held=_held(imitation), **costs)
+        held = state.bytes_held(imitation.accelerator.iteration)
+        found.repeating = replace(found, bytes_held=held, **costs)
     return found
-
-
-def _held(imitation: _Imitation) -> int:
-    held = state.tensors(imitation.accelerator.iteration)
-    buffers = {x.untyped_storage()._cdata: x for x in held}
-    return sum(x.untyped_storage().nbytes() for x in buffers.values())
 
 
 def _costs(shapes: Any, method: Method, ranks: Ranks | None) -> dict[str, Any]:

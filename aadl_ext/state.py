@@ -46,6 +46,12 @@ def tensors(holder: Any) -> list[Tensor]:
     return [x for f in fields(holder) for x in _tensors(getattr(holder, f.name))]
 
 
+def bytes_held(holder: Any) -> int:
+    """Memory of all tensors in the fields of a dataclass, each storage once."""
+    storages = {x.untyped_storage()._cdata: x.untyped_storage() for x in tensors(holder)}
+    return sum(x.nbytes() for x in storages.values())
+
+
 def _fields(holder: Any) -> list[Any]:
     return [f for f in fields(holder) if "Scratch[" not in str(f.type)]
 
