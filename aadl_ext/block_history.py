@@ -112,19 +112,24 @@ class BlockHistory:
     def _used_sums(self) -> list[Tensor]:
         return self.sums if self.options.noise_samples else self.sums[:2]
 
-    def drop_samples(self) -> None:
-        """Forget those of the block under way."""
+    @property
+    def _all_sums(self) -> list[Tensor]:
+        return self.sums
+
+    def drop_samples(self, spare: bool = True) -> None:
+        """Forget those of the block under way; whether the ``spare`` sum, too."""
         self.samples = 0
-        for total in (*self.sums, self.spare):
-            total.zero_()
+        for total in self._all_sums:
+            if spare or total is not self.spare:
+                total.zero_()
 
     def clear(self, spare: bool = True) -> None:
         """Forget all blocks; whether the ``spare`` sum, too."""
-        self.blocks = self.samples = self.slot = 0
+        self.blocks = self.slot = 0
         self.waiting.clear()
-        for figures in (self.metric, self.curvature, self.slopes, self.noise, *self.sums):
-            if spare or figures is not self.spare:
-                figures.zero_()
+        self.drop_samples(spare)
+        for figures in (self.metric, self.curvature, self.slopes, self.noise):
+            figures.zero_()
         for flag in (self.verdicts.when.paired, self.verdicts.when.spoiled):
             flag.zero_()
 
@@ -141,10 +146,7 @@ class BlockHistory:
 
         Returns what ``ops.add_sample_`` does.
         """
-        if self.blocks == 0 and self.samples == 0:
-            ops.gather(points, self.last_point)
-        weight = difference_weights(of)[self.samples] if self.samples < of else 0.0
-        self.samples += 1
+        weight = self._count_sample(points, self.last_point, of)
         return ops.add_sample_(
             self._used_sums,
             points,
@@ -154,6 +156,14 @@ class BlockHistory:
             direction=direction,
             decays=decays,
         )
+
+    def _count_sample(self, points: Sequence[Tensor], mean: Tensor, of: int) -> float:
+        """Its weight in the sum of noise; the very first stands for a ``mean`` before it."""
+        if self.blocks == 0 and self.samples == 0:
+            ops.gather(points, mean)
+        weight = difference_weights(of)[self.samples] if self.samples < of else 0.0
+        self.samples += 1
+        return weight
 
     def close_block(self) -> tuple[Tensor, int]:
         """Make the samples a block: a row each of steps, gradients and noise, and its products.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from . import ops
-from .block_history import BlockHistory, difference_weights
+from .block_history import BlockHistory
 from .options import SubspaceNewton
 from .parameters import Layout
 from .state import Entries, Scratch
@@ -65,11 +65,9 @@ class SketchedHistory(BlockHistory):
         """``[N]``, a sum: for others between blocks, who leave it zero."""
         return self.point_sum
 
-    def clear(self, spare: bool = True) -> None:
-        """Forget all blocks; whether the ``spare`` sum, too."""
-        super().clear()
-        if spare:
-            self.point_sum.zero_()
+    @property
+    def _all_sums(self) -> list[Tensor]:
+        return [*self.sums, self.point_sum]
 
     def add(
         self,
@@ -84,10 +82,7 @@ class SketchedHistory(BlockHistory):
 
         Returns what ``ops.add_sample_`` does.
         """
-        if self.blocks == 0 and self.samples == 0:
-            ops.gather(points, self.last_mean)
-        weight = difference_weights(of)[self.samples] if self.samples < of else 0.0
-        self.samples += 1
+        weight = self._count_sample(points, self.last_mean, of)
         sample = ops.sketch(gradients, self.layout.size)
         if any(decays):
             sample += ops.sketch(points, self.layout.size, decays)
