@@ -282,10 +282,14 @@ class BlockHistory:
         if "limits" not in o.tests:
             radius = torch.full_like(radius, math.inf)
         noise = self.noise[..., : min(self.blocks, o.noise_samples)].contiguous()
-        problem = (self.metric, self.curvature, self.slopes, noise)
         device = o.storage.compute_device or self.layout.device
+        problem = (self.metric, self.curvature, self.slopes, noise)
+        metric, *products = (self._joint(x).to(device) for x in problem)
+        count = min(self.blocks - 1, o.history_depth)
+        fit = ops.fit_quadratic(metric, *products, newest=last, count=count, ridge=RIDGE)
         solution = ops.solve_subspace(
-            *(self._joint(x).to(device) for x in problem),
+            metric,
+            *fit,
             radius=radius.to(device),
             ridge=RIDGE,
             floor=LEAST_CURVATURE,

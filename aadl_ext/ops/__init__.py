@@ -12,6 +12,7 @@ from .checks import STORAGE_DTYPES
 from .cross_products import cross_products
 from .differs import differs
 from .extrapolate import extrapolate_
+from .fit_quadratic import QuadraticFit, fit_quadratic
 from .gather import gather, scatter_
 from .judge_fixed_points import judge_fixed_points_
 from .library import backends
@@ -39,6 +40,7 @@ from .window_statistics import window_statistics
 
 __all__ = [
     "STORAGE_DTYPES",
+    "QuadraticFit",
     "QuasiNewtonSolution",
     "SecantSolution",
     "SubspaceSolution",
@@ -51,6 +53,7 @@ __all__ = [
     "cross_products",
     "differs",
     "extrapolate_",
+    "fit_quadratic",
     "gather",
     "judge_fixed_points_",
     "judge_gradient_",

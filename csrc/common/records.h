@@ -240,6 +240,19 @@ struct Subspace {
   int64_t* rank;
 };
 
+// The quadratic that fits slopes at the last count + 1 points: see ops.fit_quadratic and fit.h.
+struct Quadratic {
+  const double* metric;      // [problems, m, m] W W^T, rows in a ring
+  const double* curvature;   // [problems, m, m] W G^T
+  const double* right_side;  // [problems, m]
+  const double* noise;       // [problems, m, samples]
+  int64_t problems, m, samples, newest, count;
+  double ridge;
+  double* fitted;  // [problems, m, m] curvature
+  double* slopes;  // [problems, m] right side
+  double* left;    // [problems, m, samples] noise
+};
+
 // The direction of L-BFGS, -(gradient g + steps S + changes Y), from products of m pairs in a ring:
 // see ops.solve_quasi_newton and quasi_newton.h.
 struct QuasiNewton {

@@ -53,6 +53,8 @@ void products(const Products& args, const Threads& threads);
 
 void solve_secants(const Secants& args, const Threads& threads);
 
+void fit_quadratic(const Quadratic& args, const Threads& threads);
+
 void solve_subspace(const Subspace& args, const Threads& threads);
 
 void solve_quasi_newton(const QuasiNewton& args, const Threads& threads);

@@ -29,6 +29,8 @@ CALLS = {name: f"op, make, _ = CASES[{name!r}]; op(**make(2100))" for name in CA
     "ops.solve_secants((x.T @ x)[None], factored=False)",
     "subspace": "x = normal(6, 6, seed=0); x = (x @ x.T)[None]; "
     "ops.solve_subspace(x, x, x[:, 0], x, radius=x[:, 0, 0])",
+    "quadratic": "x = normal(6, 6, seed=0); x = (x @ x.T)[None]; "
+    "ops.fit_quadratic(x, x, x[:, 0], x, newest=2, count=6)",
 }
 
 

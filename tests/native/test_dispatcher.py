@@ -151,6 +151,11 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
          torch.ones(2, dtype=torch.float64), 1e-4, 0.01, 4.0)
         for count in (0, 4)
     ],
+    "fit_quadratic": [
+        (*(wide(2, 3, 3, seed=k) for k in range(2)), wide(2, 3), wide(2, 3, samples), 1, count,
+         1e-4)
+        for samples, count in ((0, 3), (4, 2))
+    ],
     "judge_gradient_": [
         (*verdicts(), wide(), None, 2.0, False),
         (*verdicts(), wide(), YES.clone(), float("inf"), True),

@@ -122,6 +122,14 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Arguments], tuple[str, 
         },
         (),
     ),
+    "fit_quadratic": (
+        ops.fit_quadratic,
+        lambda n=8: {
+            "metric": torch.eye(3).double()[None], "curvature": small(1, 3, 3),
+            "right_side": small(1, 3), "noise": small(1, 3, 2), "newest": 1, "count": 3,
+        },
+        (),
+    ),
     "solve_quasi_newton": (
         ops.solve_quasi_newton,
         lambda n=8: {

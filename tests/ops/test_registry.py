@@ -302,7 +302,7 @@ def test_tensors_on_different_devices_are_refused(name: str, argument: str) -> N
 NUMBERS = [
     ("extrapolate_", "relaxation"), ("solve_secants", "ridge"), ("solve_secants", "tolerance"),
     ("add_sample_", "sign"), ("solve_subspace", "ridge"), ("solve_subspace", "floor"),
-    ("solve_subspace", "shrinkage"),
+    ("solve_subspace", "shrinkage"), ("fit_quadratic", "ridge"),
 ]  # fmt: skip
 
 
@@ -317,7 +317,8 @@ def test_settings_that_are_not_finite_are_refused_and_named(
 
 
 INTEGERS = [("push_secant", "slot"), ("push_block", "slot"), ("push_block", "noise_slot"),
-            ("push_block", "count")]  # fmt: skip
+            ("push_block", "count"), ("fit_quadratic", "newest"),
+            ("fit_quadratic", "count")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "argument"), INTEGERS)

@@ -1,0 +1,124 @@
+"""One quadratic through the slopes at several points, by least squares."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .registry import op
+from .solve_secants import SHORTEST
+
+LEAST_SPREAD = 1e-10  # of points along a direction, squared, relative to the largest
+
+
+class QuadraticFit(NamedTuple):
+    """What ``solve_subspace`` takes, of the quadratic, for each of S problems; float64."""
+
+    curvature: Tensor  #: [S, m, m] W H W^T, symmetric up to rounding
+    right_side: Tensor  #: [S, m] W times its gradient at the newest point
+    noise: Tensor  #: [S, m, J] samples of the noise that is left in it
+
+
+@op(
+    "fit_quadratic(Tensor metric, Tensor curvature, Tensor right_side, Tensor noise, *, "
+    "int newest, int count, float ridge=1e-4) -> "
+    "(Tensor curvature, Tensor right_side, Tensor noise)",
+    result=QuadraticFit,
+)
+def fit_quadratic(
+    metric: Tensor,
+    curvature: Tensor,
+    right_side: Tensor,
+    noise: Tensor,
+    *,
+    newest: int,
+    count: int,
+    ridge: float = 1e-4,
+) -> QuadraticFit:
+    """The quadratic whose gradients are nearest to those at ``count + 1`` points with noise.
+
+    The points lie one behind the other: rows W of a ring lead from each to the next, and G are the
+    changes of the gradient along them. In the span of the rows they are more numbers than a
+    gradient and a *symmetric* Hessian have, and what is too many takes noise out of both. With
+    z_j and d_j, points and gradients from their means in an orthonormal basis of the span that
+    makes ``sum_j z_j z_j^T`` diagonal, s, least squares have the Hessian (the symmetric Procrustes
+    problem, Higham 1988)
+
+        H_ab = sum_j (d_ja z_jb + z_ja d_jb) / (s_a + s_b)
+
+    and the gradient ``g = mean - H z``, z the mean of the points from the newest one. If all
+    gradients have independent noise of the same size in all directions, the variance of g_a is
+    ``f_a = 1 / (count + 1) + z_a^2 / s_a + sum over b of z_b^2 / (s_a + s_b)`` with b other than
+    a, times that of one of them. It is at most 1, what it would be without symmetry.
+
+    Where it cannot be fitted all stays as it is: a row that is used is zero, points have hardly any
+    spread in some direction, or something is not finite.
+
+    Args:
+        metric: ``[S, m, m]`` W W^T, symmetric.
+        curvature: ``[S, m, m]`` W G^T.
+        right_side: ``[S, m]`` W g, g the gradient at the newest point.
+        noise: ``[S, m, J]`` W A^T, samples of the noise in g; J may be 0.
+        newest: the row that leads to the newest point.
+        count: of rows up to this one, 0 to m; the others only have a part in the span.
+        ridge: as for :func:`solve_subspace`, which leaves out the same directions.
+
+    Returns:
+        :class:`QuadraticFit`. Computed in float64.
+
+    Raises:
+        ValueError: shapes do not fit together, there are no such rows, or ``ridge`` is negative.
+    """
+    systems, size = right_side.shape if right_side.ndim == 2 else (-1, -1)
+    square = (systems, size, size)
+    fits = metric.shape == curvature.shape == square
+    if not fits or size < 1 or noise.ndim != 3 or noise.shape[:2] != (systems, size):
+        shapes = [tuple(x.shape) for x in (metric, curvature, right_side, noise)]
+        raise ValueError(f"shapes are {shapes}; expected [S, m, m] twice, [S, m], [S, m, J], m > 0")
+    if not (0 <= newest < size and 0 <= count <= size and ridge >= 0):
+        raise ValueError(
+            f"newest, count, ridge are {newest}, {count}, {ridge}; expected a row of {size}, a "
+            "number of them, and a number >= 0"
+        )
+    given = QuadraticFit(*(x.double().clone() for x in (curvature, right_side, noise)))
+    if count == 0:
+        return given
+    inputs = (metric, curvature, right_side.unsqueeze(-1), noise)
+    total = torch.stack([x.double().sum(dim=(-2, -1)) for x in inputs]).sum(dim=0)
+    finite = (total - total == 0)[:, None, None]
+    metric, curvature, right, noise = (torch.where(finite, x.double(), 0.0) for x in inputs)
+    lengths = metric.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    inverse = torch.where(lengths > SHORTEST, 1 / lengths, 0.0)
+    values, vectors = torch.linalg.eigh(metric * inverse[:, :, None] * inverse[:, None])
+    kept = values > ridge * values[..., -1:]
+    basis = vectors.mT * torch.where(kept, values, torch.inf).rsqrt().unsqueeze(-1)
+    basis = basis * inverse[:, None]  # [S, m, m] rows: unit displacements, or zero
+    rows = basis @ metric  # columns: W in this basis
+    chain = [(newest - i) % size for i in range(count)]
+    points, slopes = (  # from the newest one on, [S, m, count + 1]
+        pad(-x[..., chain].cumsum(dim=-1), (1, 0)) for x in (rows, basis @ curvature)
+    )
+    middle, mean = points.mean(dim=-1, keepdim=True), slopes.mean(dim=-1, keepdim=True)
+    z, d = points - middle, slopes - mean
+    spread, turn = torch.linalg.eigh(z @ z.mT)  # columns
+    counts = spread > LEAST_SPREAD * spread[..., -1:]
+    found = turn.mT @ (d @ z.mT) @ turn
+    both = spread.unsqueeze(-1) + spread.unsqueeze(-2)
+    used = counts.unsqueeze(-1) & counts.unsqueeze(-2)
+    hessian = torch.where(used, (found + found.mT) / torch.where(used, both, 1.0), 0.0)
+    middle, mean = turn.mT @ middle, turn.mT @ (mean + basis @ right)
+    shares = torch.where(used, middle.square().mT / torch.where(used, both, 1.0), 0.0)
+    variance = 1 / (count + 1) + shares.sum(-1) + shares.diagonal(dim1=-2, dim2=-1)
+    back = rows.mT @ turn  # from this basis to products with W
+    left = (turn.mT @ basis @ noise) * variance.sqrt().unsqueeze(-1)
+    fit = (back @ hessian @ back.mT, (back @ (mean - hessian @ middle)), back @ left)
+    fitted = finite & (counts.sum(-1) == kept.sum(-1))[:, None, None]
+    fitted &= (lengths[:, chain] > SHORTEST).all(-1)[:, None, None]
+    return QuadraticFit(
+        torch.where(fitted, fit[0], given.curvature),
+        torch.where(fitted[..., 0], fit[1].squeeze(-1), given.right_side),
+        torch.where(fitted, fit[2], given.noise),
+    )
