@@ -234,7 +234,7 @@ class SubspaceNewton:
         ValueError: an option is out of range.
     """
 
-    history_depth: int = 5
+    history_depth: int = 4
     block_length: int = 10
     noise_samples: int = 4
     noise_shrinkage: float = 4.0
@@ -283,13 +283,13 @@ class SubspaceNewton:
 
     @classmethod
     def memory_light(cls, **options: Any) -> SubspaceNewton:
-        """10 vectors of the size of the parameters in place of 13: 3 moves, 2 noise samples."""
+        """10 vectors of the size of the parameters in place of 12: 3 moves, 2 noise samples."""
         return cls(**{"history_depth": 3, "noise_samples": 2, **options})
 
     @classmethod
     def sketched(cls, **options: Any) -> SubspaceNewton:
-        """Less than 5 vectors for networks of a million parameters and more; see ``sketch``."""
-        return cls(**{"history_depth": 3, "noise_samples": 2, "sketch": 16384, **options})
+        """5 vectors for networks of a million parameters and more; see ``sketch``."""
+        return cls(**{"sketch": 16384, **options})
 
 
 @dataclass(frozen=True)
