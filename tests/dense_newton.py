@@ -44,6 +44,7 @@ LENGTHS = {
     10: [2, 4, 10, 20, 40],
 }
 USUAL = 2
+LEAST_SPREAD = 1e-10
 
 
 def last_difference(length: int) -> Vector:
@@ -54,13 +55,42 @@ def last_difference(length: int) -> Vector:
     return weights * np.sqrt(length) / norm(weights)
 
 
+def least_squares(ways: Vector, changes: Vector, newest: Vector) -> list[Vector]:
+    """The gradient at the newest point and the symmetric Hessian that fit all slopes best.
+
+    Columns lead back from point to point. The third result makes noise of ``newest`` that of the
+    first, where errors at all points are alike. Nothing, if points hardly spread in some direction.
+    """
+    rank, count = ways.shape
+    points = np.hstack([np.zeros((rank, 1)), -np.cumsum(ways, axis=1)])
+    slopes = newest[:, None] - np.hstack([np.zeros((rank, 1)), np.cumsum(changes, axis=1)])
+    columns = [np.outer(unit, np.ones(count + 1)).ravel() for unit in np.eye(rank)]
+    units = []
+    for a in range(rank):
+        for b in range(a, rank):
+            unit = np.zeros((rank, rank))
+            unit[a, b] = unit[b, a] = 1
+            units.append(unit)
+            columns.append((unit @ points).ravel())
+    equations = np.array(columns).T
+    found = np.linalg.lstsq(equations, slopes.ravel(), rcond=None)[0]
+    hessian = np.tensordot(found[rank:], np.array(units), 1)
+    covariance = np.linalg.pinv(equations.T @ equations)[:rank, :rank]
+    centred = points - points.mean(axis=1, keepdims=True)
+    spread, turn = eigh(centred @ centred.T)
+    if spread[0] <= LEAST_SPREAD * spread[-1]:
+        return []
+    root = np.sqrt(np.diag(turn.T @ covariance @ turn))
+    return [found[:rank], hessian, turn * root @ turn.T]
+
+
 @dataclass
 class DenseNewton:
     """The options have the names and the meaning that they have in ``SubspaceNewton``."""
 
     w: Vector
     segments: Sequence[slice] = (slice(None),)  # one system each
-    history_depth: int = 5
+    history_depth: int = 4
     block_length: int = 10
     noise_samples: int = 4
     ridge: ClassVar[float] = 1e-4
@@ -173,23 +203,24 @@ class DenseNewton:
         self.counts["shorter blocks"] += self.length < before
 
     def _take_step(self) -> None:
-        d, limited = np.zeros_like(self.w), False
+        d, slope, limited = np.zeros_like(self.w), 0.0, False
         for segment in self.segments:
-            d[segment], cut = self._newton_step(segment)
+            d[segment], along, cut = self._newton_step(segment)
+            slope += along
             limited |= cut
         d = self.damping * d
         if not d.any():  # there is nothing but noise
             return
         self.counts["extrapolations"] += 1
         assert self.means is not None
-        slope = float(d @ self.means.gradient)
+        slope = self.damping * slope
         if slope < 0:
             self.w = self.w + d
             self.pending = Pending(d, slope, limited)
         else:
             self.counts["rejected"] += 1
 
-    def _newton_step(self, segment: slice) -> tuple[Vector, bool]:
+    def _newton_step(self, segment: slice) -> tuple[Vector, float, bool]:
         assert self.means is not None
         used = [row for row in self.rows if row.step.any()]
         W = np.array([row.step[segment] for row in used])
@@ -200,16 +231,21 @@ class DenseNewton:
         values, vectors = eigh(V @ V.T)
         kept = values > self.ridge * values.max()
         L = vectors[:, kept].T / np.sqrt(values[kept])[:, None]
-        C = V @ (G / n[:, None]).T
-        e, U = eigh(L @ (C + C.T) / 2 @ L.T)
-        basis = U.T @ L @ V  # orthonormal rows
-        c = basis @ g
+        span = L @ V  # orthonormal rows
+        H = L @ (V @ (G / n[:, None]).T) @ L.T
+        A = np.array([noise[segment] for noise in self.noises]).reshape(-1, len(g))
+        g, A = span @ g, span @ A.T
+        if len(used) == len(self.rows):  # no block between the means was dropped
+            fit = least_squares(span @ W[::-1].T, span @ G[::-1].T, g)
+            g, H, A = (fit[0], fit[1], fit[2] @ A) if fit else (g, H, A)
+        e, U = eigh((H + H.T) / 2)
+        basis, c, A = U.T @ span, U.T @ g, U.T @ A
         share = np.ones_like(c)
         if self.noise_samples:
-            A = np.array([noise[segment] for noise in self.noises])
-            noise = np.mean((basis @ A.T) ** 2, axis=1)
+            noise = np.mean(A**2, axis=1)
             share = np.maximum(0, 1 - self.noise_shrinkage * noise / c**2)
         x = share * c / np.maximum(abs(e), self.min_curvature * abs(e).max())
-        d = -basis.T @ x
-        radius = self.trust_radius * norm(W[-1])
-        return (d * radius / norm(d), True) if norm(d) > radius else (d, False)
+        radius = self.trust_radius * float(norm(self.rows[-1].step[segment]))
+        limited = bool(norm(x) > radius)
+        x *= radius / norm(x) if limited else 1
+        return -basis.T @ x, -float(x @ c), limited

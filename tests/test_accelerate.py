@@ -263,7 +263,7 @@ def test_what_is_no_optimizer_or_no_method_is_refused_with_what_to_write(
 def test_states_of_other_options_are_refused_by_the_option_that_differs() -> None:
     saved = get_accelerator(accelerate(sgd_of_one())).state_dict()
     other = get_accelerator(accelerate(sgd_of_one(), SubspaceNewton(history_depth=7)))
-    said = re.escape("{'history_depth': 5}, but here it is {'history_depth': 7};")
+    said = re.escape("{'history_depth': 4}, but here it is {'history_depth': 7};")
     with pytest.raises(ValueError, match=said):
         other.load_state_dict(saved)
 
