@@ -17,6 +17,7 @@ from .state import Entries, Figures, Scratch
 
 RIDGE = 1e-4  # of the metric's largest eigenvalue: directions below count as dependent
 LEAST_CURVATURE = 0.01  # taken for a direction, relative to the largest
+OF_HESSIAN = 0.5  # weight of the noise where gradients are carried from point to point
 PAIRS = 100  # of quasi-Newton steps, on networks so small
 PAIR_BYTES = 1 << 25  # that all of them take no more than this
 
@@ -286,14 +287,22 @@ class BlockHistory:
         problem = (self.metric, self.curvature, self.slopes, noise)
         metric, *products = (self._joint(x).to(device) for x in problem)
         count = min(self.blocks - 1, o.history_depth)
-        fit = ops.fit_quadratic(metric, *products, newest=last, count=count, ridge=RIDGE)
+        shrinkage = caution * o.noise_shrinkage
+        fit = ops.fit_quadratic(
+            metric,
+            *products,
+            newest=last,
+            count=count,
+            ridge=RIDGE,
+            shrinkage=OF_HESSIAN * shrinkage,
+        )
         solution = ops.solve_subspace(
             metric,
             *fit,
             radius=radius.to(device),
             ridge=RIDGE,
             floor=LEAST_CURVATURE,
-            shrinkage=caution * o.noise_shrinkage,
+            shrinkage=shrinkage,
         )
         solution = ops.SubspaceSolution(*(x.to(self.layout.device) for x in solution))
         return solution, (solution.length > (1 - 1e-9) * radius).any()

@@ -55,33 +55,40 @@ def last_difference(length: int) -> Vector:
     return weights * np.sqrt(length) / norm(weights)
 
 
-def least_squares(ways: Vector, changes: Vector, newest: Vector) -> list[Vector]:
-    """The gradient at the newest point and the symmetric Hessian that fit all slopes best.
+def least_squares(
+    ways: Vector, changes: Vector, newest: Vector, noise: Vector, shrinkage: float
+) -> list[Vector]:
+    """The gradient at the newest point, the symmetric Hessian that fits slopes best, noise left.
 
-    Columns lead back from point to point. The third result makes noise of ``newest`` that of the
-    first, where errors at all points are alike. Nothing, if points hardly spread in some direction.
+    Columns lead back from point to point, or are samples of noise in ``newest``. Where noise may
+    be what an entry of the Hessian is, the gradient does not believe it. Nothing, if points hardly
+    spread in some direction.
     """
     rank, count = ways.shape
     points = np.hstack([np.zeros((rank, 1)), -np.cumsum(ways, axis=1)])
     slopes = newest[:, None] - np.hstack([np.zeros((rank, 1)), np.cumsum(changes, axis=1)])
-    columns = [np.outer(unit, np.ones(count + 1)).ravel() for unit in np.eye(rank)]
+    spread, turn = np.linalg.eigh(np.cov(points, bias=True).reshape(rank, rank))
+    if spread[0] <= LEAST_SPREAD * spread[-1]:
+        return []
+    points, slopes, noise = turn.T @ points, turn.T @ slopes, turn.T @ noise
     units = []
     for a in range(rank):
         for b in range(a, rank):
             unit = np.zeros((rank, rank))
             unit[a, b] = unit[b, a] = 1
             units.append(unit)
-            columns.append((unit @ points).ravel())
-    equations = np.array(columns).T
-    found = np.linalg.lstsq(equations, slopes.ravel(), rcond=None)[0]
-    hessian = np.tensordot(found[rank:], np.array(units), 1)
-    covariance = np.linalg.pinv(equations.T @ equations)[:rank, :rank]
     centred = points - points.mean(axis=1, keepdims=True)
-    spread, turn = eigh(centred @ centred.T)
-    if spread[0] <= LEAST_SPREAD * spread[-1]:
-        return []
-    root = np.sqrt(np.diag(turn.T @ covariance @ turn))
-    return [found[:rank], hessian, turn * root @ turn.T]
+    equations = np.array([(unit @ centred).ravel() for unit in units]).T
+    solve = np.linalg.pinv(equations)  # the mean of the slopes has no part in it
+    entries = solve @ slopes.ravel()
+    variances = np.mean(noise**2) * np.sum(solve**2, axis=1) if noise.size else 0 * entries
+    believed = np.maximum(0, 1 - shrinkage * variances / entries**2)
+    mean = np.kron(np.eye(rank), np.full((1, count + 1), 1 / (count + 1)))
+    middle = np.array([unit @ points.mean(axis=1) for unit in units]).T
+    gradient = mean - middle @ (believed[:, None] * solve)  # of slopes
+    left = norm(gradient, axis=1)[:, None] * noise
+    hessian = np.tensordot(entries, np.array(units), 1)
+    return [turn @ gradient @ slopes.ravel(), turn @ hessian @ turn.T, turn @ left]
 
 
 @dataclass
@@ -236,8 +243,8 @@ class DenseNewton:
         A = np.array([noise[segment] for noise in self.noises]).reshape(-1, len(g))
         g, A = span @ g, span @ A.T
         if len(used) == len(self.rows):  # no block between the means was dropped
-            fit = least_squares(span @ W[::-1].T, span @ G[::-1].T, g)
-            g, H, A = (fit[0], fit[1], fit[2] @ A) if fit else (g, H, A)
+            ways, changes = span @ W[::-1].T, span @ G[::-1].T
+            g, H, A = least_squares(ways, changes, g, A, self.noise_shrinkage / 2) or (g, H, A)
         e, U = eigh((H + H.T) / 2)
         basis, c, A = U.T @ span, U.T @ g, U.T @ A
         share = np.ones_like(c)

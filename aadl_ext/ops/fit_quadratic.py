@@ -24,7 +24,7 @@ class QuadraticFit(NamedTuple):
 
 @op(
     "fit_quadratic(Tensor metric, Tensor curvature, Tensor right_side, Tensor noise, *, "
-    "int newest, int count, float ridge=1e-4) -> "
+    "int newest, int count, float ridge=1e-4, float shrinkage=2.0) -> "
     "(Tensor curvature, Tensor right_side, Tensor noise)",
     result=QuadraticFit,
 )
@@ -37,6 +37,7 @@ def fit_quadratic(
     newest: int,
     count: int,
     ridge: float = 1e-4,
+    shrinkage: float = 2.0,
 ) -> QuadraticFit:
     """The quadratic whose gradients are nearest to those at ``count + 1`` points with noise.
 
@@ -49,10 +50,13 @@ def fit_quadratic(
 
         H_ab = sum_j (d_ja z_jb + z_ja d_jb) / (s_a + s_b)
 
-    and the gradient ``g = mean - H z``, z the mean of the points from the newest one. If all
-    gradients have independent noise of the same size in all directions, the variance of g_a is
-    ``f_a = 1 / (count + 1) + z_a^2 / s_a + sum over b of z_b^2 / (s_a + s_b)`` with b other than
-    a, times that of one of them. It is at most 1, what it would be without symmetry.
+    and the gradient at the newest point is ``g = mean - (t H) z``, z the mean of the points seen
+    from there. The variance v of an error that is the same in all directions and independent at all
+    points is known from the samples, that of H_ab is v / (s_a + s_b), twice as much for a = b; and
+    an entry that noise may explain carries no gradient from point to point, or noise besides:
+    ``t_ab = max(0, 1 - shrinkage * variance / H_ab^2)`` (James and Stein 1961). What is left of the
+    variance of g_a is ``1 / (count + 1) + sum_b t_ab^2 (1 or 2 if a = b) z_b^2 / (s_a + s_b)``
+    times v. It is at most v, what it would be without symmetry.
 
     Where it cannot be fitted all stays as it is: a row that is used is zero, points have hardly any
     spread in some direction, or something is not finite.
@@ -65,12 +69,13 @@ def fit_quadratic(
         newest: the row that leads to the newest point.
         count: of rows up to this one, 0 to m; the others only have a part in the span.
         ridge: as for :func:`solve_subspace`, which leaves out the same directions.
+        shrinkage: of the Hessian that carries gradients, at least 0; without samples there is none.
 
     Returns:
         :class:`QuadraticFit`. Computed in float64.
 
     Raises:
-        ValueError: shapes do not fit together, there are no such rows, or ``ridge`` is negative.
+        ValueError: shapes do not fit together, there are no such rows, or a setting is negative.
     """
     systems, size = right_side.shape if right_side.ndim == 2 else (-1, -1)
     square = (systems, size, size)
@@ -78,10 +83,10 @@ def fit_quadratic(
     if not fits or size < 1 or noise.ndim != 3 or noise.shape[:2] != (systems, size):
         shapes = [tuple(x.shape) for x in (metric, curvature, right_side, noise)]
         raise ValueError(f"shapes are {shapes}; expected [S, m, m] twice, [S, m], [S, m, J], m > 0")
-    if not (0 <= newest < size and 0 <= count <= size and ridge >= 0):
+    if not (0 <= newest < size and 0 <= count <= size and ridge >= 0 and shrinkage >= 0):
         raise ValueError(
-            f"newest, count, ridge are {newest}, {count}, {ridge}; expected a row of {size}, a "
-            "number of them, and a number >= 0"
+            f"newest, count, ridge, shrinkage are {newest}, {count}, {ridge}, {shrinkage}; "
+            f"expected a row of {size}, a number of them, and twice a number >= 0"
         )
     given = QuadraticFit(*(x.double().clone() for x in (curvature, right_side, noise)))
     if count == 0:
@@ -106,15 +111,21 @@ def fit_quadratic(
     spread, turn = torch.linalg.eigh(z @ z.mT)  # columns
     counts = spread > LEAST_SPREAD * spread[..., -1:]
     found = turn.mT @ (d @ z.mT) @ turn
-    both = spread.unsqueeze(-1) + spread.unsqueeze(-2)
     used = counts.unsqueeze(-1) & counts.unsqueeze(-2)
-    hessian = torch.where(used, (found + found.mT) / torch.where(used, both, 1.0), 0.0)
+    both = torch.where(used, spread.unsqueeze(-1) + spread.unsqueeze(-2), torch.inf)
+    hessian = (found + found.mT) / both
+    errors = turn.mT @ basis @ noise
+    error = errors.square().sum((-2, -1)) / (kept.sum(-1) * max(errors.shape[-1], 1)).clamp_min(1)
+    weights = (1 + torch.eye(size, dtype=both.dtype, device=both.device)) / both  # of its variance
+    least = shrinkage * error[:, None, None] * weights
+    square = hessian.square()
+    carried = torch.where(square > least, 1 - least / square, 0.0)
     middle, mean = turn.mT @ middle, turn.mT @ (mean + basis @ right)
-    shares = torch.where(used, middle.square().mT / torch.where(used, both, 1.0), 0.0)
-    variance = 1 / (count + 1) + shares.sum(-1) + shares.diagonal(dim1=-2, dim2=-1)
+    slopes = mean - (carried * hessian) @ middle
+    variance = 1 / (count + 1) + (carried.square() * weights * middle.square().mT).sum(-1)
     back = rows.mT @ turn  # from this basis to products with W
-    left = (turn.mT @ basis @ noise) * variance.sqrt().unsqueeze(-1)
-    fit = (back @ hessian @ back.mT, (back @ (mean - hessian @ middle)), back @ left)
+    left = errors * variance.sqrt().unsqueeze(-1)
+    fit = (back @ hessian @ back.mT, back @ slopes, back @ left)
     fitted = finite & (counts.sum(-1) == kept.sum(-1))[:, None, None]
     fitted &= (lengths[:, chain] > SHORTEST).all(-1)[:, None, None]
     return QuadraticFit(

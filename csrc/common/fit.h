@@ -93,11 +93,31 @@ AADL_INLINE int64_t spread_of_points(const Team& team, int64_t m, int64_t count,
   return counted;
 }
 
+// Mean square of the samples [m, samples] of noise along the directions of `basis`; 0 for none.
+template <class Team>
+AADL_INLINE double mean_error(const Team& team, const double* noise, int64_t m, int64_t samples,
+                              int64_t rank, const FitWork& at) {
+  for (int64_t i = team.rank; i < m; i += team.size) {
+    at.slope[i] = 0;
+    for (int64_t j = 0; j < samples; ++j) {
+      double error = 0;
+      for (int64_t k = 0; k < m; ++k) error += at.basis[i * m + k] * noise[k * samples + j];
+      at.slope[i] += error * error;
+    }
+  }
+  team.sync();
+  double sum = 0;
+  for (int64_t i = 0; i < m; ++i) sum += at.slope[i];
+  team.sync();
+  return sum > 0 ? sum / static_cast<double>(rank * samples) : 0;
+}
+
 // From `points` and the gradients there in `b`: the Hessian in `a`, `slope` and `variance`, along
-// the directions of `turn`. Spoils `b` and `points`.
+// the directions of `turn`; entries whose square is not above `error` times their variance carry no
+// gradient. Spoils `b` and `points`.
 template <class Team>
 AADL_INLINE void least_squares(const Team& team, const double* right_side, int64_t m,
-                               int64_t count, const FitWork& at) {
+                               int64_t count, double error, const FitWork& at) {
   covariance(team, at.b, at.mean, at.points, at.middle, m, count, at.a);
   multiply(team, at.turn, at.a, m, at.points);
   for (int64_t i = team.rank; i < m; i += team.size) {
@@ -113,12 +133,14 @@ AADL_INLINE void least_squares(const Team& team, const double* right_side, int64
     double slope = 0, variance = 1 / static_cast<double>(count + 1);
     for (int64_t k = 0; k < m; ++k) {
       const bool used = at.spread[i] > 0 && at.spread[k] > 0;
-      const double both = at.spread[i] + at.spread[k];
-      const double stiffness = used ? (at.b[i * m + k] + at.b[k * m + i]) / both : 0;
+      const double both = used ? at.spread[i] + at.spread[k] : kInfinity;
+      const double stiffness = (at.b[i * m + k] + at.b[k * m + i]) / both;
+      const double weight = (i == k ? 2 : 1) / both, square = stiffness * stiffness;
+      const double carried = square > error * weight ? 1 - error * weight / square : 0;
       double along = 0;
       for (int64_t c = 0; c < m; ++c) along += at.turn[k * m + c] * at.middle[c];
-      slope += at.turn[i * m + k] * at.mean[k] - stiffness * along;
-      variance += used ? along * along / (i == k ? at.spread[i] : both) : 0;
+      slope += at.turn[i * m + k] * at.mean[k] - carried * stiffness * along;
+      variance += carried * carried * weight * along * along;
       at.a[i * m + k] = stiffness;
     }
     at.slope[i] = slope;
@@ -165,7 +187,8 @@ AADL_INLINE void fit_quadratic(const Team& team, const Quadratic& args, int64_t 
   walk_back(team, at.rows, m, args.newest, count, at.points, at.middle);
   walk_back(team, at.a, m, args.newest, count, at.b, at.mean);
   if (spread_of_points(team, m, count, at) != rank) return;
-  least_squares(team, right_side, m, count, at);
+  const double error = args.shrinkage * mean_error(team, noise, m, samples, rank, at);
+  least_squares(team, right_side, m, count, error, at);
 
   double* const back = at.points;  // to products with W: W in the basis, turned
   multiply(team, at.turn, at.rows, m, back);

@@ -247,7 +247,7 @@ struct Quadratic {
   const double* right_side;  // [problems, m]
   const double* noise;       // [problems, m, samples]
   int64_t problems, m, samples, newest, count;
-  double ridge;
+  double ridge, shrinkage;
   double* fitted;  // [problems, m, m] curvature
   double* slopes;  // [problems, m] right side
   double* left;    // [problems, m, samples] noise

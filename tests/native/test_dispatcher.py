@@ -153,7 +153,7 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
     ],
     "fit_quadratic": [
         (*(wide(2, 3, 3, seed=k) for k in range(2)), wide(2, 3), wide(2, 3, samples), 1, count,
-         1e-4)
+         1e-4, 0.5)
         for samples, count in ((0, 3), (4, 2))
     ],
     "judge_gradient_": [

@@ -33,10 +33,12 @@ def problem(
     return [W @ W.T, W @ G.T, W @ g, W @ A.T]
 
 
-def fit_all(problems: Sequence[Sequence[Tensor]], newest: int, count: int) -> ops.QuadraticFit:
+def fit_all(
+    problems: Sequence[Sequence[Tensor]], newest: int, count: int, shrinkage: float = 0.0
+) -> ops.QuadraticFit:
     stacked = [torch.stack(list(part)) for part in zip(*problems, strict=True)]
     copies = [part.clone() for part in stacked]
-    found = ops.fit_quadratic(*stacked, newest=newest, count=count)
+    found = ops.fit_quadratic(*stacked, newest=newest, count=count, shrinkage=shrinkage)
     assert all(map(same_bits, stacked, copies))
     for part, given_one in zip(found, stacked[1:], strict=True):
         assert part.shape == given_one.shape
@@ -44,14 +46,18 @@ def fit_all(problems: Sequence[Sequence[Tensor]], newest: int, count: int) -> op
     return found
 
 
-def fit(products: Sequence[Tensor], newest: int = 0, count: int | None = None) -> ops.QuadraticFit:
+def fit(
+    products: Sequence[Tensor], newest: int = 0, count: int | None = None, shrinkage: float = 0.0
+) -> ops.QuadraticFit:
     """One problem; the fields without the batch dimension."""
     count = len(products[2]) if count is None else count
-    found = fit_all([products], newest, count)
+    found = fit_all([products], newest, count, shrinkage)
     return ops.QuadraticFit(*(part[0] for part in found))
 
 
-def definition(products: Sequence[Tensor], newest: int, count: int) -> list[Array]:
+def definition(
+    products: Sequence[Tensor], newest: int, count: int, shrinkage: float = 0.0
+) -> list[Array]:
     """Least squares over a gradient and the upper triangle of a Hessian, and their covariance."""
     metric, curvature, right, noise = (x.numpy() for x in products)
     m, lengths = len(right), np.sqrt(np.diag(metric))
@@ -65,25 +71,30 @@ def definition(products: Sequence[Tensor], newest: int, count: int) -> list[Arra
         slot = (newest - i) % m
         points.append(points[-1] - basis @ metric[:, slot])
         slopes.append(slopes[-1] - basis @ curvature[:, slot])
-    triangle = [(a, b) for a in range(rank) for b in range(a, rank)]
-    equations = np.zeros((count + 1, rank, rank + len(triangle)))
-    for j, z in enumerate(points):
-        equations[j, :, :rank] = np.eye(rank)
-        for k, (a, b) in enumerate(triangle):
-            equations[j, a, rank + k] = z[b]
-            equations[j, b, rank + k] = z[a]
-    equations = equations.reshape(-1, rank + len(triangle))
-    found = np.linalg.lstsq(equations, np.concatenate(slopes), rcond=None)[0]
-    hessian = np.zeros((rank, rank))
-    for k, (a, b) in enumerate(triangle):
-        hessian[a, b] = hessian[b, a] = found[rank + k]
-    covariance = np.linalg.inv(equations.T @ equations)[:rank, :rank]
     z = np.array(points) - np.mean(points, axis=0)
     turn = np.linalg.eigh(z.T @ z)[1]
-    variance = np.diag(turn.T @ covariance @ turn)
-    left = turn * np.sqrt(variance) @ turn.T @ basis @ noise
-    back = metric @ basis.T
-    return [back @ hessian @ back.T, back @ found[:rank], back @ left]
+    points, slopes, basis = np.array(points) @ turn, np.array(slopes) @ turn, turn.T @ basis
+    triangle = [(a, b) for a in range(rank) for b in range(a, rank)]
+    symmetric = np.zeros((len(triangle), rank, rank))
+    for k, (a, b) in enumerate(triangle):
+        symmetric[k, a, b] = symmetric[k, b, a] = 1
+    # Rows are the entries of the slopes at all points; columns a gradient, and a Hessian.
+    of_gradient = np.tile(np.eye(rank), (count + 1, 1))
+    of_hessian = np.stack([(points @ unit).ravel() for unit in symmetric], axis=1)
+    equations = np.hstack([of_gradient, of_hessian])
+    solve = np.linalg.pinv(equations)
+    entries = (solve @ slopes.ravel())[rank:]
+    error = np.mean((basis @ noise) ** 2) if noise.size else 0.0
+    variances = error * np.square(solve[rank:]).sum(axis=1)
+    with np.errstate(divide="ignore"):
+        carried = np.maximum(0, 1 - shrinkage * variances / entries**2)
+    # The gradient of least squares for a given Hessian, of which only so much is believed.
+    mean = of_gradient.T / (count + 1)
+    to_gradient = mean - mean @ of_hessian @ (carried[:, None] * solve[rank:])
+    spread = np.sqrt(np.square(to_gradient).sum(axis=1))
+    hessian, back = np.tensordot(entries, symmetric, 1), metric @ basis.T
+    left = spread[:, None] * (basis @ noise)
+    return [back @ hessian @ back.T, back @ to_gradient @ slopes.ravel(), back @ left]
 
 
 def close(found: Sequence[Tensor], expected: Sequence[Array | Tensor], error: float = 1e-8) -> None:
@@ -92,9 +103,15 @@ def close(found: Sequence[Tensor], expected: Sequence[Array | Tensor], error: fl
         np.testing.assert_allclose(part.numpy(), wanted, rtol=0, atol=error * scale)
 
 
-@given(st.integers(1, 5), st.data(), seeds, st.sampled_from([0.0, 0.1, 10.0]))
+@given(
+    st.integers(1, 5),
+    st.data(),
+    seeds,
+    st.sampled_from([0.0, 0.1, 10.0]),
+    st.sampled_from([0.0, 0.3, 1.0, 4.0]),
+)
 def test_each_fit_is_that_of_least_squares_and_its_own(
-    m: int, data: st.DataObject, seed: int, error: float
+    m: int, data: st.DataObject, seed: int, error: float, shrinkage: float
 ) -> None:
     count, newest = data.draw(st.integers(1, m)), data.draw(st.integers(0, m - 1))
     noises = data.draw(st.integers(0, 3))
@@ -102,9 +119,10 @@ def test_each_fit_is_that_of_least_squares_and_its_own(
         problem(m, noises, count=count, newest=newest, error=error, seed=seed + 10 * k)
         for k in range(data.draw(st.integers(1, 3)))
     ]
-    found = fit_all(problems, newest, count)
+    found = fit_all(problems, newest, count, shrinkage)
     for k, products in enumerate(problems):
-        close([part[k] for part in found], definition(products, newest, count))
+        expected = definition(products, newest, count, shrinkage)
+        close([part[k] for part in found], expected)
 
 
 @pytest.mark.parametrize("m", [7, 8, 15, 32, 39])  # 39: more than shared memory
@@ -116,7 +134,8 @@ def test_any_number_of_rows(m: int) -> None:
         for slot in range(count, m):
             products[0][slot] = products[0][:, slot] = products[1][slot] = products[1][:, slot] = 0
             products[2][slot] = products[3][slot] = 0
-        close(fit(products, count - 1, count), definition(products, count - 1, count))
+        expected = definition(products, count - 1, count, 1.0)
+        close(fit(products, count - 1, count, 1.0), expected)
 
 
 @given(st.integers(1, 6), st.integers(0, 5), seeds)
@@ -135,7 +154,7 @@ def test_noise_is_left_as_the_variance_of_the_fitted_slopes() -> None:
     curvature = torch.zeros(trials, m, m, dtype=torch.float64)
     curvature[:, :, chain] = changes
     metric = torch.eye(m, dtype=torch.float64).expand(trials, m, m).contiguous()
-    found = ops.fit_quadratic(metric, curvature, slopes, metric, newest=0, count=m)
+    found = ops.fit_quadratic(metric, curvature, slopes, metric, newest=0, count=m, shrinkage=0.0)
     variance = found.noise[0] @ found.noise[0].T
     turn = torch.linalg.eigh(variance).eigenvectors
     measured = (found.right_side @ turn).square().mean(dim=0)
@@ -152,6 +171,22 @@ def test_noise_never_becomes_more(m: int, seed: int) -> None:
     sizes = [(x.T @ inverse @ x).trace() for x in (after, before)]
     assert sizes[0] <= (1 + 1e-9) * sizes[1]
     assert m == 1 or sizes[0] < 0.999 * sizes[1]
+
+
+def test_what_noise_may_explain_carries_no_gradient() -> None:
+    # The gradient is the mean of those at all points then; of a Hessian that is beyond doubt all
+    # of it is taken.
+    metric, curvature, right, noise = problem(3, error=0.0)
+    doubtful = fit([metric, curvature, right, 1e6 * noise], shrinkage=1.0)
+    chain = [-j % 3 for j in range(3)]
+    slopes = right[:, None] - curvature[:, chain].cumsum(dim=1)
+    mean = (right + slopes.sum(dim=1)) / 4
+    close([doubtful.right_side], [mean])
+    close([doubtful.noise], [1e6 * noise / 2])  # the root of a quarter
+    sure = fit([metric, curvature, right, 1e-6 * noise], shrinkage=1.0)
+    close([sure.right_side], [right], 1e-6)
+    for found in (doubtful, sure):
+        close([found.curvature], [curvature])
 
 
 @given(st.integers(2, 5), st.integers(1, 4), seeds)
@@ -248,6 +283,7 @@ SHAPES = [
     ([(1, 2, 2), (1, 2, 2), (1, 2), (1, 2, 1)], {"count": 3}),
     ([(1, 2, 2), (1, 2, 2), (1, 2), (1, 2, 1)], {"count": -1}),
     ([(1, 2, 2), (1, 2, 2), (1, 2), (1, 2, 1)], {"ridge": -0.1}),
+    ([(1, 2, 2), (1, 2, 2), (1, 2), (1, 2, 1)], {"shrinkage": -0.1}),
 ]
 
 
@@ -256,6 +292,6 @@ def test_what_does_not_fit_is_refused(
     shapes: list[tuple[int, ...]], settings: dict[str, float]
 ) -> None:
     tensors = [torch.ones(shape, dtype=torch.float64) for shape in shapes]
-    words = ["newest", "count", "ridge"] if settings else ["shapes", str(shapes[0])]
+    words = ["newest", "count", "ridge", "shrinkage"] if settings else ["shapes", str(shapes[0])]
     with pytest.raises(ValueError, match=mentions(*words)):
         ops.fit_quadratic(*tensors, **{"newest": 0, "count": 1, **settings})

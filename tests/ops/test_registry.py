@@ -303,6 +303,7 @@ NUMBERS = [
     ("extrapolate_", "relaxation"), ("solve_secants", "ridge"), ("solve_secants", "tolerance"),
     ("add_sample_", "sign"), ("solve_subspace", "ridge"), ("solve_subspace", "floor"),
     ("solve_subspace", "shrinkage"), ("fit_quadratic", "ridge"),
+    ("fit_quadratic", "shrinkage"),
 ]  # fmt: skip
 
 
