@@ -302,7 +302,7 @@ def test_swapping_other_values_in_and_out_leaves_a_step_to_be_judged(
     until_pending(training)
     object.__setattr__(training.accelerator.layout, "rounding", rounding)
     before = training.point()
-    anchors = [0.37 - 1.3 * p.detach() for p in training.parameters]
+    anchors = [0.41 - 2.3 * p.detach() for p in training.parameters]
     swap(training.parameters, anchors, 1 - 1 / 0.9)
     swap(training.parameters, anchors, 1 - 0.9)
     assert not torch.equal(training.point(), before)
