@@ -31,7 +31,7 @@ SCHEDULERS: dict[str, Callable[..., Any]] = {
     "step": partial(StepLR, step_size=3, gamma=0.7),
     "cosine": partial(CosineAnnealingLR, T_max=STEPS + 1),
     "one cycle": partial(OneCycleLR, max_lr=0.4, total_steps=STEPS + 1),
-    "plateau": partial(ReduceLROnPlateau, patience=0, factor=0.5),
+    "plateau": partial(ReduceLROnPlateau, patience=0, factor=0.5, threshold=0.05),
 }
 
 
