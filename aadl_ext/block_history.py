@@ -17,7 +17,7 @@ from .state import Entries, Figures, Scratch
 
 RIDGE = 1e-4  # of the metric's largest eigenvalue: directions below count as dependent
 LEAST_CURVATURE = 0.01  # taken for a direction, relative to the largest
-OF_HESSIAN = 0.5  # weight of the noise where gradients are carried from point to point
+CARRYING = 0.5  # share of the weight of noise that doubts a Hessian which carries gradients
 PAIRS = 100  # of quasi-Newton steps, on networks so small
 PAIR_BYTES = 1 << 25  # that all of them take no more than this
 
@@ -275,7 +275,8 @@ class BlockHistory:
     def solve(self, caution: float = 1.0) -> tuple[ops.SubspaceSolution, Tensor]:
         """The small problem, one per scope; and ``[]`` whether the trust radius has cut it.
 
-        ``caution`` multiplies the weight of the noise.
+        It is that of the quadratic which fits the gradients at all means between rows. ``caution``
+        multiplies the weight of the noise.
         """
         o, now = self.options, self.verdicts.now
         last = (self.slot - 1) % o.history_depth
@@ -294,7 +295,7 @@ class BlockHistory:
             newest=last,
             count=count,
             ridge=RIDGE,
-            shrinkage=OF_HESSIAN * shrinkage,
+            shrinkage=CARRYING * shrinkage,
         )
         solution = ops.solve_subspace(
             metric,
