@@ -276,7 +276,7 @@ class BlockHistory:
         """The small problem, one per scope; and ``[]`` whether the trust radius has cut it.
 
         It is that of the quadratic which fits the gradients at all means between rows. ``caution``
-        multiplies the weight of the noise.
+        multiplies the weight of the noise that is left in it.
         """
         o, now = self.options, self.verdicts.now
         last = (self.slot - 1) % o.history_depth
@@ -288,14 +288,13 @@ class BlockHistory:
         problem = (self.metric, self.curvature, self.slopes, noise)
         metric, *products = (self._joint(x).to(device) for x in problem)
         count = min(self.blocks - 1, o.history_depth)
-        shrinkage = caution * o.noise_shrinkage
         fit = ops.fit_quadratic(
             metric,
             *products,
             newest=last,
             count=count,
             ridge=RIDGE,
-            shrinkage=CARRYING * shrinkage,
+            shrinkage=CARRYING * o.noise_shrinkage,
         )
         solution = ops.solve_subspace(
             metric,
@@ -303,7 +302,7 @@ class BlockHistory:
             radius=radius.to(device),
             ridge=RIDGE,
             floor=LEAST_CURVATURE,
-            shrinkage=shrinkage,
+            shrinkage=caution * o.noise_shrinkage,
         )
         solution = ops.SubspaceSolution(*(x.to(self.layout.device) for x in solution))
         return solution, (solution.length > (1 - 1e-9) * radius).any()

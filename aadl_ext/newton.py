@@ -251,7 +251,9 @@ class NewtonIteration:
             return 1.0
         if self.options.rest_above == 1 or not self.schedule.gradual:
             return SCHEDULED
-        return SCHEDULED * doubt(max(1, min(self.history.blocks, self.options.noise_samples)))
+        blocks, o = self.history.blocks, self.options
+        means = min(blocks, o.history_depth + 1)  # a fit takes off no more than so many times
+        return SCHEDULED * doubt(max(1, min(blocks, o.noise_samples))) * means
 
     def _judge_exact_step(self) -> Tensor:
         """Whether the base optimizer is not to see the gradient, where gradients repeat."""

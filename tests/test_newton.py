@@ -28,6 +28,8 @@ from training import (
 )
 
 from aadl_ext import Storage, SubspaceNewton, accelerate, get_accelerator
+from aadl_ext.block_history import CARRYING
+from aadl_ext.newton import SCHEDULED, doubt
 
 STEPS = 40
 OPTIMIZERS: dict[str, MakeOptimizer] = {
@@ -695,12 +697,32 @@ def test_under_a_schedule_noise_counts_four_times(rest: float, weight: float) ->
     options = replace(QUICK, noise_samples=4, noise_shrinkage=0.1, rest_above=1.0)
     shares = [0.4] + [rest] * 19  # the second is a constant rate
     points = Scheduled(options, shares).run(20)
-    with patch("aadl_ext.newton.SCHEDULED", 1.0):
+    carrying = patch("aadl_ext.block_history.CARRYING", CARRYING / weight)  # as without a schedule
+    with patch("aadl_ext.newton.SCHEDULED", 1.0), carrying:
         expected = Scheduled(replace(options, noise_shrinkage=0.1 * weight), shares)
         assert torch.equal(points, expected.run(20))
         other = Scheduled(replace(options, noise_shrinkage=0.4 / weight), shares)
         assert not torch.equal(points, other.run(20))
     assert expected.accelerator.stats.extrapolations > 0
+
+
+@pytest.mark.parametrize(("blocks", "samples", "means"), [(3, 3, 3), (12, 4, 4)])
+def test_while_a_decay_goes_on_noise_counts_as_if_nothing_were_known_of_it(
+    blocks: int, samples: int, means: int
+) -> None:
+    options = replace(QUICK, history_depth=3, noise_samples=4, rest_above=0.5)
+    training = Scheduled(options, [1.0] + [0.4 * 0.99**k for k in range(40)])
+    history = training.accelerator.iteration.history
+    while history.blocks < blocks:
+        training.run(1)
+    with patch.object(history, "solve", wraps=history.solve) as solve:
+        training.run(2 * QUICK.block_length)
+    caution = SCHEDULED * doubt(4) * 4
+    assert [call.args for call in solve.call_args_list][-1] == (pytest.approx(caution),)
+    assert training.accelerator.iteration._caution == pytest.approx(caution)
+    history.blocks = blocks
+    expected = SCHEDULED * doubt(samples) * means
+    assert training.accelerator.iteration._caution == pytest.approx(expected)
 
 
 def test_a_pending_step_is_judged_before_it_rests() -> None:
