@@ -201,7 +201,8 @@ class SubspaceNewton:
         history_depth: m, moves kept: directions of the small problem.
         block_length: q, steps of a block: the means of points and gradients over it are a pair.
         noise_samples: samples of the gradient's noise kept, each a vector; 0: no shrinkage.
-        noise_shrinkage: weight of the noise that reduces each direction's step.
+        noise_shrinkage: weight of the noise that reduces each direction's step, and with half of it
+            what the Hessian tells of the gradient at one block mean from those at others.
         trust_radius: first limit of a step, in units of the way between the last two block means;
             it doubles where steps could have been longer and shrinks where they went too far.
         max_gradient_growth: a step is rejected if the next gradient is more than this times as

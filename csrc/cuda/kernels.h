@@ -87,6 +87,7 @@ void products(const Products& args, const Launch& launch);
 void solve_secants(const Secants& args, const Launch& launch);
 
 void fit_quadratic(const Quadratic& args, const Launch& launch);
+
 void solve_subspace(const Subspace& args, const Launch& launch);
 
 void solve_quasi_newton(const QuasiNewton& args, const Launch& launch);
