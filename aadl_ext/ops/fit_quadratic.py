@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .registry import op
-from .solve_secants import SHORTEST
+from .solve_subspace import all_finite, whiten_span
 
 LEAST_SPREAD = 1e-10  # of points along a direction, squared, relative to the largest
 
@@ -91,16 +91,11 @@ def fit_quadratic(
     given = QuadraticFit(*(x.double().clone() for x in (curvature, right_side, noise)))
     if count == 0:
         return given
+    finite = all_finite(metric, curvature, right_side, noise)[:, None, None]
     inputs = (metric, curvature, right_side.unsqueeze(-1), noise)
-    total = torch.stack([x.double().sum(dim=(-2, -1)) for x in inputs]).sum(dim=0)
-    finite = (total - total == 0)[:, None, None]
     metric, curvature, right, noise = (torch.where(finite, x.double(), 0.0) for x in inputs)
-    lengths = metric.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-    inverse = torch.where(lengths > SHORTEST, 1 / lengths, 0.0)
-    values, vectors = torch.linalg.eigh(metric * inverse[:, :, None] * inverse[:, None])
-    kept = values > ridge * values[..., -1:]
-    basis = vectors.mT * torch.where(kept, values, torch.inf).rsqrt().unsqueeze(-1)
-    basis = basis * inverse[:, None]  # [S, m, m] rows: unit displacements, or zero
+    inverse, whiten, kept = whiten_span(metric, ridge)
+    basis = whiten * inverse.mT  # [S, m, m] rows: unit displacements, or zero
     rows = basis @ metric  # columns: W in this basis
     chain = [(newest - i) % size for i in range(count)]
     points, slopes = (  # from the newest one on, [S, m, count + 1]
@@ -127,7 +122,7 @@ def fit_quadratic(
     left = errors * variance.sqrt().unsqueeze(-1)
     fit = (back @ hessian @ back.mT, back @ slopes, back @ left)
     fitted = finite & (counts.sum(-1) == kept.sum(-1))[:, None, None]
-    fitted &= (lengths[:, chain] > SHORTEST).all(-1)[:, None, None]
+    fitted &= (inverse[:, chain] > 0).all(dim=1, keepdim=True)
     return QuadraticFit(
         torch.where(fitted, fit[0], given.curvature),
         torch.where(fitted[..., 0], fit[1].squeeze(-1), given.right_side),

@@ -22,6 +22,25 @@ class SubspaceSolution(NamedTuple):
     reduction: Tensor  #: [S] predicted norm of the projected gradient over the one before
 
 
+def all_finite(*products: Tensor) -> Tensor:
+    """``[S]`` whether all entries of a problem are."""
+    total = torch.stack([x.double().flatten(1).sum(dim=1) for x in products]).sum(dim=0)
+    return total - total == 0
+
+
+def whiten_span(metric: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of rows W with W W^T = ``metric``: unit directions that do not depend on each other.
+
+    Returns ``[S, m, 1]`` the inverse lengths of the rows, 0 for a row that is zero; ``[S, m, m]``
+    what makes of the rows at unit length orthonormal ones, or zero; and ``[S, m]`` which are not.
+    """
+    lengths = metric.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    inverse = torch.where(lengths > SHORTEST, 1 / lengths, 0.0).unsqueeze(-1)
+    values, vectors = torch.linalg.eigh(metric * (inverse * inverse.mT))
+    kept = values > ridge * values[..., -1:]
+    return inverse, vectors.mT * torch.where(kept, values, torch.inf).rsqrt().unsqueeze(-1), kept
+
+
 @op(
     "solve_subspace(Tensor metric, Tensor curvature, Tensor right_side, Tensor noise, *, "
     "Tensor radius, float ridge=1e-4, float floor=0.01, float shrinkage=4.0) -> "
@@ -76,16 +95,11 @@ def solve_subspace(
         )
     if not (ridge >= 0 and floor >= 0 and shrinkage >= 0):
         raise ValueError(f"ridge, floor, shrinkage are {ridge}, {floor}, {shrinkage}; allowed >= 0")
+    finite = (all_finite(metric, curvature, right_side, noise) & (radius >= 0))[:, None, None]
     inputs = (metric, curvature, right_side.unsqueeze(-1), noise)
-    total = torch.stack([x.double().sum(dim=(-2, -1)) for x in inputs]).sum(dim=0)
-    finite = ((total - total == 0) & (radius >= 0))[:, None, None]
     metric, curvature, right, noise = (torch.where(finite, x.double(), 0.0) for x in inputs)
-    lengths = metric.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-    inverse = torch.where(lengths > SHORTEST, 1 / lengths, 0.0).unsqueeze(-1)  # [S, m, 1]
+    inverse, whiten, kept = whiten_span(metric, ridge)
     scale = inverse * inverse.mT
-    values, vectors = torch.linalg.eigh(metric * scale)
-    kept = values > ridge * values[..., -1:]
-    whiten = vectors.mT * torch.where(kept, values, torch.inf).rsqrt().unsqueeze(-1)
     projected = whiten @ (0.5 * (curvature + curvature.mT) * scale) @ whiten.mT
     eigenvalues, turn = torch.linalg.eigh(projected)
     basis = turn.mT @ whiten @ inverse.squeeze(-1).diag_embed()  # rows: unit displacements

@@ -171,9 +171,8 @@ AADL_INLINE void fit_quadratic(const Team& team, const Quadratic& args, int64_t 
   };
   take(metric, m * m, at.a), take(curvature, m * m, fitted);
   take(right_side, m, slopes), take(noise, m * samples, left);
+  inverse_lengths(team, metric, m, at.inverse);
   for (int64_t i = team.rank; i < m; i += team.size) {
-    const double length = std::sqrt(std::fmax(0.0, metric[i * m + i]));
-    at.inverse[i] = length > 1e-150 ? 1 / length : 0;
     if ((args.newest - i + m) % m < count && at.inverse[i] == 0) check = kNan;
   }
   if (!team.all(check == 0) || count == 0) return;

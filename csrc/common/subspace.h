@@ -36,6 +36,17 @@ AADL_INLINE void multiply(const Team& team, const double* left, const double* ri
   team.sync();
 }
 
+// Of the rows whose metric this is; 0 for one that is zero.
+template <class Team>
+AADL_INLINE void inverse_lengths(const Team& team, const double* metric, int64_t m,
+                                 double* inverse) {
+  for (int64_t i = team.rank; i < m; i += team.size) {
+    const double length = std::sqrt(std::fmax(0.0, metric[i * m + i]));
+    inverse[i] = length > 1e-150 ? 1 / length : 0;
+  }
+  team.sync();
+}
+
 // Rows of `whiten` become eigenvectors of the scaled metric over the roots of their eigenvalues,
 // zero for those at or below ridge * largest; returns how many are left.
 template <class Team>
@@ -123,11 +134,7 @@ AADL_INLINE NewtonStep newton_step(const Team& team, const double* metric, const
   double *const inverse = work, *const slopes = inverse + m, *const steps = slopes + m;
   double *const a = steps + m, *const whiten = a + m * m, *const hessian = whiten + m * m;
   double* const basis = hessian + m * m;
-  for (int64_t i = team.rank; i < m; i += team.size) {
-    const double length = std::sqrt(std::fmax(0.0, metric[i * m + i]));
-    inverse[i] = length > 1e-150 ? 1 / length : 0;
-  }
-  team.sync();
+  inverse_lengths(team, metric, m, inverse);
   const int64_t rank = whiten_span(team, metric, inverse, m, with.ridge, a, whiten);
   project(team, curvature, inverse, whiten, m, a, basis, hessian);
   const double largest = scale_to_one(team, hessian, m * m);
