@@ -24,7 +24,7 @@ def zeros(
     """
     entries = math.prod(shape)
     size = entries * dtype.itemsize
-    if device.type != "cpu" or size < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if device.type != "cpu" or pinned or size < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.zeros(shape, dtype=dtype, device=device, pin_memory=pinned)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # zeros
     with suppress(OSError):  # a kernel built without them
@@ -34,7 +34,12 @@ def zeros(
 
 @torch.inference_mode(False)
 def unset(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What is written before it is read; from malloc, or the device's own allocator."""
+    """What is written before it is read; from malloc, or the device's own allocator.
+
+    What malloc would not keep comes as pages of the system each time: huge ones are far fewer.
+    """
+    if device.type == "cpu" and math.prod(shape) * dtype.itemsize > KEPT:
+        return zeros(shape, dtype, device)
     return torch.empty(shape, dtype=dtype, device=device)
 
 
