@@ -85,6 +85,7 @@ class Accelerator:
         stats = Stats.read(iteration.verdicts, self._counts, iteration.k)
         self._journal.tell(stats)
         stats.bytes_held = state.bytes_held(iteration)
+        stats.bytes_offloaded = iteration.bytes_offloaded
         if isinstance(iteration, NewtonIteration):
             stats.trust_radius, stats.damping = now.trust_radius.item(), now.damping.item()
         else:

@@ -185,6 +185,8 @@ class AndersonIteration:
         """Whether the next step judges an extrapolation."""
         return "residual" in self.options.tests or "descent" in self.options.tests
 
+    bytes_offloaded = 0  # rows are where passes over them are
+
     @property
     def wants_gradient(self) -> bool:
         """Whether the gradient has to be seen before the base optimizer uses it."""

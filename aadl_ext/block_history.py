@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from . import ops
+from .offload import Passes, zero_rows
 from .options import SubspaceNewton
 from .parameters import Layout, Room
 from .state import Entries, Figures, Scratch
@@ -50,6 +51,7 @@ class BlockHistory:
     layout: Scratch[Layout]
     options: Scratch[SubspaceNewton]
     verdicts: Scratch[ops.Verdicts]
+    passes: Scratch[Passes]  #: over rows
     sums: Entries[list[Tensor]]  #: of points from the last mean, of gradients, of noise or none
     last_point: Entries[Tensor]
     last_gradient: Entries[Tensor]
@@ -69,17 +71,26 @@ class BlockHistory:
     waiting: Scratch[list[Tensor]] = field(default_factory=list)  #: samples' figures, of this rank
 
     @classmethod
-    def empty(cls, layout: Layout, options: SubspaceNewton, verdicts: ops.Verdicts) -> BlockHistory:
-        """Allocate it."""
+    def empty(
+        cls,
+        layout: Layout,
+        options: SubspaceNewton,
+        verdicts: ops.Verdicts,
+        offload: bool | None = None,
+    ) -> BlockHistory:
+        """Allocate it; rows where the options say, unless ``offload`` does."""
         m, noises, dtype = options.history_depth, options.noise_samples, options.storage.dtype
         if dtype is None and layout.dtype == torch.float32:
             dtype = torch.bfloat16  # far more exact than a difference of noisy means
-        count = max(2 * m + noises, _rows_of_pairs(layout, options, dtype or layout.dtype))
-        rows = layout.vector(count, dtype)
+        dtype = dtype or layout.dtype
+        count = max(2 * m + noises, _rows_of_pairs(layout, options, dtype))
+        offload = options.storage.offload if offload is None else offload
+        rows, passes = zero_rows((count, layout.padded), dtype, layout.device, offload)
         return cls(
             layout,
             options,
             verdicts,
+            passes,
             sums=[layout.vector() for _ in range(3)],
             last_point=layout.vector(),
             last_gradient=layout.vector(),
@@ -99,10 +110,14 @@ class BlockHistory:
         """Whether there are enough rows."""
         return self.blocks > min(2, self.options.history_depth)
 
+    def directions(self) -> Iterator[tuple[slice, Tensor]]:
+        """``[m, N]`` that steps are made of, in parts."""
+        return self.passes.parts(self.step_rows)
+
     @property
-    def directions(self) -> Tensor:
-        """``[m, N]`` that steps are made of."""
-        return self.step_rows
+    def bytes_offloaded(self) -> int:
+        """Memory of rows that are not on the device."""
+        return self.passes.bytes_offloaded(self.rows)
 
     @property
     def spare(self) -> Tensor:
@@ -177,22 +192,9 @@ class BlockHistory:
         if self.layout.ranks:  # what others say of the last samples comes with the products
             sound = [x[0].isfinite() for x in self.waiting]
             when.complete.copy_(torch.stack([~when.spoiled, *sound]).all())
-        ops.push_block(
-            self._used_sums,
-            self.samples,
-            last_point=self.last_point,
-            last_gradient=self.last_gradient,
-            step_rows=self.step_rows,
-            gradient_rows=self.gradient_rows,
-            noise_rows=self.noise_rows,
-            slot=slot,
-            noise_slot=noise_slot,
-            paired=when.paired,
-            accept=when.complete,
-        )
+        products = self._push(slot, noise_slot)
         self.blocks += 1
         self.samples = 0
-        products = self._products(slot, noise_slot)
         if self.layout.ranks:
             products = self._join(products, slot, noise_slot)
         of_steps, of_gradients, of_noise = products
@@ -211,17 +213,37 @@ class BlockHistory:
             self.noise[..., noise_slot] = of_steps[..., 3]
         return change, noise_slot
 
-    def _products(self, slot: int, noise_slot: int) -> list[Tensor]:
-        """Of the rows of steps, gradients and noise with what is new; all rows are read once.
+    def _push(self, slot: int, noise_slot: int) -> list[Tensor]:
+        """Write the new rows, and multiply all rows with what is new; they are read once.
 
         Rows of steps with the new step, gradient, mean gradient and noise; rows of gradients with
         the first two; rows of noise with the first and the last.
         """
-        m = self.options.history_depth
-        new = [self.step_rows[slot], self.gradient_rows[slot], self.last_gradient]
-        new += [self.noise_rows[noise_slot]] if noise_slot >= 0 else []
-        rows = self.rows[: 2 * m + self.options.noise_samples]
-        found = ops.cross_products(rows, new, self.layout.offsets)
+        m, when = self.options.history_depth, self.verdicts.when
+        products: list[Tensor] = []
+        written = [slot, m + slot] if slot >= 0 else []
+        written += [2 * m + noise_slot] if noise_slot >= 0 else []
+        all_rows = self.rows[: 2 * m + self.options.noise_samples]
+        for part, rows in self.passes.parts(all_rows, written):
+            steps, gradients, noise = rows.tensor_split((m, 2 * m))
+            last_gradient = self.last_gradient[part]
+            ops.push_block(
+                [total[part] for total in self._used_sums],
+                self.samples,
+                last_point=self.last_point[part],
+                last_gradient=last_gradient,
+                step_rows=steps,
+                gradient_rows=gradients,
+                noise_rows=noise,
+                slot=slot,
+                noise_slot=noise_slot,
+                paired=when.paired,
+                accept=when.complete,
+            )
+            new = [steps[slot], gradients[slot], last_gradient]
+            new += [noise[noise_slot]] if noise_slot >= 0 else []
+            products.append(ops.cross_products(rows, new, self.layout.within(part)))
+        found = functools.reduce(torch.add, products)
         of_steps, of_gradients, of_noise = found.tensor_split((m, 2 * m), dim=1)
         return [of_steps, of_gradients[..., :2], of_noise[..., ::3]]
 
@@ -269,7 +291,7 @@ class BlockHistory:
         rows = [self.step_rows[slot], self.gradient_rows[slot]] if slot >= 0 else []
         rows += [self.noise_rows[noise_slot]] if noise_slot >= 0 else []
         for row in rows:
-            ops.gather((), row, when=spoilt)
+            ops.gather((), row, when=spoilt.to(row.device))
         return [layout.without_copies(x).masked_fill(spoilt, 0) for x in products]
 
     def solve(self, caution: float = 1.0) -> tuple[ops.SubspaceSolution, Tensor]:

@@ -68,5 +68,7 @@ def settings(method: str, options: list[str]) -> Method:
         except (ValueError, SyntaxError):
             given[name] = text
     if "dtype" in given:
-        given["storage"] = Storage(dtype=getattr(torch, str(given.pop("dtype"))))
+        given["dtype"] = getattr(torch, str(given["dtype"]))
+    if storage := {name: given.pop(name) for name in ("dtype", "offload") if name in given}:
+        given["storage"] = Storage(**storage)
     return (SubspaceNewton if method == "newton" else Anderson)(**given)

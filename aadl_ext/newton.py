@@ -12,6 +12,7 @@ An op writes only where its flag, ``verdicts.when.<name>``, is true.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -220,16 +221,21 @@ class NewtonIteration:
         y, slope = self.solution.coefficients * damping, (self.solution.slope * damping).sum()
         self.layout.read(self.fallback)
         self.pending = True
-        self.sizes = ops.extrapolate_(
-            self.next,
-            self.fallback,
-            self.fallback,
-            relaxation=1.0,
-            rows=h.directions,
-            coefficients=self.layout.each(y),
-            offsets=self.layout.offsets,
-            accept=v.when.ready,
-        )
+        weights = self.layout.each(y)
+        sizes = [
+            ops.extrapolate_(
+                self.next[part],
+                self.fallback[part],
+                self.fallback[part],
+                relaxation=1.0,
+                rows=rows,
+                coefficients=weights,
+                offsets=self.layout.within(part),
+                accept=v.when.ready,
+            )
+            for part, rows in h.directions()
+        ]
+        self.sizes = functools.reduce(torch.maximum, sizes)  # NaN passes through
         if self.layout.ranks and "loss" in o.tests:  # else the next step is told
             self.sizes = self.layout.ranks.gather(self.sizes)[0].amax(dim=0).to(self.sizes)
         possible = y.any()  # else there is nothing but noise
@@ -302,6 +308,11 @@ class NewtonIteration:
     # ---- between steps ----------------------------------------------------------------------
 
     wants_gradient = True  # before the base optimizer uses it
+
+    @property
+    def bytes_offloaded(self) -> int:
+        """Memory of rows that are not on the device."""
+        return self.history.bytes_offloaded
 
     @property
     def next(self) -> Tensor:

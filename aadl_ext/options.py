@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -70,20 +70,32 @@ class Storage:
             float16, not in bfloat16.
         device: of the history and of all passes over it, a device or its name; None: the device
             of the parameters.
+        offload: whether rows of subspace Newton are kept in host memory (pinned, with CUDA) and
+            come to the device in parts, each while the one before is computed with, at the end of
+            a block. Half of the memory of a history; without quasi-Newton steps. Of no use to
+            parameters on the CPU.
         compute_device: of the small m x m solve; None: as the history.
 
     Raises:
-        ValueError: the dtype is not allowed, or a device cannot be used here and now.
+        ValueError: the dtype is not allowed, a device cannot be used here and now, or there is
+            one and ``offload``.
     """
 
     dtype: torch.dtype | None = None
     device: torch.device | None = None
+    offload: bool = field(default=False, kw_only=True)
     compute_device: torch.device | None = None
 
     def __post_init__(self) -> None:
         _check_choice(self, "dtype", ROW_DTYPES)
         for name in ("device", "compute_device"):
             object.__setattr__(self, name, _as_device(name, getattr(self, name)))
+        _check_type(self, "offload", bool)
+        if self.offload and self.device is not None:
+            raise ValueError(
+                f"offload is True and device is {self.device}; passes over rows in host memory are "
+                "made on the device of the parameters: leave one of them out"
+            )
 
 
 @dataclass(frozen=True)
@@ -175,6 +187,11 @@ class Anderson:
         _check_safeguards(self, ("residual", "descent", "limits", "loss"))
         _check_choice(self, "scope", SCOPES)
         _check_type(self, "storage", Storage)
+        if self.storage.offload:
+            raise ValueError(
+                "offload is for subspace Newton: Anderson reads its rows in every step; keep them "
+                'on the host with Storage(device="cpu")'
+            )
 
     @property
     def tests(self) -> tuple[str, ...]:
@@ -280,7 +297,8 @@ class SubspaceNewton:
     def uses_quasi_newton(self) -> bool:
         """Whether gradients are watched: quasi-Newton steps need them whole, and judge by them."""
         judges = "residual" in self.tests and "loss" not in self.tests
-        return self.quasi_newton and judges and not self.sketch
+        whole = not self.sketch and not self.storage.offload
+        return self.quasi_newton and judges and whole
 
     @classmethod
     def memory_light(cls, **options: Any) -> SubspaceNewton:

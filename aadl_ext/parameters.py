@@ -185,6 +185,13 @@ class Layout:
         """Length of a working vector."""
         return self.offsets[-1]
 
+    def within(self, part: slice) -> tuple[int, ...]:
+        """``[S + 1]`` segment bounds of a part of a vector."""
+        if part == slice(None):
+            return self.offsets
+        start, stop, _ = part.indices(self.padded)
+        return tuple(min(max(x, start), stop) - start for x in self.offsets)
+
     def vector(self, rows: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Zeros: ``[N]``, or ``[rows, N]``."""
         shape = (self.padded,) if rows is None else (rows, self.padded)

@@ -30,6 +30,7 @@ class Plan:
     ranks: int  #: that solve one problem
     entries: int  #: of the parameters on this rank
     bytes_held: int  #: memory of all buffers, as ``Stats.bytes_held``
+    bytes_offloaded: int  #: of these, in host memory, with parameters on another device
     bytes_moved: float  #: read and written in a step, beyond the base optimizer's
     collectives: float  #: in a step
     bytes_sent: float  #: in a step, to each other rank
@@ -60,6 +61,8 @@ class Plan:
     def costs(self) -> list[str]:
         """A line for each kind."""
         vectors = f"{self.vectors:.4g} times the parameters in float32"
+        if self.bytes_offloaded:
+            vectors += f", of which {_bytes(self.bytes_offloaded)} in host memory"
         lines = [
             f"memory       {_bytes(self.bytes_held)}, {vectors}",
             f"moved        {_bytes(self.bytes_moved)} a step, beside the base optimizer's",
@@ -106,6 +109,7 @@ def plan(
         ranks=len(ranks.members) if ranks else 1,
         entries=imitation.accelerator.layout.size,
         bytes_held=state.bytes_held(imitation.accelerator.iteration),
+        bytes_offloaded=imitation.accelerator.iteration.bytes_offloaded,
         **_costs(shapes, method, ranks),
     )
     if isinstance(method, SubspaceNewton) and method.uses_quasi_newton:

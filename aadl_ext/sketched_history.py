@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from . import ops
 from .block_history import BlockHistory
+from .offload import Passes, zero_rows
 from .options import SubspaceNewton
 from .parameters import Layout
 from .state import Entries, Scratch
@@ -30,10 +32,15 @@ class SketchedHistory(BlockHistory):
     point_sum: Entries[Tensor] = field(kw_only=True)  #: of points from the last mean
     last_mean: Entries[Tensor] = field(kw_only=True)  #: of points
     moves: Entries[Tensor] = field(kw_only=True)  #: [m, N] rows of steps
+    move_passes: Scratch[Passes] = field(kw_only=True)  #: over them
 
     @classmethod
     def empty(
-        cls, layout: Layout, options: SubspaceNewton, verdicts: ops.Verdicts
+        cls,
+        layout: Layout,
+        options: SubspaceNewton,
+        verdicts: ops.Verdicts,
+        offload: bool | None = None,
     ) -> SketchedHistory:
         """Allocate it.
 
@@ -46,19 +53,27 @@ class SketchedHistory(BlockHistory):
                 "over ranks; take sketch=0, as in SubspaceNewton.memory_light()"
             )
         sketches = layout.without_parameters(max(1, min(options.sketch, layout.padded)))
-        own = BlockHistory.empty(sketches, options, verdicts)
+        own = BlockHistory.empty(sketches, options, verdicts, offload=False)
+        offload = options.storage.offload if offload is None else offload
+        shape = (options.history_depth, layout.padded)
+        moves, move_passes = zero_rows(shape, own.rows.dtype, layout.device, offload)
         return cls(
             **vars(own),
             whole=layout,
             point_sum=layout.vector(),
             last_mean=layout.vector(),
-            moves=layout.vector(options.history_depth, own.rows.dtype),
+            moves=moves,
+            move_passes=move_passes,
         )
 
+    def directions(self) -> Iterator[tuple[slice, Tensor]]:
+        """``[m, N]`` that steps are made of, in parts."""
+        return self.move_passes.parts(self.moves)
+
     @property
-    def directions(self) -> Tensor:
-        """``[m, N]`` that steps are made of."""
-        return self.moves
+    def bytes_offloaded(self) -> int:
+        """Memory of rows that are not on the device."""
+        return self.move_passes.bytes_offloaded(self.moves)
 
     @property
     def spare(self) -> Tensor:
@@ -107,8 +122,11 @@ class SketchedHistory(BlockHistory):
         move = self.point_sum.div_(self.samples).masked_fill_(~when.complete, 0)
         self.last_mean.add_(move)
         if self.blocks:
-            row = self.moves[self.slot]
+            kept = self.moves[self.slot]
+            row = kept if kept.device == move.device else torch.empty_like(move, dtype=kept.dtype)
             row.copy_(move).masked_fill_(~when.paired, 0)
             self.sums[0].copy_(ops.sketch([row], self.layout.size)).mul_(self.samples)
+            if row is not kept:
+                kept.copy_(row, non_blocking=True)
         move.zero_()
         return super().close_block()

@@ -65,6 +65,7 @@ class Stats:
     trust_radius: float | None = None  #: longest step, in ways between block means
     damping: float | None = None  #: share of a step that is taken
     bytes_held: int = 0  #: memory of all buffers
+    bytes_offloaded: int = 0  #: of these, rows that are in host memory (``Storage.offload``)
 
     @classmethod
     def of_host(cls, counts: dict[str, Counter[str]], steps: int) -> Stats:

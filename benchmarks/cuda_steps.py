@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim import SGD, AdamW, Optimizer
 
-from aadl_ext import Anderson, SubspaceNewton, accelerate
+from aadl_ext import Anderson, Storage, SubspaceNewton, accelerate
 from aadl_ext.ops.library import definitions_only
 
 DEPTH, PERIOD, RELAXATION = 20, 5, 0.1
@@ -56,6 +56,9 @@ METHODS: dict[str, Accelerate] = {
     "m = 20, p = q = 5": anderson(),
     "m = 20, p = q = 5, average": anderson(average=True),
     "subspace Newton": lambda optimizer: accelerate(optimizer, SubspaceNewton()),
+    "subspace Newton, offloaded": lambda optimizer: accelerate(
+        optimizer, SubspaceNewton(storage=Storage(offload=True))
+    ),
 }
 EACH_STEP: dict[str, Accelerate] = {
     "m = 20, p = q = 1": anderson(frequency=1, store_each_nth=1),

@@ -205,7 +205,8 @@ def test_records_are_frozen_and_equal_by_value(kind: Any) -> None:
 def test_as_dict_holds_plain_values_and_the_name_of_the_method(method: Any) -> None:
     plain = as_dict(method)
     assert plain == {"method": type(method).__name__, **asdict(method)}
-    assert plain["storage"] == {"dtype": None, "device": None, "compute_device": None}
+    nowhere = {"dtype": None, "device": None, "compute_device": None}
+    assert plain["storage"] == {**nowhere, "offload": False}
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_moves_are_whole_and_all_else_is_what_sketches_tell() -> None:
     moves, changes = means.diff(dim=0).unbind(dim=1)
     noise = (samples[2:, 0, 1] - samples[2:, 1, 1]) / 2
     bf16 = {"rtol": 1e-2, "atol": 1e-2}
-    torch.testing.assert_close(h.directions.float(), moves, **bf16)
+    torch.testing.assert_close(h.moves.float(), moves, **bf16)
     torch.testing.assert_close(h.last_mean, means[-1, 0])
 
     def sketches(rows: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,18 @@ import torch
 from on_cuda import DEVICE, TrainingOn, skip_without_gpu
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
-from training import AVERAGED, JUMPY, NEWTON, MakeOptimizer, Method, adam, momentum, same, sgd
+from training import (
+    AVERAGED,
+    JUMPY,
+    NEWTON,
+    SKETCHED,
+    MakeOptimizer,
+    Method,
+    adam,
+    momentum,
+    same,
+    sgd,
+)
 
 from aadl_ext import Averaging, Storage, accelerate
 
@@ -39,6 +50,8 @@ OPTIONS: dict[str, Method] = {
     "limits": replace(JUMPY, safeguard=("residual", "limits")),
     "newton": NEWTON,
     "newton, adapted blocks": replace(NEWTON, adaptive_blocks=True),
+    "newton, offloaded": replace(NEWTON, storage=Storage(offload=True)),
+    "sketched, offloaded": replace(SKETCHED, storage=Storage(offload=True)),
     "newton, tensors": replace(NEWTON, scope="tensor", noise_samples=0),
 }
 OPTIMIZERS: dict[str, MakeOptimizer] = {

@@ -12,7 +12,7 @@ import torch
 from on_cuda import DEVICE, TrainingOn, skip_without_gpu
 from torch import Tensor
 from torch.optim import Adam
-from training import AVERAGED, JUMPY, NEWTON, MakeOptimizer, Method, adam, momentum, sgd
+from training import AVERAGED, JUMPY, NEWTON, SKETCHED, MakeOptimizer, Method, adam, momentum, sgd
 
 from aadl_ext import Averaging, Storage, state
 
@@ -28,6 +28,8 @@ OPTIONS: dict[str, Method] = {
     "tensors": replace(AVERAGED, scope="tensor"),
     "newton": NEWTON,
     "newton, adapted blocks": replace(NEWTON, adaptive_blocks=True),
+    "newton, offloaded": replace(NEWTON, storage=Storage(offload=True)),
+    "sketched, offloaded": replace(SKETCHED, storage=Storage(offload=True)),
     "newton, tensors": replace(NEWTON, scope="tensor"),
 }
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

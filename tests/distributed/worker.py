@@ -43,7 +43,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, Optimizer
 
 import aadl_ext
-from aadl_ext import Anderson, SubspaceNewton, accelerate, get_accelerator, quasi_newton
+from aadl_ext import (
+    Anderson,
+    Storage,
+    SubspaceNewton,
+    accelerate,
+    get_accelerator,
+    offload,
+    quasi_newton,
+)
 from aadl_ext.ops import library
 from aadl_ext.ranks import local
 
@@ -336,6 +344,12 @@ def muon(method: Method, parallel: str, kernels: bool = True) -> Result:
     return compared(model, optimizers[1], whole(reference))
 
 
+def offloaded(run: Callable[[Method], Result]) -> Result:
+    """With rows in parts, and the CPU as a device that has other memory than the host."""
+    with mock.patch.multiple(offload, AT_HOME=(), PART=64):
+        return run(replace(NEWTON, storage=Storage(offload=True)))
+
+
 for kind, method in METHODS.items():
     for dtype, name in FLOATS.items():
         run = partial(fsdp2, momentum, method, dtype, LONG if dtype is torch.float32 else STEPS)
@@ -374,6 +388,8 @@ for kind, method in {"newton": NEWTON, "anderson": ANDERSON, "exact": EXACT}.ite
 # Over four ranks the last has no row, which Muon itself cannot do with.
 case("muon ddp newton", partial(muon, NEWTON, "ddp"), 4)
 case("muon without kernels newton", partial(muon, NEWTON, "fsdp2", False), 2)
+run = partial(fsdp2, momentum, dtype=torch.float64, steps=STEPS)
+case("fsdp2 float64 momentum offloaded", partial(offloaded, run), 2)
 COMPARED = tuple(CASES)
 
 
@@ -855,6 +871,8 @@ for kind in ("newton", "anderson"):
     case(f"losses ddp {kind}", partial(losses, METHODS[kind], "ddp"), 2)
     case(f"uneven {kind}", partial(uneven, METHODS[kind]), 2)
     case(f"averaged from outside {kind}", partial(averaged_from_outside, METHODS[kind]), 2)
+run = partial(bad_gradients, pending=False)
+case("bad gradients offloaded newton", partial(offloaded, run), 2)
 case("without gradients newton", partial(without_gradients, NEWTON), 2)
 case("refusals", refusals, 2)
 
