@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -293,7 +294,7 @@ class SubspaceNewton:
         """Names of the safeguards, in the order in which they are asked."""
         return tuple(self.safeguard or ())
 
-    @property
+    @cached_property
     def uses_quasi_newton(self) -> bool:
         """Whether gradients are watched: quasi-Newton steps need them whole, and judge by them."""
         judges = "residual" in self.tests and "loss" not in self.tests
