@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch.optim import SGD
 
 from aadl_ext import Anderson, Averaging, accelerate, get_accelerator
+from aadl_ext.parameters import Layout, Room
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -55,6 +57,7 @@ def test_a_step_needs_no_temporaries_of_the_size_of_the_history(
 SOLVED_TWICE = """
 import resource, torch
 from aadl_ext import fixed_point
+from aadl_ext.parameters import Layout, Room
 torch.set_num_threads(1)
 d, b = torch.rand(1, 1 << 20), torch.randn(1, 1 << 20)
 def f(x):
@@ -74,3 +77,15 @@ def test_temporaries_of_f_do_not_come_as_new_pages_at_every_evaluation() -> None
     command = [sys.executable, "-c", SOLVED_TWICE]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(run.stdout) < 5 * 1024  # those of four temporaries would be 40 times 1024
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are Linux's")
+def test_point_and_gradient_of_a_step_come_on_huge_pages() -> None:
+    layout = Layout.build([{"params": [torch.nn.Parameter(torch.zeros(1 << 24))]}], "all", None)
+    room = Room(layout)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for vector in (room.point, room.gradient):
+        vector.zero_()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert faults < 5000  # those of 4 KiB would be 32 times 1024
