@@ -128,6 +128,12 @@ def test_the_command_counts_for_any_number_of_ranks(
     assert rows["share"].endswith("% of a step")
 
 
+def test_the_command_tells_what_is_in_host_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("--parameters 1e9 --set offload=True --set history_depth=8") == 0
+    memory = "64.1 GB, 16.02 times the parameters in float32, of which 40 GB in host memory\n"
+    assert memory in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
