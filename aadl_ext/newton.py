@@ -255,11 +255,14 @@ class NewtonIteration:
         """Weight of the noise, in units of that at a constant rate."""
         if not self.schedule.moved:
             return 1.0
-        if self.options.rest_above == 1 or not self.schedule.gradual:
-            return SCHEDULED
         blocks, o = self.history.blocks, self.options
+        if o.rest_above == 1:
+            return SCHEDULED
         means = min(blocks, o.history_depth + 1)  # a fit takes off no more than so many times
-        return SCHEDULED * doubt(max(1, min(blocks, o.noise_samples))) * means
+        caution = SCHEDULED * means
+        if self.schedule.gradual:
+            caution *= doubt(max(1, min(blocks, o.noise_samples)))
+        return caution
 
     def _judge_exact_step(self) -> Tensor:
         """Whether the base optimizer is not to see the gradient, where gradients repeat."""

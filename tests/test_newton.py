@@ -725,6 +725,20 @@ def test_while_a_decay_goes_on_noise_counts_as_if_nothing_were_known_of_it(
     assert training.accelerator.iteration._caution == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("rest_above", "times"), [(0.5, 4), (1.0, 1)])
+def test_after_a_drop_what_a_fit_may_take_off_the_noise_is_given_back(
+    rest_above: float, times: int
+) -> None:
+    options = replace(QUICK, history_depth=3, noise_samples=4, rest_above=rest_above)
+    training = Scheduled(options, [1.0] + [0.2] * 60)
+    history = training.accelerator.iteration.history
+    while history.blocks < 12:
+        training.run(1)
+    with patch.object(history, "solve", wraps=history.solve) as solve:
+        training.run(2 * QUICK.block_length)
+    assert [call.args for call in solve.call_args_list][-1] == (SCHEDULED * times,)
+
+
 def test_a_pending_step_is_judged_before_it_rests() -> None:
     shares = [1.0] * 6 + [0.9] * 4
     training = Scheduled(RESTING, shares)
