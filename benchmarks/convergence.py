@@ -43,8 +43,9 @@ from profiles import NEVER, Record, plot, show, show_medians, summarize
 from records import RESULTS, compact, save, write
 from rich.console import Console
 from rich.table import Table
-from tasks import TASKS
+from tasks import ALL_TASKS, TASKS
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer, RMSprop
 from tqdm import tqdm
 
@@ -143,7 +144,8 @@ class Training:
     """A model on its way, with what it has cost so far."""
 
     def __init__(self, run: Run) -> None:
-        self.problem = TASKS[run.task].build(run.seed)
+        task = ALL_TASKS[run.task]
+        self.problem, self._clip = task.build(run.seed), task.clip
         order = run.seed + (OTHER_ORDER if run.method == "null" else 0)
         self._batches = batches(self.problem.samples, run.batch, order)
         parameters = self.problem.model.parameters()
@@ -170,6 +172,8 @@ class Training:
             self.optimizer.zero_grad()
             loss = self.problem.loss(pick)
             loss.backward()  # type: ignore[no-untyped-call]
+            if self._clip < math.inf:
+                clip_grad_norm_(self.problem.model.parameters(), self._clip)
             self.evaluations += 1
             return loss
 
@@ -368,8 +372,8 @@ def show_rates(rates: dict[str, Record], options: argparse.Namespace) -> None:
 
 def sizes_of(task: str, wanted: list[int]) -> list[int]:
     """The batch sizes that a task can have."""
-    samples = TASKS[task].build(0).samples
-    return [size for size in wanted if size < samples and size <= TASKS[task].largest_batch]
+    samples = ALL_TASKS[task].build(0).samples
+    return [size for size in wanted if size < samples and size <= ALL_TASKS[task].largest_batch]
 
 
 def cells(options: argparse.Namespace, rates: dict[str, Record]) -> list[Run]:
@@ -481,7 +485,7 @@ def parse() -> argparse.Namespace:
     add("--ablate", action="store_true", help="variants of newton in place of other methods")
     add("--tune", action="store_true", help="tune the learning rates anew")
     add("--jobs", type=int, default=1, help="processes (wall times suffer from many)")
-    add("--tasks", nargs="+", choices=TASKS)
+    add("--tasks", nargs="+", choices=ALL_TASKS)
     add("--optimizers", nargs="+", choices=OPTIMIZERS)
     add("--batches", nargs="+", type=int, help="0 is the full batch")
     add("--seeds", nargs="+", default=["reporting"], help="tuning, reporting, or numbers")
@@ -497,7 +501,7 @@ def parse() -> argparse.Namespace:
     given.batches = given.batches or (QUICK_BATCHES if given.quick else BATCHES)
     given.seeds = SEEDS.get(given.seeds[0]) or [int(seed) for seed in given.seeds]
     given.seeds = given.seeds[: 1 if given.quick else None]
-    given.steps = lambda task: QUICK_STEPS if given.quick else TASKS[task].steps
+    given.steps = lambda task: QUICK_STEPS if given.quick else ALL_TASKS[task].steps
     names = given.methods or (["newton"] if given.ablate else METHODS)
     variants = ABLATIONS if given.ablate else {}
     chosen = {"base": None} | {name: METHODS[name] for name in names}

@@ -10,7 +10,7 @@ import math
 import pydoc_data.topics
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 
@@ -37,6 +37,7 @@ class Task:
     build: Callable[[int], Problem]
     steps: int = 1000  #: gradient evaluations of the base optimizer
     largest_batch: int = 256
+    clip: float = math.inf  #: largest norm of a gradient
 
 
 def split(
@@ -102,11 +103,15 @@ def supervised(
     return build
 
 
-def mlp(*widths: int, unit: Callable[[], nn.Module] = nn.Tanh) -> nn.Sequential:
-    """Linear layers with units between."""
+def mlp(
+    *widths: int, unit: Callable[[], nn.Module] = nn.Tanh, dropout: float = 0.0
+) -> nn.Sequential:
+    """Linear layers with units between, and dropout before the last."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), unit()]
+    if dropout:
+        layers.insert(-2, nn.Dropout(dropout))
     return nn.Sequential(*layers[:-1])
 
 
@@ -269,3 +274,21 @@ TASKS: dict[str, Task] = {
     "rosenbrock": Task(rosenbrock),
     "factorization": Task(factorization),
 }
+
+#: Run where they are named: gradients that are cut at norms that a few, or most, of them have.
+MORE_TASKS: dict[str, Task] = {
+    f"{name}, clipped at {norm}": replace(TASKS[name], clip=norm)
+    for name, norms in {
+        "digits MLP": (1.0, 0.1),
+        "diabetes": (1.0, 0.1),
+        "transformer": (0.1,),
+    }.items()
+    for norm in norms
+}
+MORE_TASKS |= {
+    "digits MLP, dropout": Task(supervised("digits", lambda: mlp(64, 64, 10, dropout=0.2))),
+    "diabetes, dropout": Task(
+        supervised("diabetes", lambda: mlp(10, 32, 32, 1, dropout=0.2), mse_loss)
+    ),
+}
+ALL_TASKS = TASKS | MORE_TASKS
