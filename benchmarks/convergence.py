@@ -73,6 +73,9 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], int]] = {
     "AdamW": (partial(AdamW, weight_decay=1e-2), -5),
     "RMSprop": (RMSprop, -5),
 }
+#: run where they are named
+MORE_OPTIMIZERS = {"AdamW, decay .1": (partial(AdamW, weight_decay=0.1), -5)}
+ALL_OPTIMIZERS = OPTIMIZERS | MORE_OPTIMIZERS
 
 
 def newton(**options: Any) -> dict[str, Any]:
@@ -156,7 +159,7 @@ class Training:
                 parameters, max_iter=10, history_size=10, line_search_fn="strong_wolfe"
             )
         else:
-            self.optimizer = OPTIMIZERS[run.optimizer][0](parameters, lr=run.rate)
+            self.optimizer = ALL_OPTIMIZERS[run.optimizer][0](parameters, lr=run.rate)
         if run.settings is not None:
             method = method_of(run.settings)
             accelerate(self.optimizer, method)
@@ -307,7 +310,7 @@ def tune(key: str, run: Run, seeds: list[int]) -> tuple[str, Record]:
             return math.inf
         return math.exp(fmean(math.log(max(final, 1e-30)) for final in finals))
 
-    middle = OPTIMIZERS[run.optimizer][1]
+    middle = ALL_OPTIMIZERS[run.optimizer][1]
     first, last = middle - TUNING_POINTS // 2, middle + TUNING_POINTS // 2
     scores = {power: score(power) for power in range(first, last + 1)}
 
@@ -486,7 +489,7 @@ def parse() -> argparse.Namespace:
     add("--tune", action="store_true", help="tune the learning rates anew")
     add("--jobs", type=int, default=1, help="processes (wall times suffer from many)")
     add("--tasks", nargs="+", choices=ALL_TASKS)
-    add("--optimizers", nargs="+", choices=OPTIMIZERS)
+    add("--optimizers", nargs="+", choices=ALL_OPTIMIZERS)
     add("--batches", nargs="+", type=int, help="0 is the full batch")
     add("--seeds", nargs="+", default=["reporting"], help="tuning, reporting, or numbers")
     add("--methods", nargs="+", choices=METHODS, help="all, if none is named")
