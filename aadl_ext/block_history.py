@@ -71,21 +71,15 @@ class BlockHistory:
     waiting: Scratch[list[Tensor]] = field(default_factory=list)  #: samples' figures, of this rank
 
     @classmethod
-    def empty(
-        cls,
-        layout: Layout,
-        options: SubspaceNewton,
-        verdicts: ops.Verdicts,
-        offload: bool | None = None,
-    ) -> BlockHistory:
-        """Allocate it; rows where the options say, unless ``offload`` does."""
+    def empty(cls, layout: Layout, options: SubspaceNewton, verdicts: ops.Verdicts) -> BlockHistory:
+        """Allocate it."""
         m, noises, dtype = options.history_depth, options.noise_samples, options.storage.dtype
         if dtype is None and layout.dtype == torch.float32:
             dtype = torch.bfloat16  # far more exact than a difference of noisy means
         dtype = dtype or layout.dtype
         count = max(2 * m + noises, _rows_of_pairs(layout, options, dtype))
-        offload = options.storage.offload if offload is None else offload
-        rows, passes = zero_rows((count, layout.padded), dtype, layout.device, offload)
+        shape = (count, layout.padded)
+        rows, passes = zero_rows(shape, dtype, layout.device, options.storage.offload)
         return cls(
             layout,
             options,
@@ -221,10 +215,8 @@ class BlockHistory:
         """
         m, when = self.options.history_depth, self.verdicts.when
         products: list[Tensor] = []
-        written = [slot, m + slot] if slot >= 0 else []
-        written += [2 * m + noise_slot] if noise_slot >= 0 else []
         all_rows = self.rows[: 2 * m + self.options.noise_samples]
-        for part, rows in self.passes.parts(all_rows, written):
+        for part, rows in self.passes.parts(all_rows, self._written(slot, noise_slot)):
             steps, gradients, noise = rows.tensor_split((m, 2 * m))
             last_gradient = self.last_gradient[part]
             ops.push_block(
@@ -246,6 +238,12 @@ class BlockHistory:
         found = functools.reduce(torch.add, products)
         of_steps, of_gradients, of_noise = found.tensor_split((m, 2 * m), dim=1)
         return [of_steps, of_gradients[..., :2], of_noise[..., ::3]]
+
+    def _written(self, slot: int, noise_slot: int) -> list[int]:
+        """Which rows the end of a block writes."""
+        m = self.options.history_depth
+        pair = [slot, m + slot] if slot >= 0 else []
+        return pair + ([2 * m + noise_slot] if noise_slot >= 0 else [])
 
     # ---- over several ranks -----------------------------------------------------------------
 
@@ -288,10 +286,9 @@ class BlockHistory:
             ops.judge_slope_(*self.verdicts.tensors, sample, False)
         spoilt = believed & when.spoiled
         when.paired.logical_and_(~spoilt)
-        rows = [self.step_rows[slot], self.gradient_rows[slot]] if slot >= 0 else []
-        rows += [self.noise_rows[noise_slot]] if noise_slot >= 0 else []
-        for row in rows:
-            ops.gather((), row, when=spoilt.to(row.device))
+        there = spoilt.to(self.rows.device)
+        for row in self._written(slot, noise_slot):
+            ops.gather((), self.rows[row], when=there)
         return [layout.without_copies(x).masked_fill(spoilt, 0) for x in products]
 
     def solve(self, caution: float = 1.0) -> tuple[ops.SubspaceSolution, Tensor]:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, suppress
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
 HUGE = 1 << 22  # bytes from which pages of 2 MiB are asked for
 KEPT = (1 << 25) - (1 << 16)  # bytes of the largest block of whose kind glibc learns
 

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .buffers import zeros
+from .buffers import CPU, zeros
 from .state import Scratch
 
 PART = 1 << 20  # entries of each row that are on the device at a time, twice
-CPU = torch.device("cpu")
 AT_HOME = ("cpu",)  # devices whose own memory is the host's
 
 
@@ -98,8 +97,9 @@ class OffloadedPasses(Passes):
             return
         aside, size = beside(self.buffers.device), rows.shape[1]
         pieces = [slice(x, min(x + PART, size)) for x in range(0, max(size, 1), PART)]
-        pairs = [self.buffers[:, : len(rows), : x.stop - x.start] for x in pieces]
-        buffers = [pair[i % 2] for i, pair in enumerate(pairs)]
+        buffers = [
+            self.buffers[i % 2, : len(rows), : x.stop - x.start] for i, x in enumerate(pieces)
+        ]
         kept = [row for row in range(len(rows)) if row not in changed]
 
         def fetch(i: int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -36,11 +36,7 @@ class SketchedHistory(BlockHistory):
 
     @classmethod
     def empty(
-        cls,
-        layout: Layout,
-        options: SubspaceNewton,
-        verdicts: ops.Verdicts,
-        offload: bool | None = None,
+        cls, layout: Layout, options: SubspaceNewton, verdicts: ops.Verdicts
     ) -> SketchedHistory:
         """Allocate it.
 
@@ -53,9 +49,9 @@ class SketchedHistory(BlockHistory):
                 "over ranks; take sketch=0, as in SubspaceNewton.memory_light()"
             )
         sketches = layout.without_parameters(max(1, min(options.sketch, layout.padded)))
-        own = BlockHistory.empty(sketches, options, verdicts, offload=False)
-        offload = options.storage.offload if offload is None else offload
-        shape = (options.history_depth, layout.padded)
+        here = replace(options, storage=replace(options.storage, offload=False))
+        own = BlockHistory.empty(sketches, here, verdicts)
+        shape, offload = (options.history_depth, layout.padded), options.storage.offload
         moves, move_passes = zero_rows(shape, own.rows.dtype, layout.device, offload)
         return cls(
             **vars(own),

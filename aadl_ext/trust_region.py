@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .buffers import captured, zeros
+from .buffers import CPU, captured, zeros
 from .state import Scratch
 
-CPU = torch.device("cpu")
 SHORTEST, LONGEST = -2, 2  # blocks: powers of two of their usual length
 
 

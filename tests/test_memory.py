@@ -57,7 +57,6 @@ def test_a_step_needs_no_temporaries_of_the_size_of_the_history(
 SOLVED_AGAIN = """
 import resource, torch
 from aadl_ext import fixed_point
-from aadl_ext.parameters import Layout, Room
 torch.set_num_threads(1)
 d, b = torch.rand(1, 1 << 20), torch.randn(1, 1 << 20)
 def f(x):
